@@ -1,0 +1,28 @@
+/* linear.h - y = act(x . W^T + b)
+ *
+ * Shapes    x [S, I], w [O, I], b [O] or NULL, y [S, O]; S 0 or more
+ * Dtypes    x, y f32; w f32 or bf16; b f32 or bf16.  bf16 is upcast exactly;
+ *           products and sums are f32
+ * act       SL_ACT_NONE; SL_ACT_GELU_TANH: 0.5 v (1 + tanh(sqrt(2/pi) (v + 0.044715 v^3)));
+ *           SL_ACT_SILU: v / (1 + exp(-v)).  f32, after the bias
+ * Aliasing  y overlaps nothing
+ * Cost      2*S*I*O FLOP
+ */
+#ifndef SL_KERNELS_LINEAR_H
+#define SL_KERNELS_LINEAR_H
+
+#include "base/status.h"
+#include "kernels/exec.h"
+#include "kernels/tensor.h"
+
+typedef enum {
+    SL_ACT_NONE,
+    SL_ACT_GELU_TANH,
+    SL_ACT_SILU,
+} sl_act;
+
+typedef sl_status sl_linear_fn(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
+                               const sl_tensor *w, const sl_tensor *b, sl_act act, sl_error *err);
+sl_linear_fn sl_linear_cpu, sl_linear_check;
+
+#endif

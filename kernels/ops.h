@@ -1,0 +1,62 @@
+/* ops.h - the op table: one row per op, one table per device.
+ *
+ * The contract of each op (shapes, dtypes, rounding, aliasing, source of the
+ * formula) is in its own header.  Engine code calls ops only through
+ * `sl_exec_ops(exec)->name(exec, ...)`, so that one pipeline runs on cpu, on
+ * cuda, and on the counting table, which checks every contract and computes
+ * nothing: a plan that counts through is a request whose shapes are right.
+ *
+ * Common to all: SL_ERR_INVALID for shapes or dtypes outside of the contract,
+ * with the output untouched; SL_ERR_CANCELLED as in exec.h; an output never
+ * overlaps an input unless the contract says so; zero rows are fine.
+ */
+#ifndef SL_KERNELS_OPS_H
+#define SL_KERNELS_OPS_H
+
+#include "kernels/attention.h"
+#include "kernels/conv.h"
+#include "kernels/elementwise.h"
+#include "kernels/embed.h"
+#include "kernels/exec.h"
+#include "kernels/linear.h"
+#include "kernels/noise.h"
+#include "kernels/norm.h"
+#include "kernels/patch.h"
+#include "kernels/rope.h"
+#include "kernels/sampler.h"
+
+struct sl_ops {
+    const char *name; /* "cpu", "counting" */
+    sl_linear_fn *linear;
+    sl_layer_norm_fn *layer_norm;
+    sl_rms_norm_fn *rms_norm;
+    sl_channel_norm_fn *channel_norm;
+    sl_rope_table_fn *rope_table;
+    sl_rope_fn *rope;
+    sl_attention_fn *attention;
+    sl_add_fn *add;
+    sl_mul_fn *mul;
+    sl_gated_add_fn *gated_add;
+    sl_silu_fn *silu;
+    sl_copy_fn *copy;
+    sl_zero_fn *zero;
+    sl_check_finite_fn *check_finite;
+    sl_embed_rows_fn *embed_rows;
+    sl_sinusoid_fn *sinusoid;
+    sl_rel_bias_fn *rel_bias;
+    sl_patchify_fn *patchify;
+    sl_unpatchify_fn *unpatchify;
+    sl_latent_to_frames_fn *latent_to_frames;
+    sl_frames_to_rgb_fn *frames_to_rgb;
+    sl_conv_fn *conv;
+    sl_pair_frames_fn *pair_frames;
+    sl_randn_fn *randn;
+    sl_sample_init_fn *sample_init;
+    sl_sample_step_fn *sample_step;
+    sl_sample_cast_fn *sample_cast;
+};
+
+extern const sl_ops sl_ops_cpu;
+extern const sl_ops sl_ops_counting;
+
+#endif
