@@ -1,0 +1,24 @@
+/* clean.h - prompt text as the reference cleans it before tokenizing.
+ *
+ * The steps that matter of ftfy.fix_text (HTML entities, ANSI escapes, Latin
+ * ligatures, full-width forms, curly quotes, line breaks, control characters,
+ * NFC), then html.unescape twice, then every run of Unicode white space
+ * becomes one U+0020, without any at the ends.  For plain ASCII prompts without entities and
+ * escapes only the white space changes.  Source: wan.md 3.1.
+ *
+ * Threads: any; no state.
+ */
+#ifndef SL_ENGINE_TEXT_CLEAN_H
+#define SL_ENGINE_TEXT_CLEAN_H
+
+#include "base/status.h"
+
+#include <stddef.h>
+
+/* text: length bytes, UTF-8.  *out is malloc'd, NUL-terminated, the caller's.
+ * SL_ERR_INVALID for text that is not UTF-8, contains NUL or is longer than
+ * SL_PROMPT_MAX_BYTES. */
+enum { SL_PROMPT_MAX_BYTES = 64 * 1024 };
+sl_status sl_clean_prompt(char **out, const char *text, size_t length, sl_error *err) SL_MUST_CHECK;
+
+#endif
