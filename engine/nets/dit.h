@@ -1,0 +1,36 @@
+/* dit.h - the Wan diffusion transformer, dense attention.
+ *
+ * sl_dit_prepare turns a text embedding into what all steps of a generation
+ * share: the keys and values of every block's cross-attention.  sl_dit_forward
+ * is one network evaluation.  Source: wan.md 4.
+ *
+ * Memory: sl_dit_prepare leaves its tensors in `scratch` (the caller releases
+ * a mark taken before); sl_dit_forward gives back all that it took.  The FFN
+ * runs in tiles of tokens so that its hidden layer never exists whole.
+ */
+#ifndef SL_ENGINE_NETS_DIT_H
+#define SL_ENGINE_NETS_DIT_H
+
+#include "engine/model/weights.h"
+#include "engine/nets/tap.h"
+#include "kernels/exec.h"
+#include "kernels/scratch.h"
+
+typedef struct {
+    sl_tensor k[SL_MAX_LAYERS], v[SL_MAX_LAYERS]; /* [text_len, D] f32 */
+} sl_dit_text;
+
+/* text [text_len, text_dim] f32; all rows are attended to.  Tap: "text". */
+sl_status sl_dit_prepare(sl_exec *exec, sl_scratch *scratch, const sl_dit_weights *weights,
+                         const sl_dit_config *config, const sl_tensor *text, sl_dit_text *out,
+                         const sl_tap *tap, sl_error *err) SL_MUST_CHECK;
+
+/* velocity [out_dim, T, h, w] and latent [in_dim, T, h, w] f32; h, w even; t as
+ * the network takes it: 1000 * t rounded to bf16 by the caller.
+ * Taps: "patch", "e", "e0", "block0", "block1", ... */
+sl_status sl_dit_forward(sl_exec *exec, sl_scratch *scratch, const sl_dit_weights *weights,
+                         const sl_dit_config *config, const sl_dit_text *text, double t,
+                         const sl_tensor *latent, const sl_tensor *velocity, const sl_tap *tap,
+                         sl_error *err) SL_MUST_CHECK;
+
+#endif

@@ -1,0 +1,91 @@
+/* t2v.h - text to video: from token ids to frames, and the plan of it.
+ *
+ * sl_t2v_run walks three phases over one scratch: encode text, denoise,
+ * decode.  sl_t2v_plan walks the same code over a counting exec and scratch:
+ * the plan's activation bytes are exactly those that the run will use.
+ *
+ * Threads: one job at a time on an exec.
+ */
+#ifndef SL_ENGINE_PIPELINE_T2V_H
+#define SL_ENGINE_PIPELINE_T2V_H
+
+#include "base/status.h"
+#include "engine/model/component.h"
+#include "engine/model/config.h"
+#include "kernels/exec.h"
+#include "kernels/scratch.h"
+
+typedef enum {
+    SL_SAMPLER_SDE,
+    SL_SAMPLER_ODE,
+} sl_sampler_mode;
+
+typedef struct {
+    int width, height; /* pixels, multiples of 16 */
+    int frames;        /* 4m + 1 */
+    int steps;         /* 1 to 4 */
+    sl_sampler_mode mode;
+    double sigma_max;
+    uint64_t seed;
+    sl_precision precision;
+    int64_t token_count; /* ids including </s>; a plan without a prompt uses text_len */
+} sl_t2v_request;
+
+/* The defaults of a model's row. */
+sl_t2v_request sl_t2v_request_default(const sl_arch *arch);
+
+/* SL_ERR_INVALID for a size that is no multiple of 16, frames not 4m + 1,
+ * steps outside 1..4, more than 128 tokens along an axis, ...; the message
+ * names the nearest valid value. */
+sl_status sl_t2v_request_check(const sl_t2v_request *request, const sl_arch *arch,
+                               sl_error *err) SL_MUST_CHECK;
+
+typedef enum {
+    SL_PHASE_ENCODE_TEXT,
+    SL_PHASE_DENOISE,
+    SL_PHASE_DECODE,
+    SL_PHASE_COUNT
+} sl_phase;
+
+const char *sl_phase_name(sl_phase phase); /* "encode_text", ... */
+
+typedef struct {
+    size_t weight_bytes[SL_COMPONENT_COUNT];     /* granules each component maps; 0: not needed */
+    size_t phase_activation_bytes[SL_PHASE_COUNT]; /* scratch peak, to the byte */
+    size_t activation_bytes; /* the largest of them, in granules: what the job maps */
+    size_t total_bytes;      /* all weights + activation_bytes (without the exec's workspace) */
+    size_t output_frame_bytes; /* host memory of one chunk of RGB frames */
+} sl_t2v_plan;
+
+sl_status sl_t2v_plan_make(sl_t2v_plan *out, const sl_t2v_request *request, const sl_arch *arch,
+                           sl_error *err) SL_MUST_CHECK;
+
+typedef struct {
+    const sl_component *text_encoder, *dit, *vae;
+} sl_t2v_components;
+
+/* All callbacks are called from the running thread; any may be NULL.  One that
+ * returns another status than SL_OK ends the run with it. */
+typedef struct {
+    void *arg;
+    sl_status (*on_phase)(void *arg, sl_phase phase, sl_error *err);
+    /* step i of n is done; latent [C, T, h, w] f64 in device memory */
+    sl_status (*on_step)(void *arg, int step, int step_count, const sl_tensor *latent,
+                         sl_error *err);
+    /* count frames of RGB24, host memory, valid during the call */
+    sl_status (*on_frames)(void *arg, const uint8_t *rgb, int first, int count, sl_error *err);
+} sl_t2v_events;
+
+typedef struct {
+    size_t phase_activation_bytes[SL_PHASE_COUNT]; /* measured scratch peaks */
+} sl_t2v_result;
+
+/* noises: NULL, or steps + 1 host arrays [16, T, h, w] f32 that replace the
+ * generator (noise import).  A NaN or infinity after a step is SL_ERR_DATA and names
+ * step and stage. */
+sl_status sl_t2v_run(sl_exec *exec, sl_scratch *scratch, const sl_t2v_components *components,
+                     const sl_arch *arch, const sl_t2v_request *request, const int32_t *ids,
+                     const float *const *noises, const sl_t2v_events *events,
+                     sl_t2v_result *result, sl_error *err) SL_MUST_CHECK;
+
+#endif
