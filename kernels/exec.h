@@ -7,7 +7,8 @@
  * allocates.  On a counting exec nothing is computed at all.
  *
  * Cancel: *cancel != 0 makes any op return SL_ERR_CANCELLED at its next tile,
- * within some milliseconds.  Outputs are then undefined.
+ * within some milliseconds.  Outputs are then undefined.  The word stays set
+ * at least until the op has returned.
  *
  * Ownership: the worker creates one per device; the cancel word outlives it.
  * Threads:   one op at a time on an exec; the cancel word is set from any.
@@ -19,6 +20,7 @@
 #include "kernels/device.h"
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 typedef struct sl_ops sl_ops; /* kernels/ops.h */
@@ -49,8 +51,11 @@ sl_status sl_exec_read(sl_exec *exec, void *dst, const void *d_src, size_t size_
 /* For cpu ops and loaders: runs fn(arg, i, thread, workspace) for i in
  * [0, count) over the pool, i handed out dynamically but each i always doing
  * the same work, so that results never depend on the number of threads.
- * Stops early and returns SL_ERR_CANCELLED once the cancel word is set.
- * workspace: SL_CPU_WORKSPACE_PER_THREAD bytes of the calling thread. */
+ * Stops early and returns SL_ERR_CANCELLED once the cancel word is set; a long
+ * tile polls sl_exec_cancelled itself and may return half-way.
+ * workspace: SL_CPU_WORKSPACE_PER_THREAD bytes of the calling thread, undefined
+ * on entry, aligned to 64 bytes or better.  fn must not call sl_exec_parallel.
+ * Counting: fn is never called. */
 typedef void (*sl_tile_fn)(void *arg, int64_t i, int thread, void *workspace);
 sl_status sl_exec_parallel(sl_exec *exec, int64_t count, sl_tile_fn fn, void *arg,
                            sl_error *err) SL_MUST_CHECK;

@@ -41,10 +41,13 @@ size_t sl_dtype_bytes(sl_dtype dtype);
 const char *sl_dtype_name(sl_dtype dtype); /* the safetensors name: "F32", "BF16", ... */
 
 sl_tensor sl_tensor_make(void *data, sl_dtype dtype, int rank, const int64_t *dim);
-/* The same with the dimensions written out: sl_tensor_of(p, SL_F32, 2, S, C). */
-sl_tensor sl_tensor_of(void *data, sl_dtype dtype, int rank, ...);
+/* The same with the dimensions written out: sl_tensor_of(p, SL_F32, 2, S, C).
+ * A macro, so that dimensions of any integer type arrive as int64_t. */
+#define sl_tensor_of(data, dtype, rank, ...)                                                       \
+    sl_tensor_make((data), (dtype), (rank), (const int64_t[SL_MAX_RANK]){ __VA_ARGS__ })
 
-int64_t sl_tensor_count(const sl_tensor *t); /* elements; 0 if any dim is 0 */
+/* Elements; 0 if any dim is 0.  Both saturate instead of overflowing. */
+int64_t sl_tensor_count(const sl_tensor *t);
 size_t sl_tensor_bytes(const sl_tensor *t);
 bool sl_tensor_same_shape(const sl_tensor *a, const sl_tensor *b);
 /* "[3, 8, 12] F32"; returns buf. */

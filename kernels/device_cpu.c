@@ -1,0 +1,66 @@
+#include "kernels/device_backend.h"
+
+#include "base/size.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+enum { RANGE_FLAGS = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE };
+
+static sl_status cpu_reserve(sl_range *out, size_t va_bytes, const char *name, sl_error *err)
+{
+    size_t reserved_bytes;
+    void *reserved;
+
+    /* One granule more, so that base can be aligned: huge pages need it. */
+    if (!sl_size_add(va_bytes, SL_GRANULE_BYTES, &reserved_bytes))
+        return sl_fail(err, SL_ERR_INVALID, "region \"%s\": %zu bytes of address space overflow",
+                       name, va_bytes);
+    reserved = mmap(NULL, reserved_bytes, PROT_NONE, RANGE_FLAGS, -1, 0);
+    if (reserved == MAP_FAILED)
+        return sl_fail_errno(err, "could not reserve %zu bytes of address space for region \"%s\"",
+                             reserved_bytes, name);
+    out->reserved = reserved;
+    out->reserved_bytes = reserved_bytes;
+    out->base = (void *)(((uintptr_t)reserved + SL_GRANULE_BYTES - 1) & ~(SL_GRANULE_BYTES - 1));
+    out->va_bytes = va_bytes;
+    return SL_OK;
+}
+
+static void cpu_release(const sl_range *range)
+{
+    munmap(range->reserved, range->reserved_bytes);
+}
+
+static sl_status cpu_map(const sl_range *range, size_t offset, size_t size_bytes, const char *name,
+                         sl_error *err)
+{
+    unsigned char *at = (unsigned char *)range->base + offset;
+
+    if (mprotect(at, size_bytes, PROT_READ | PROT_WRITE) != 0)
+        return sl_fail_errno(err, "could not map %zu bytes at offset %zu of region \"%s\"",
+                             size_bytes, offset, name);
+    /* A wish only: kernels without huge pages refuse it and nothing is lost. */
+    madvise(at, size_bytes, MADV_HUGEPAGE);
+    return SL_OK;
+}
+
+static sl_status cpu_unmap(const sl_range *range, size_t offset, size_t size_bytes,
+                           const char *name, sl_error *err)
+{
+    unsigned char *at = (unsigned char *)range->base + offset;
+
+    /* Fresh unmapped pages over the old ones: the old go back to the kernel
+     * and any later touch faults. */
+    if (mmap(at, size_bytes, PROT_NONE, RANGE_FLAGS | MAP_FIXED, -1, 0) == MAP_FAILED)
+        return sl_fail_errno(err, "could not unmap %zu bytes at offset %zu of region \"%s\"",
+                             size_bytes, offset, name);
+    return SL_OK;
+}
+
+const sl_device_backend sl_device_backend_cpu = {
+    .reserve = cpu_reserve,
+    .release = cpu_release,
+    .map = cpu_map,
+    .unmap = cpu_unmap,
+};
