@@ -1,0 +1,66 @@
+# make          build everything, release, into build/
+# make demo     a prompt becomes a video, on this machine, without a GPU
+# make test     all tests (what .ci/run calls)
+# make sanitize the same tests under ASan+UBSan, then the threaded ones under TSan
+# make bench | fmt | lint | clean
+#
+# A bare Debian 12 with git and make is enough: `deps` installs what is missing.
+
+DEPS = cmake ninja-build gcc g++ libc6-dev pkg-config python3 ca-certificates \
+       libopenblas-pthread-dev libprotobuf-c-dev protobuf-c-compiler libnng-dev libssl-dev \
+       libavcodec-dev libavformat-dev libavutil-dev libswscale-dev ffmpeg zlib1g-dev \
+       libsentencepiece-dev libutf8proc-dev libcyaml-dev libcjson-dev libcmocka-dev
+LINT_DEPS = clang-tidy clang-format
+
+JOBS ?= $(shell nproc)
+PROMPT ?= a red circle moves from left to right
+
+.PHONY: all deps demo test sanitize dev tsan bench fmt lint clean
+
+all: build/build.ninja
+	cmake --build build -j $(JOBS)
+
+build/build.ninja: | deps
+	cmake --preset release
+
+deps:
+	@missing=""; for p in $(DEPS); do \
+	  dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'install ok installed' || missing="$$missing $$p"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing:$$missing"; \
+	  if [ "$$(id -u)" != 0 ]; then echo "not root: run  sudo make deps"; exit 1; fi; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >build-deps.log 2>&1 \
+	    || { cat build-deps.log; exit 1; }; rm -f build-deps.log; \
+	fi
+
+demo: all
+	@PROMPT="$(PROMPT)" bash tests/demo.sh build
+
+test: all
+	@python3 tests/run_tests.py build
+
+dev: deps
+	cmake --preset dev >/dev/null
+	cmake --build build-dev -j $(JOBS)
+
+tsan: deps
+	cmake --preset tsan >/dev/null
+	cmake --build build-tsan -j $(JOBS)
+
+sanitize: dev tsan
+	@python3 tests/run_tests.py build-dev -LE norelease
+	@python3 tests/run_tests.py build-tsan -L threads
+
+bench: all
+	build/bench kernels
+
+fmt:
+	git ls-files '*.c' '*.h' '*.cc' | xargs clang-format -i
+
+lint: dev
+	@for p in $(LINT_DEPS); do command -v $$p >/dev/null || { echo "needs $$p (apt-get install $$p)"; exit 1; }; done
+	git ls-files '*.c' | xargs -P $(JOBS) -n 4 clang-tidy -p build-dev --quiet --warnings-as-errors='*'
+
+clean:
+	rm -rf build build-dev build-tsan
