@@ -55,7 +55,8 @@ typedef struct {
     sl_tensor norm;
 } sl_t5_weights;
 
-/* Convolutions are kept channels-last: [O, kt, kh, kw, I]. */
+/* Convolutions are kept channels-last: [O, kt, kh, kw, I], also the 1x1x1
+ * ones; the attention's qkv and proj are matrices. */
 typedef struct {
     sl_tensor norm0, norm3; /* residual.0.gamma, residual.3.gamma */
     sl_affine conv2, conv6; /* residual.2, residual.6 */
@@ -115,7 +116,10 @@ typedef struct {
 typedef sl_status sl_weight_visitor(void *arg, const sl_weight_spec *spec, sl_error *err);
 
 /* precision decides the device dtype of linear (and convolution, embedding)
- * weights; everything else is f32.  Stops at the first failure. */
+ * weights; everything else is f32.  Zeroes *weights first, so that what a
+ * network has not stays NULL; weights NULL: slots are temporaries, for visitors
+ * that only count or compare.  Stops at the first failure.  config must have
+ * passed its check. */
 sl_status sl_dit_visit(sl_dit_weights *weights, const sl_dit_config *config, sl_layout layout,
                        sl_precision precision, sl_weight_visitor *visitor, void *arg,
                        sl_error *err) SL_MUST_CHECK;
