@@ -1,0 +1,35 @@
+/* op_check.h - what the sl_<op>_check functions share.
+ *
+ * They look at shapes, dtypes and addresses, never at data: while a plan is
+ * counted there is none.  A NULL or made-up address overlaps nothing.
+ *
+ * Messages read `linear: w is [8, 16] F32, expected [8, 12] F32 or BF16`.
+ */
+#ifndef SL_KERNELS_OP_CHECK_H
+#define SL_KERNELS_OP_CHECK_H
+
+#include "base/status.h"
+#include "kernels/tensor.h"
+
+/* Dtypes are given as a set: SL_BIT(SL_F32) | SL_BIT(SL_BF16). */
+#define SL_BIT(dtype) (1u << (dtype))
+
+/* dim[i] < 0 admits any size there. */
+sl_status sl_op_expect(const char *op, const char *name, const sl_tensor *t, unsigned dtypes,
+                       int rank, const int64_t *dim, sl_error *err) SL_MUST_CHECK;
+/* Any shape with `count` elements. */
+sl_status sl_op_expect_count(const char *op, const char *name, const sl_tensor *t, unsigned dtypes,
+                             int64_t count, sl_error *err) SL_MUST_CHECK;
+/* SL_ERR_INVALID when the bytes of a and b meet. */
+sl_status sl_op_expect_apart(const char *op, const char *a_name, const sl_tensor *a,
+                             const char *b_name, const sl_tensor *b, sl_error *err) SL_MUST_CHECK;
+/* The same, but a may be exactly b (same address and bytes). */
+sl_status sl_op_expect_apart_or_same(const char *op, const char *a_name, const sl_tensor *a,
+                                     const char *b_name, const sl_tensor *b,
+                                     sl_error *err) SL_MUST_CHECK;
+
+#define SL_OP_EXPECT(op, name, t, dtypes, err, rank, ...)                                          \
+    sl_op_expect((op), (name), (t), (dtypes), (rank),                                              \
+                 (const int64_t[SL_MAX_RANK]){ __VA_ARGS__ }, (err))
+
+#endif
