@@ -1,0 +1,213 @@
+/* A tile is one head and QUERIES rows of q.  It goes over the keys in blocks
+ * and keeps, for each row, the maximum and the sum so far and the product with
+ * v scaled to that maximum (Milakov and Gimelshein, "Online normalizer
+ * calculation for softmax", 2018).  Scores and products are two calls of the
+ * matrix library on rows strided by N*D, so heads are never copied.
+ */
+#include "kernels/attention.h"
+
+#include "base/size.h"
+#include "kernels/gemm.h"
+#include "kernels/op_check.h"
+#include "kernels/vmath.h"
+
+#include <inttypes.h>
+#include <math.h>
+
+enum {
+    MAX_HEAD = 512,
+    QUERIES = 256, /* of a tile, at most */
+    KEYS = 512,    /* of a block; the cancel word is polled for each */
+    LEAST_QUERIES = 32,
+    TILES_WANTED = 64,
+};
+
+/* One thread's workspace. */
+typedef struct {
+    float scores[QUERIES * KEYS];    /* [rows, keys] */
+    float product[QUERIES * MAX_HEAD]; /* [rows, D] */
+    float top[QUERIES];              /* the maximum so far */
+    double sum[QUERIES];             /* of exp(score - top) */
+} tile_space;
+
+_Static_assert(sizeof(tile_space) <= SL_CPU_WORKSPACE_PER_THREAD, "a tile fits the workspace");
+
+typedef struct {
+    const sl_exec *exec;
+    float *o;
+    const float *q, *k, *v;
+    const float *bias; /* NULL: none */
+    int64_t Sq, Sk, N, D;
+    int64_t queries, query_tiles;
+    float scale;
+} attention;
+
+sl_status sl_attention_check(sl_exec *exec, const sl_tensor *o, const sl_tensor *q,
+                             const sl_tensor *k, const sl_tensor *v, const sl_tensor *bias,
+                             int64_t N, float scale, sl_error *err)
+{
+    const unsigned f32 = SL_BIT(SL_F32);
+    sl_status status = SL_OP_EXPECT("attention", "q", q, f32, err, 2, -1, -1);
+
+    (void)exec;
+    if (status != SL_OK)
+        return status;
+    const int64_t width = q->dim[1];
+    if (N < 1 || width % N != 0 || width / N % 4 != 0 || width / N < 4 || width / N > MAX_HEAD)
+        return sl_fail(err, SL_ERR_INVALID,
+                       "attention: %" PRId64 " heads in a width of %" PRId64
+                       ": a head must be a multiple of 4 up to %d",
+                       N, width, MAX_HEAD);
+    if (!isfinite(scale))
+        return sl_fail(err, SL_ERR_INVALID, "attention: scale %g is not finite", (double)scale);
+    status = SL_OP_EXPECT("attention", "k", k, f32, err, 2, -1, width);
+    if (status == SL_OK && k->dim[0] < 1)
+        status = sl_fail(err, SL_ERR_INVALID, "attention: no keys");
+    if (status == SL_OK)
+        status = SL_OP_EXPECT("attention", "v", v, f32, err, 2, k->dim[0], width);
+    if (status == SL_OK)
+        status = SL_OP_EXPECT("attention", "o", o, f32, err, 2, q->dim[0], width);
+    if (status == SL_OK && bias && q->dim[0] > 0)
+        status = SL_OP_EXPECT("attention", "bias", bias, f32, err, 2, N,
+                              q->dim[0] + k->dim[0] - 1);
+    if (status == SL_OK)
+        status = sl_op_expect_apart_or_same("attention", "o", o, "q", q, err);
+    if (status == SL_OK)
+        status = sl_op_expect_apart("attention", "o", o, "k", k, err);
+    if (status == SL_OK)
+        status = sl_op_expect_apart("attention", "o", o, "v", v, err);
+    if (status == SL_OK && bias)
+        status = sl_op_expect_apart("attention", "o", o, "bias", bias, err);
+    return status;
+}
+
+enum { LANES = 16 };
+
+/* max(top, s[..]); a NaN never wins, but its exp is NaN all the same. */
+SL_MULTIARCH static float row_max(const float *s, int64_t n, float top)
+{
+    float part[LANES];
+    const int64_t whole = n - n % LANES;
+
+    for (int j = 0; j < LANES; j++)
+        part[j] = top;
+    for (int64_t i = 0; i < whole; i += LANES)
+        for (int j = 0; j < LANES; j++)
+            part[j] = s[i + j] > part[j] ? s[i + j] : part[j];
+    for (int64_t i = whole; i < n; i++)
+        part[i - whole] = s[i] > part[i - whole] ? s[i] : part[i - whole];
+    for (int j = 0; j < LANES; j++)
+        top = part[j] > top ? part[j] : top;
+    return top;
+}
+
+/* s = exp(s - top); returns the sum.  KEYS terms in LANES partial sums. */
+SL_MULTIARCH static float row_exp(float *s, int64_t n, float top)
+{
+    float part[LANES] = { 0 };
+    const int64_t whole = n - n % LANES;
+    float sum = 0.0f;
+
+    for (int64_t i = 0; i < n; i++)
+        s[i] = sl_expf(s[i] - top);
+    for (int64_t i = 0; i < whole; i += LANES)
+        for (int j = 0; j < LANES; j++)
+            part[j] += s[i + j];
+    for (int64_t i = whole; i < n; i++)
+        part[i - whole] += s[i];
+    for (int j = 0; j < LANES; j++)
+        sum += part[j];
+    return sum;
+}
+
+SL_MULTIARCH static void row_add(float *s, const float *b, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        s[i] += b[i];
+}
+
+SL_MULTIARCH static void row_scale(float *y, const float *x, float by, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        y[i] = x[i] * by;
+}
+
+/* Scores of one key block become weights; what was summed before is brought
+ * to the new maximum. */
+static void soften(const attention *a, tile_space *t, int64_t n, int64_t first_q, int64_t rows,
+                   int64_t first_k, int64_t keys)
+{
+    for (int64_t r = 0; r < rows; r++) {
+        float *s = t->scores + r * keys;
+
+        if (a->bias)
+            row_add(s,
+                    a->bias + n * (a->Sq + a->Sk - 1) + first_k - (first_q + r) + a->Sq - 1, keys);
+        const float top = row_max(s, keys, t->top[r]);
+        if (first_k > 0 && top > t->top[r]) {
+            const float by = sl_expf(t->top[r] - top);
+            row_scale(t->product + r * a->D, t->product + r * a->D, by, a->D);
+            t->sum[r] *= (double)by;
+        }
+        t->top[r] = top;
+        t->sum[r] += (double)row_exp(s, keys, top);
+    }
+}
+
+static void attention_tile(void *arg, int64_t i, int thread, void *workspace)
+{
+    const attention *a = arg;
+    tile_space *t = workspace;
+    const int64_t n = i / a->query_tiles, first_q = i % a->query_tiles * a->queries;
+    const int64_t rows = first_q + a->queries < a->Sq ? a->queries : a->Sq - first_q;
+    const int64_t D = a->D, width = a->N * D;
+    const float *q = a->q + first_q * width + n * D;
+    float *o = a->o + first_q * width + n * D;
+
+    (void)thread;
+    for (int64_t r = 0; r < rows; r++) {
+        t->top[r] = -INFINITY;
+        t->sum[r] = 0.0;
+    }
+    for (int64_t first_k = 0; first_k < a->Sk; first_k += KEYS) {
+        const int64_t keys = first_k + KEYS < a->Sk ? KEYS : a->Sk - first_k;
+        const float *k = a->k + first_k * width + n * D, *v = a->v + first_k * width + n * D;
+
+        if (sl_exec_cancelled(a->exec))
+            return;
+        sl_gemm_nt(rows, keys, D, a->scale, q, width, k, width, 0.0f, t->scores, keys);
+        soften(a, t, n, first_q, rows, first_k, keys);
+        sl_gemm_nn(rows, D, keys, 1.0f, t->scores, keys, v, width, first_k ? 1.0f : 0.0f,
+                   t->product, D);
+    }
+    for (int64_t r = 0; r < rows; r++)
+        row_scale(o + r * width, t->product + r * D, (float)(1.0 / t->sum[r]), D);
+}
+
+sl_status sl_attention_cpu(sl_exec *exec, const sl_tensor *o, const sl_tensor *q,
+                           const sl_tensor *k, const sl_tensor *v, const sl_tensor *bias,
+                           int64_t N, float scale, sl_error *err)
+{
+    const sl_status status = sl_attention_check(exec, o, q, k, v, bias, N, scale, err);
+
+    if (status != SL_OK)
+        return status;
+    attention a = {
+        .exec = exec,
+        .o = o->data,
+        .q = q->data,
+        .k = k->data,
+        .v = v->data,
+        .bias = bias ? bias->data : NULL,
+        .Sq = q->dim[0],
+        .Sk = k->dim[0],
+        .N = N,
+        .D = q->dim[1] / N,
+        .queries = QUERIES,
+        .scale = scale,
+    };
+    while (a.queries > LEAST_QUERIES && N * sl_ceil_div(a.Sq, a.queries) < TILES_WANTED)
+        a.queries /= 2;
+    a.query_tiles = sl_ceil_div(a.Sq, a.queries);
+    return sl_exec_parallel(exec, N * a.query_tiles, attention_tile, &a, err);
+}
