@@ -1,0 +1,33 @@
+#include "kernels/ops.h"
+
+/* Each row checks its contract, reads no data and writes none. */
+const sl_ops sl_ops_counting = {
+    .name = "counting",
+    .linear = sl_linear_check,
+    .layer_norm = sl_layer_norm_check,
+    .rms_norm = sl_rms_norm_check,
+    .channel_norm = sl_channel_norm_check,
+    .rope_table = sl_rope_table_check,
+    .rope = sl_rope_check,
+    .attention = sl_attention_check,
+    .add = sl_add_check,
+    .mul = sl_mul_check,
+    .gated_add = sl_gated_add_check,
+    .silu = sl_silu_check,
+    .copy = sl_copy_check,
+    .zero = sl_zero_check,
+    .check_finite = sl_check_finite_check,
+    .embed_rows = sl_embed_rows_check,
+    .sinusoid = sl_sinusoid_check,
+    .rel_bias = sl_rel_bias_check,
+    .patchify = sl_patchify_check,
+    .unpatchify = sl_unpatchify_check,
+    .latent_to_frames = sl_latent_to_frames_check,
+    .frames_to_rgb = sl_frames_to_rgb_check,
+    .conv = sl_conv_check,
+    .pair_frames = sl_pair_frames_check,
+    .randn = sl_randn_check,
+    .sample_init = sl_sample_init_check,
+    .sample_step = sl_sample_step_check,
+    .sample_cast = sl_sample_cast_check,
+};
