@@ -2,15 +2,17 @@
  *
  *     sl_vae_decoder dec;
  *     mark = sl_scratch_mark(scratch);
- *     sl_vae_decoder_begin(&dec, ..., h, w, err)          reserves the caches
+ *     sl_vae_decoder_begin(&dec, ..., T, h, w, err)       reserves the caches
  *     for (t = 0; t < T; t++)
  *         sl_vae_decoder_next(&dec, &latent, t, &frames, err)
  *     sl_scratch_release(scratch, mark);
  *
  * Latent frame 0 gives 1 frame, every later one 4 (2 per temporal stage); the
  * feature cache keeps the last two input frames of each convolution, so memory
- * does not depend on the number of frames.  Activations are channels-last
- * [frames, height, width, channels].  Source: wan.md 8.
+ * does not depend on the number of frames.  A chunk runs whole up to the last
+ * temporal stage and frame by frame behind it, which is the same arithmetic at
+ * a quarter of the memory where pictures are largest.  Activations are
+ * channels-last [frames, height, width, channels].  Source: wan.md 8.
  */
 #ifndef SL_ENGINE_NETS_VAE_H
 #define SL_ENGINE_NETS_VAE_H
@@ -26,7 +28,6 @@ enum { SL_VAE_MAX_CACHES = 48 };
 typedef struct {
     sl_tensor frames; /* [2, H, W, C] */
     int count;        /* 0, 1 or 2 valid frames, the newest last */
-    int skipped;      /* up3d: chunk 0 went by without the convolution */
 } sl_vae_cache;
 
 typedef struct {
@@ -35,23 +36,25 @@ typedef struct {
     const sl_vae_weights *weights;
     const sl_vae_config *config;
     const sl_tap *tap;
-    int64_t h, w;          /* latent */
-    int64_t chunk_index;   /* latent frames decoded so far */
-    size_t chunk_mark;     /* scratch as it is between chunks */
+    int64_t T, h, w;     /* latent */
+    int64_t chunk_index; /* latent frames decoded so far */
+    size_t chunk_mark;   /* scratch as it is between chunks */
     sl_vae_cache caches[SL_VAE_MAX_CACHES]; /* in execution order */
-    int cache_count;
-    sl_tensor denorm_scale, denorm_shift; /* [z_dim]: std and mean */
+    int cache_count;                        /* 0 for a single frame: none is needed */
+    sl_tensor denorm_scale, denorm_shift;   /* [z_dim]: std and mean */
 } sl_vae_decoder;
 
+/* Prepares for T latent frames of h x w. */
 sl_status sl_vae_decoder_begin(sl_vae_decoder *decoder, sl_exec *exec, sl_scratch *scratch,
                                const sl_vae_weights *weights, const sl_vae_config *config,
-                               int64_t h, int64_t w, const sl_tap *tap,
+                               int64_t T, int64_t h, int64_t w, const sl_tap *tap,
                                sl_error *err) SL_MUST_CHECK;
 
 /* latent [z_dim, T, h, w] f32, normalised as the DiT gives it; decodes frame t,
  * which must be the one after the last.  *frames [1 or 4, 8h, 8w, 3] f32, not
  * clamped, valid until the next call or the release of the caller's mark.
- * Taps per chunk: "dec.chunk0.conv1", ".middle", ".up0" ... ".up3". */
+ * Taps per chunk: "dec.chunk0.conv1", ".middle", ".up0" ... ".up3"; those behind
+ * the last temporal stage come once per frame, in order. */
 sl_status sl_vae_decoder_next(sl_vae_decoder *decoder, const sl_tensor *latent, int64_t t,
                               sl_tensor *frames, sl_error *err) SL_MUST_CHECK;
 

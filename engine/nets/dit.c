@@ -1,0 +1,350 @@
+/* dit.c - see dit.h.  Numbers: all f32, exact LayerNorm, dense attention.
+ *
+ * Only self-attention needs all tokens at once.  Everything else works on tiles
+ * of tokens, so that beside the residual stream x only q, k and v exist whole:
+ * the peak is 4 S D floats and some tiles, whatever the width of the FFN.
+ */
+#include "engine/nets/dit.h"
+
+#include "engine/nets/net.h"
+#include "kernels/ops.h"
+
+#include <math.h>
+
+/* Tokens of a tile: enough rows for a full-speed matrix product, few enough
+ * that a tile of the FFN's hidden layer stays small (14B: 113 MB). */
+enum { TILE_TOKENS = 2048 };
+
+/* What one evaluation works with; set up by sl_dit_forward. */
+typedef struct {
+    sl_exec *exec;
+    const sl_ops *ops;
+    sl_scratch *scratch;
+    const sl_dit_config *config;
+    const sl_dit_text *text;
+    sl_grid grid;
+    int64_t S;       /* tokens */
+    sl_tensor x;     /* [S, D] residual stream */
+    sl_tensor table; /* rope */
+    sl_tensor e;     /* [1, D] */
+    sl_tensor e0;    /* [6, D] */
+    sl_tensor m;     /* [6, D] of the current block: shift, scale, gate, twice */
+} forward;
+
+static int64_t min_i64(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static float attention_scale(const sl_dit_config *config)
+{
+    return (float)(1.0 / sqrt((double)(config->dim / config->num_heads)));
+}
+
+/* Row i of a small table as a vector [C]. */
+static sl_tensor table_row(const sl_tensor *table, int64_t i)
+{
+    const sl_tensor row = sl_tensor_rows(table, i, 1);
+
+    return sl_tensor_of(row.data, row.dtype, 1, sl_tensor_count(&row));
+}
+
+sl_status sl_dit_prepare(sl_exec *exec, sl_scratch *scratch, const sl_dit_weights *weights,
+                         const sl_dit_config *config, const sl_tensor *text, sl_dit_text *out,
+                         const sl_tap *tap, sl_error *err)
+{
+    const sl_ops *ops = sl_exec_ops(exec);
+    const int64_t rows = text->dim[0], D = config->dim;
+    sl_status status = SL_OK;
+    sl_tensor hidden, context;
+    size_t mark = sl_scratch_mark(scratch);
+
+    for (int64_t i = 0; i < config->num_layers; i++) {
+        SL_TRY(sl_scratch_tensor(scratch, &out->k[i], err, SL_F32, 2, rows, D));
+        SL_TRY(sl_scratch_tensor(scratch, &out->v[i], err, SL_F32, 2, rows, D));
+    }
+    mark = sl_scratch_mark(scratch);
+    SL_TRY(sl_scratch_tensor(scratch, &hidden, err, SL_F32, 2, rows, D));
+    SL_TRY(sl_scratch_tensor(scratch, &context, err, SL_F32, 2, rows, D));
+    SL_TRY(ops->linear(exec, &hidden, text, &weights->text0.w, &weights->text0.b,
+                       SL_ACT_GELU_TANH, err));
+    SL_TRY(ops->linear(exec, &context, &hidden, &weights->text2.w, &weights->text2.b,
+                       SL_ACT_NONE, err));
+    sl_tap_show(exec, tap, "text", &context);
+
+    for (int64_t i = 0; i < config->num_layers; i++) {
+        const sl_dit_attention *w = &weights->blocks[i].cross_attn;
+
+        SL_TRY(ops->linear(exec, &out->k[i], &context, &w->k.w, &w->k.b, SL_ACT_NONE, err));
+        SL_TRY(ops->rms_norm(exec, &out->k[i], &out->k[i], &w->norm_k, config->eps, err));
+        SL_TRY(ops->linear(exec, &out->v[i], &context, &w->v.w, &w->v.b, SL_ACT_NONE, err));
+    }
+done:
+    sl_scratch_release(scratch, mark);
+    return status;
+}
+
+static sl_status embed_tokens(forward *f, const sl_dit_weights *weights, const sl_tensor *latent,
+                              sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(f->scratch);
+    const sl_affine *patch = &weights->patch;
+    sl_status status = SL_OK;
+    sl_tensor tokens;
+
+    SL_TRY(sl_scratch_tensor(f->scratch, &tokens, err, SL_F32, 2, f->S, 4 * latent->dim[0]));
+    SL_TRY(f->ops->patchify(f->exec, &tokens, latent, err));
+    SL_TRY(f->ops->linear(f->exec, &f->x, &tokens, &patch->w, &patch->b, SL_ACT_NONE, err));
+done:
+    sl_scratch_release(f->scratch, mark);
+    return status;
+}
+
+/* e and e0 of the timestep (wan.md 4.2). */
+static sl_status embed_time(forward *f, const sl_dit_weights *weights, double t, sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(f->scratch);
+    const sl_ops *ops = f->ops;
+    const int64_t D = f->config->dim;
+    const sl_tensor e0_row = sl_tensor_of(f->e0.data, SL_F32, 2, 1, 6 * D);
+    sl_status status = SL_OK;
+    sl_tensor wave, hidden;
+
+    SL_TRY(sl_scratch_tensor(f->scratch, &wave, err, SL_F32, 2, 1, f->config->freq_dim));
+    SL_TRY(sl_scratch_tensor(f->scratch, &hidden, err, SL_F32, 2, 1, D));
+    const sl_tensor wave_vector = table_row(&wave, 0);
+    SL_TRY(ops->sinusoid(f->exec, &wave_vector, t, err));
+    SL_TRY(ops->linear(f->exec, &hidden, &wave, &weights->time0.w, &weights->time0.b, SL_ACT_SILU,
+                       err));
+    SL_TRY(ops->linear(f->exec, &f->e, &hidden, &weights->time2.w, &weights->time2.b, SL_ACT_NONE,
+                       err));
+    SL_TRY(ops->silu(f->exec, &hidden, &f->e, err));
+    SL_TRY(ops->linear(f->exec, &e0_row, &hidden, &weights->time_proj.w, &weights->time_proj.b,
+                       SL_ACT_NONE, err));
+done:
+    sl_scratch_release(f->scratch, mark);
+    return status;
+}
+
+/* LN(x rows) * (1 + scale) + shift, with rows `scale` and `shift` of a table. */
+static sl_status modulated_norm(forward *f, const sl_tensor *y, const sl_tensor *x,
+                                const sl_tensor *table, int64_t shift_row, int64_t scale_row,
+                                sl_error *err)
+{
+    const sl_tensor shift = table_row(table, shift_row), scale = table_row(table, scale_row);
+
+    return f->ops->layer_norm(f->exec, y, x, NULL, NULL, &scale, &shift, f->config->eps, err);
+}
+
+static sl_status project_qkv(forward *f, const sl_dit_attention *w, const sl_tensor *q,
+                             const sl_tensor *k, const sl_tensor *v, const sl_tensor *tile,
+                             sl_error *err)
+{
+    const sl_ops *ops = f->ops;
+    sl_status status = SL_OK;
+
+    for (int64_t first = 0; first < f->S; first += TILE_TOKENS) {
+        const int64_t count = min_i64(TILE_TOKENS, f->S - first);
+        const sl_tensor x = sl_tensor_rows(&f->x, first, count);
+        const sl_tensor a = sl_tensor_rows(tile, 0, count);
+        const sl_tensor q_rows = sl_tensor_rows(q, first, count);
+        const sl_tensor k_rows = sl_tensor_rows(k, first, count);
+        const sl_tensor v_rows = sl_tensor_rows(v, first, count);
+
+        SL_TRY(modulated_norm(f, &a, &x, &f->m, 0, 1, err));
+        SL_TRY(ops->linear(f->exec, &q_rows, &a, &w->q.w, &w->q.b, SL_ACT_NONE, err));
+        SL_TRY(ops->rms_norm(f->exec, &q_rows, &q_rows, &w->norm_q, f->config->eps, err));
+        SL_TRY(ops->linear(f->exec, &k_rows, &a, &w->k.w, &w->k.b, SL_ACT_NONE, err));
+        SL_TRY(ops->rms_norm(f->exec, &k_rows, &k_rows, &w->norm_k, f->config->eps, err));
+        SL_TRY(ops->linear(f->exec, &v_rows, &a, &w->v.w, &w->v.b, SL_ACT_NONE, err));
+    }
+done:
+    return status;
+}
+
+static sl_status self_attention(forward *f, const sl_dit_attention *w, sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(f->scratch);
+    const sl_ops *ops = f->ops;
+    const int64_t S = f->S, D = f->config->dim;
+    const sl_tensor gate = table_row(&f->m, 2);
+    sl_status status = SL_OK;
+    sl_tensor q, k, v, tile;
+
+    SL_TRY(sl_scratch_tensor(f->scratch, &q, err, SL_F32, 2, S, D));
+    SL_TRY(sl_scratch_tensor(f->scratch, &k, err, SL_F32, 2, S, D));
+    SL_TRY(sl_scratch_tensor(f->scratch, &v, err, SL_F32, 2, S, D));
+    SL_TRY(sl_scratch_tensor(f->scratch, &tile, err, SL_F32, 2, min_i64(S, TILE_TOKENS), D));
+    SL_TRY(project_qkv(f, w, &q, &k, &v, &tile, err));
+    SL_TRY(ops->rope(f->exec, &q, &f->table, f->grid, err));
+    SL_TRY(ops->rope(f->exec, &k, &f->table, f->grid, err));
+    SL_TRY(ops->attention(f->exec, &q, &q, &k, &v, NULL, f->config->num_heads,
+                          attention_scale(f->config), err));
+    for (int64_t first = 0; first < S; first += TILE_TOKENS) {
+        const int64_t count = min_i64(TILE_TOKENS, S - first);
+        const sl_tensor x = sl_tensor_rows(&f->x, first, count);
+        const sl_tensor o = sl_tensor_rows(&q, first, count);
+        const sl_tensor y = sl_tensor_rows(&tile, 0, count);
+
+        SL_TRY(ops->linear(f->exec, &y, &o, &w->o.w, &w->o.b, SL_ACT_NONE, err));
+        SL_TRY(ops->gated_add(f->exec, &x, &y, &gate, err));
+    }
+done:
+    sl_scratch_release(f->scratch, mark);
+    return status;
+}
+
+/* Keys and values come from the text alone: tiles of queries are independent. */
+static sl_status cross_attention(forward *f, const sl_dit_block *block, int64_t layer,
+                                 sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(f->scratch);
+    const sl_dit_attention *w = &block->cross_attn;
+    const sl_ops *ops = f->ops;
+    const int64_t tile = min_i64(f->S, TILE_TOKENS), D = f->config->dim;
+    sl_status status = SL_OK;
+    sl_tensor norm_tile, q_tile;
+
+    SL_TRY(sl_scratch_tensor(f->scratch, &norm_tile, err, SL_F32, 2, tile, D));
+    SL_TRY(sl_scratch_tensor(f->scratch, &q_tile, err, SL_F32, 2, tile, D));
+    for (int64_t first = 0; first < f->S; first += TILE_TOKENS) {
+        const int64_t count = min_i64(TILE_TOKENS, f->S - first);
+        const sl_tensor x = sl_tensor_rows(&f->x, first, count);
+        const sl_tensor a = sl_tensor_rows(&norm_tile, 0, count);
+        const sl_tensor q = sl_tensor_rows(&q_tile, 0, count);
+
+        SL_TRY(ops->layer_norm(f->exec, &a, &x, &block->norm3.w, &block->norm3.b, NULL, NULL,
+                               f->config->eps, err));
+        SL_TRY(ops->linear(f->exec, &q, &a, &w->q.w, &w->q.b, SL_ACT_NONE, err));
+        SL_TRY(ops->rms_norm(f->exec, &q, &q, &w->norm_q, f->config->eps, err));
+        SL_TRY(ops->attention(f->exec, &q, &q, &f->text->k[layer], &f->text->v[layer], NULL,
+                              f->config->num_heads, attention_scale(f->config), err));
+        SL_TRY(ops->linear(f->exec, &a, &q, &w->o.w, &w->o.b, SL_ACT_NONE, err));
+        SL_TRY(ops->add(f->exec, &x, &x, &a, err));
+    }
+done:
+    sl_scratch_release(f->scratch, mark);
+    return status;
+}
+
+static sl_status feed_forward(forward *f, const sl_dit_block *block, sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(f->scratch);
+    const sl_ops *ops = f->ops;
+    const int64_t tile = min_i64(f->S, TILE_TOKENS);
+    const sl_tensor gate = table_row(&f->m, 5);
+    sl_status status = SL_OK;
+    sl_tensor norm_tile, hidden_tile;
+
+    SL_TRY(sl_scratch_tensor(f->scratch, &norm_tile, err, SL_F32, 2, tile, f->config->dim));
+    SL_TRY(sl_scratch_tensor(f->scratch, &hidden_tile, err, SL_F32, 2, tile, f->config->ffn_dim));
+    for (int64_t first = 0; first < f->S; first += TILE_TOKENS) {
+        const int64_t count = min_i64(TILE_TOKENS, f->S - first);
+        const sl_tensor x = sl_tensor_rows(&f->x, first, count);
+        const sl_tensor a = sl_tensor_rows(&norm_tile, 0, count);
+        const sl_tensor hidden = sl_tensor_rows(&hidden_tile, 0, count);
+
+        SL_TRY(modulated_norm(f, &a, &x, &f->m, 3, 4, err));
+        SL_TRY(ops->linear(f->exec, &hidden, &a, &block->ffn0.w, &block->ffn0.b,
+                           SL_ACT_GELU_TANH, err));
+        SL_TRY(ops->linear(f->exec, &a, &hidden, &block->ffn2.w, &block->ffn2.b, SL_ACT_NONE,
+                           err));
+        SL_TRY(ops->gated_add(f->exec, &x, &a, &gate, err));
+    }
+done:
+    sl_scratch_release(f->scratch, mark);
+    return status;
+}
+
+/* The head is modulated with e, not with e0 (wan.md 4.6). */
+static sl_status run_head(forward *f, const sl_dit_weights *weights, const sl_tensor *velocity,
+                          sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(f->scratch);
+    const sl_ops *ops = f->ops;
+    const int64_t D = f->config->dim;
+    sl_status status = SL_OK;
+    sl_tensor m, out, tile;
+
+    SL_TRY(sl_scratch_tensor(f->scratch, &m, err, SL_F32, 2, 2, D));
+    SL_TRY(sl_scratch_tensor(f->scratch, &out, err, SL_F32, 2, f->S, 4 * f->config->out_dim));
+    SL_TRY(sl_scratch_tensor(f->scratch, &tile, err, SL_F32, 2, min_i64(f->S, TILE_TOKENS), D));
+    for (int64_t row = 0; row < 2; row++) {
+        const sl_tensor sum = sl_tensor_rows(&m, row, 1);
+        const sl_tensor own = sl_tensor_rows(&weights->head_modulation, row, 1);
+
+        SL_TRY(ops->add(f->exec, &sum, &f->e, &own, err));
+    }
+    for (int64_t first = 0; first < f->S; first += TILE_TOKENS) {
+        const int64_t count = min_i64(TILE_TOKENS, f->S - first);
+        const sl_tensor x = sl_tensor_rows(&f->x, first, count);
+        const sl_tensor a = sl_tensor_rows(&tile, 0, count);
+        const sl_tensor y = sl_tensor_rows(&out, first, count);
+
+        SL_TRY(modulated_norm(f, &a, &x, &m, 0, 1, err));
+        SL_TRY(ops->linear(f->exec, &y, &a, &weights->head.w, &weights->head.b, SL_ACT_NONE, err));
+    }
+    SL_TRY(ops->unpatchify(f->exec, velocity, &out, err));
+done:
+    sl_scratch_release(f->scratch, mark);
+    return status;
+}
+
+static sl_status check_shapes(const sl_dit_config *config, const sl_tensor *latent,
+                              const sl_tensor *velocity, sl_error *err)
+{
+    char got[96], out[96];
+
+    if (latent->rank == 4 && velocity->rank == 4 && latent->dim[0] == config->in_dim &&
+        velocity->dim[0] == config->out_dim && latent->dim[1] == velocity->dim[1] &&
+        latent->dim[2] == velocity->dim[2] && latent->dim[3] == velocity->dim[3] &&
+        latent->dim[2] % 2 == 0 && latent->dim[3] % 2 == 0)
+        return SL_OK;
+    return sl_fail(err, SL_ERR_INVALID,
+                   "diffusion transformer: latent %s and velocity %s: expected [%lld, T, h, w] and "
+                   "[%lld, T, h, w] with even h and w",
+                   sl_tensor_describe(latent, got, sizeof got),
+                   sl_tensor_describe(velocity, out, sizeof out), (long long)config->in_dim,
+                   (long long)config->out_dim);
+}
+
+sl_status sl_dit_forward(sl_exec *exec, sl_scratch *scratch, const sl_dit_weights *weights,
+                         const sl_dit_config *config, const sl_dit_text *text, double t,
+                         const sl_tensor *latent, const sl_tensor *velocity, const sl_tap *tap,
+                         sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(scratch);
+    const int64_t D = config->dim, pairs = D / config->num_heads / 2;
+    sl_status status = SL_OK;
+    forward f = { .exec = exec, .ops = sl_exec_ops(exec), .scratch = scratch, .config = config,
+                  .text = text };
+
+    SL_TRY(check_shapes(config, latent, velocity, err));
+    f.grid = (sl_grid){ latent->dim[1], latent->dim[2] / 2, latent->dim[3] / 2 };
+    f.S = f.grid.T * f.grid.H * f.grid.W;
+    SL_TRY(sl_scratch_tensor(scratch, &f.x, err, SL_F32, 2, f.S, D));
+    SL_TRY(sl_scratch_tensor(scratch, &f.table, err, SL_F32, 3, SL_ROPE_MAX_POS, pairs, 2));
+    SL_TRY(sl_scratch_tensor(scratch, &f.e, err, SL_F32, 2, 1, D));
+    SL_TRY(sl_scratch_tensor(scratch, &f.e0, err, SL_F32, 2, 6, D));
+    SL_TRY(sl_scratch_tensor(scratch, &f.m, err, SL_F32, 2, 6, D));
+
+    SL_TRY(f.ops->rope_table(exec, &f.table, err));
+    SL_TRY(embed_tokens(&f, weights, latent, err));
+    SL_TRY(embed_time(&f, weights, t, err));
+    sl_tap_show(exec, tap, "patch", &f.x);
+    sl_tap_show(exec, tap, "e", &f.e);
+    sl_tap_show(exec, tap, "e0", &f.e0);
+    for (int64_t i = 0; i < config->num_layers; i++) {
+        const sl_dit_block *block = &weights->blocks[i];
+
+        SL_TRY(f.ops->add(exec, &f.m, &f.e0, &block->modulation, err));
+        SL_TRY(self_attention(&f, &block->self_attn, err));
+        SL_TRY(cross_attention(&f, block, i, err));
+        SL_TRY(feed_forward(&f, block, err));
+        sl_tap_show_index(exec, tap, "block", i, &f.x);
+    }
+    SL_TRY(run_head(&f, weights, velocity, err));
+done:
+    sl_scratch_release(scratch, mark);
+    return status;
+}

@@ -1,0 +1,119 @@
+/* umt5.c - see umt5.h.  Numbers: all f32.  Source: wan.md 3.3. */
+#include "engine/nets/umt5.h"
+
+#include "engine/nets/net.h"
+#include "kernels/ops.h"
+
+/* What one encoding works with. */
+typedef struct {
+    sl_exec *exec;
+    const sl_ops *ops;
+    sl_scratch *scratch;
+    const sl_t5_config *config;
+    int64_t S;   /* real tokens */
+    sl_tensor x; /* [S, dim] residual stream */
+    sl_tensor h; /* [S, dim] */
+} encoder;
+
+/* No 1/sqrt(d): the scale is 1.  Each layer has a bias table of its own. */
+static sl_status self_attention(encoder *e, const sl_t5_block *w, sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(e->scratch);
+    const sl_ops *ops = e->ops;
+    const int64_t S = e->S, heads = e->config->num_heads, width = e->config->dim_attn;
+    sl_status status = SL_OK;
+    sl_tensor q, k, v, bias;
+
+    SL_TRY(sl_scratch_tensor(e->scratch, &q, err, SL_F32, 2, S, width));
+    SL_TRY(sl_scratch_tensor(e->scratch, &k, err, SL_F32, 2, S, width));
+    SL_TRY(sl_scratch_tensor(e->scratch, &v, err, SL_F32, 2, S, width));
+    SL_TRY(sl_scratch_tensor(e->scratch, &bias, err, SL_F32, 2, heads, 2 * S - 1));
+    SL_TRY(ops->rms_norm(e->exec, &e->h, &e->x, &w->norm1, e->config->eps, err));
+    SL_TRY(ops->linear(e->exec, &q, &e->h, &w->q, NULL, SL_ACT_NONE, err));
+    SL_TRY(ops->linear(e->exec, &k, &e->h, &w->k, NULL, SL_ACT_NONE, err));
+    SL_TRY(ops->linear(e->exec, &v, &e->h, &w->v, NULL, SL_ACT_NONE, err));
+    SL_TRY(ops->rel_bias(e->exec, &bias, &w->pos, S, S, err));
+    SL_TRY(ops->attention(e->exec, &q, &q, &k, &v, &bias, heads, 1.0f, err));
+    SL_TRY(ops->linear(e->exec, &e->h, &q, &w->o, NULL, SL_ACT_NONE, err));
+    SL_TRY(ops->add(e->exec, &e->x, &e->x, &e->h, err));
+done:
+    sl_scratch_release(e->scratch, mark);
+    return status;
+}
+
+static sl_status feed_forward(encoder *e, const sl_t5_block *w, sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(e->scratch);
+    const sl_ops *ops = e->ops;
+    const int64_t S = e->S, width = e->config->dim_ffn;
+    sl_status status = SL_OK;
+    sl_tensor gate, up;
+
+    SL_TRY(sl_scratch_tensor(e->scratch, &gate, err, SL_F32, 2, S, width));
+    SL_TRY(sl_scratch_tensor(e->scratch, &up, err, SL_F32, 2, S, width));
+    SL_TRY(ops->rms_norm(e->exec, &e->h, &e->x, &w->norm2, e->config->eps, err));
+    SL_TRY(ops->linear(e->exec, &gate, &e->h, &w->gate, NULL, SL_ACT_GELU_TANH, err));
+    SL_TRY(ops->linear(e->exec, &up, &e->h, &w->fc1, NULL, SL_ACT_NONE, err));
+    SL_TRY(ops->mul(e->exec, &up, &up, &gate, err));
+    SL_TRY(ops->linear(e->exec, &e->h, &up, &w->fc2, NULL, SL_ACT_NONE, err));
+    SL_TRY(ops->add(e->exec, &e->x, &e->x, &e->h, err));
+done:
+    sl_scratch_release(e->scratch, mark);
+    return status;
+}
+
+static sl_status embed_ids(encoder *e, const sl_t5_weights *weights, const int32_t *ids,
+                           sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(e->scratch);
+    sl_status status = SL_OK;
+    sl_tensor d_ids;
+
+    SL_TRY(sl_scratch_tensor(e->scratch, &d_ids, err, SL_I32, 1, e->S));
+    SL_TRY(sl_exec_write(e->exec, d_ids.data, ids, sl_tensor_bytes(&d_ids), err));
+    SL_TRY(e->ops->embed_rows(e->exec, &e->x, &weights->token, &d_ids, err));
+done:
+    sl_scratch_release(e->scratch, mark);
+    return status;
+}
+
+static sl_status check_request(const sl_t5_config *config, int64_t count, const sl_tensor *out,
+                               sl_error *err)
+{
+    char text[96];
+
+    if (out->rank != 2 || out->dim[1] != config->dim)
+        return sl_fail(err, SL_ERR_INVALID, "text encoder: output %s: expected [text_len, %lld]",
+                       sl_tensor_describe(out, text, sizeof text), (long long)config->dim);
+    if (count < 1 || count > out->dim[0])
+        return sl_fail(err, SL_ERR_INVALID, "text encoder: %lld tokens: expected 1 to %lld",
+                       (long long)count, (long long)out->dim[0]);
+    return SL_OK;
+}
+
+sl_status sl_umt5_encode(sl_exec *exec, sl_scratch *scratch, const sl_t5_weights *weights,
+                         const sl_t5_config *config, const int32_t *ids, int64_t count,
+                         const sl_tensor *out, const sl_tap *tap, sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(scratch);
+    sl_status status = SL_OK;
+    encoder e = { .exec = exec, .ops = sl_exec_ops(exec), .scratch = scratch, .config = config,
+                  .S = count };
+
+    SL_TRY(check_request(config, count, out, err));
+    SL_TRY(sl_scratch_tensor(scratch, &e.x, err, SL_F32, 2, count, config->dim));
+    SL_TRY(sl_scratch_tensor(scratch, &e.h, err, SL_F32, 2, count, config->dim));
+    SL_TRY(embed_ids(&e, weights, ids, err));
+    for (int64_t i = 0; i < config->num_layers; i++) {
+        SL_TRY(self_attention(&e, &weights->blocks[i], err));
+        SL_TRY(feed_forward(&e, &weights->blocks[i], err));
+        sl_tap_show_index(exec, tap, "block", i, &e.x);
+    }
+    const sl_tensor real = sl_tensor_rows(out, 0, count);
+    const sl_tensor padding = sl_tensor_rows(out, count, out->dim[0] - count);
+    SL_TRY(e.ops->rms_norm(exec, &real, &e.x, &weights->norm, config->eps, err));
+    SL_TRY(e.ops->zero(exec, &padding, err));
+done:
+    sl_scratch_release(scratch, mark);
+    return status;
+}
