@@ -1,0 +1,351 @@
+/* bench - how fast the ops are, beside what the machine can do.
+ *
+ *     bench kernels [--json]
+ *
+ * Every op is timed on shapes of the networks and printed in GFLOP/s beside
+ * the matrix library's own best with all threads, or in GB/s beside memcpy by
+ * all threads, whichever bounds it.  Figures are medians.
+ */
+#include "base/clock.h"
+#include "base/size.h"
+#include "kernels/ops.h"
+#include "kernels/scratch.h"
+
+#include <cblas.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#undef I /* from complex.h, which cblas.h drags in; I is a width here */
+
+enum {
+    LEAST_RUNS = 3,
+    MOST_RUNS = 50,
+};
+#define CASE_NS (300 * SL_NS_PER_MS)
+
+typedef struct {
+    sl_device *device;
+    sl_region *memory;
+    sl_scratch scratch;
+    sl_exec *exec;
+    bool json;
+    int printed;
+    double peak_gflops, peak_gbytes; /* of the machine */
+} bench;
+
+/* One run of an op on operands that its case has set up. */
+typedef sl_status (*run_fn)(bench *b, void *arg, sl_error *err);
+
+/* ---- measuring ---- */
+
+static int by_value(const void *a, const void *b)
+{
+    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+
+    return (x > y) - (x < y);
+}
+
+static sl_status median_ns(bench *b, run_fn run, void *arg, int64_t *out, sl_error *err)
+{
+    int64_t times[MOST_RUNS], total = 0;
+    int runs = 0;
+    sl_status status = run(b, arg, err); /* warms caches and pages */
+
+    while (status == SL_OK && runs < MOST_RUNS && (runs < LEAST_RUNS || total < CASE_NS)) {
+        const int64_t start = sl_clock_now_ns();
+        status = run(b, arg, err);
+        times[runs] = sl_clock_now_ns() - start;
+        total += times[runs++];
+    }
+    if (status != SL_OK)
+        return status;
+    qsort(times, (size_t)runs, sizeof *times, by_value);
+    *out = times[runs / 2] > 0 ? times[runs / 2] : 1;
+    return SL_OK;
+}
+
+static void print_case(bench *b, const char *op, const char *shape, int64_t ns, double rate,
+                       const char *unit, double peak)
+{
+    if (b->json)
+        printf("%s\n  {\"op\": \"%s\", \"shape\": \"%s\", \"ms\": %.4f, \"%s\": %.2f, "
+               "\"of_peak\": %.3f}",
+               b->printed++ ? "," : "", op, shape, (double)ns / 1e6,
+               strcmp(unit, "GFLOP/s") == 0 ? "gflops" : "gbytes_per_s", rate, rate / peak);
+    else
+        printf("%-12s %-34s %10.3f ms %9.1f %-8s %5.0f%%\n", op, shape, (double)ns / 1e6, rate,
+               unit, 100.0 * rate / peak);
+    fflush(stdout);
+}
+
+/* flops > 0: compared with the library's best; else bytes with memcpy's. */
+static sl_status measure(bench *b, const char *op, const char *shape, double flops, double bytes,
+                         run_fn run, void *arg, sl_error *err)
+{
+    int64_t ns = 0;
+    const sl_status status = median_ns(b, run, arg, &ns, err);
+
+    if (status != SL_OK)
+        return sl_error_prefix(err, "%s %s", op, shape);
+    if (flops > 0.0)
+        print_case(b, op, shape, ns, flops / (double)ns, "GFLOP/s", b->peak_gflops);
+    else
+        print_case(b, op, shape, ns, bytes / (double)ns, "GB/s", b->peak_gbytes);
+    return SL_OK;
+}
+
+/* A tensor of small values, released with the case's mark. */
+static sl_status take(bench *b, sl_tensor *t, sl_dtype dtype, int rank, const int64_t *dim,
+                      sl_error *err)
+{
+    const sl_status status = sl_scratch_take(&b->scratch, t, err, dtype, rank, dim);
+    uint32_t state = 1;
+
+    for (int64_t i = 0; status == SL_OK && i < sl_tensor_count(t); i++) {
+        state = state * 1664525u + 1013904223u;
+        const float v = (float)(state >> 8) * 0x1p-24f - 0.5f;
+        if (dtype == SL_F32)
+            ((float *)t->data)[i] = v;
+        else
+            ((uint16_t *)t->data)[i] = sl_bf16_from_f32(v);
+    }
+    return status;
+}
+#define TAKE(b, t, dtype, err, rank, ...)                                                          \
+    take((b), (t), (dtype), (rank), (const int64_t[SL_MAX_RANK]){ __VA_ARGS__ }, (err))
+
+/* ---- the machine ---- */
+
+typedef struct {
+    sl_tensor x, y;
+    int64_t n; /* rows and columns, or bytes of a piece */
+} machine_arg;
+
+static sl_status run_library(bench *b, void *arg, sl_error *err)
+{
+    const machine_arg *m = arg;
+    const int n = (int)m->n;
+
+    (void)b;
+    (void)err;
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, n, n, n, 1.0f, m->x.data, n, m->x.data, n,
+                0.0f, m->y.data, n);
+    return SL_OK;
+}
+
+static void copy_piece(void *arg, int64_t i, int thread, void *workspace)
+{
+    const machine_arg *m = arg;
+
+    (void)thread;
+    (void)workspace;
+    memcpy((char *)m->y.data + i * m->n, (const char *)m->x.data + i * m->n, (size_t)m->n);
+}
+
+static sl_status run_memcpy(bench *b, void *arg, sl_error *err)
+{
+    const machine_arg *m = arg;
+
+    return sl_exec_parallel(b->exec, (int64_t)sl_tensor_bytes(&m->x) / m->n, copy_piece, arg, err);
+}
+
+static sl_status measure_machine(bench *b, sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(&b->scratch);
+    machine_arg m = { .n = 3072 };
+    int64_t ns = 0;
+    sl_status status = TAKE(b, &m.x, SL_F32, err, 1, 1 << 26);
+
+    if (status == SL_OK)
+        status = TAKE(b, &m.y, SL_F32, err, 1, 1 << 26);
+    if (status == SL_OK) {
+        openblas_set_num_threads(sl_exec_thread_count(b->exec));
+        status = median_ns(b, run_library, &m, &ns, err);
+        openblas_set_num_threads(1); /* as the exec has it */
+        b->peak_gflops = 2.0 * pow((double)m.n, 3.0) / (double)ns;
+    }
+    if (status == SL_OK) {
+        m.n = 1 << 20;
+        status = median_ns(b, run_memcpy, &m, &ns, err);
+        b->peak_gbytes = 2.0 * (double)sl_tensor_bytes(&m.x) / (double)ns;
+    }
+    sl_scratch_release(&b->scratch, mark);
+    return status;
+}
+
+/* ---- linear ---- */
+
+typedef struct {
+    sl_tensor y, x, w, bias;
+    sl_act act;
+} linear_arg;
+
+static sl_status run_linear(bench *b, void *arg, sl_error *err)
+{
+    const linear_arg *a = arg;
+
+    return sl_linear_cpu(b->exec, &a->y, &a->x, &a->w, &a->bias, a->act, err);
+}
+
+static sl_status bench_linear(bench *b, sl_error *err)
+{
+    static const struct {
+        int64_t S, I, O;
+        sl_dtype w;
+        sl_act act;
+    } shapes[] = {
+        { 1024, 1536, 1536, SL_F32, SL_ACT_NONE },
+        { 1024, 1536, 1536, SL_BF16, SL_ACT_NONE },
+        { 4096, 1536, 1536, SL_BF16, SL_ACT_NONE },
+        { 1024, 1536, 8960, SL_BF16, SL_ACT_GELU_TANH },
+        { 1024, 8960, 1536, SL_BF16, SL_ACT_NONE },
+        { 4096, 1536, 8960, SL_BF16, SL_ACT_GELU_TANH },
+        { 512, 4096, 10240, SL_BF16, SL_ACT_NONE },
+        { 32, 1536, 8960, SL_BF16, SL_ACT_NONE },
+        { 1, 1536, 9216, SL_BF16, SL_ACT_SILU },
+        { 1, 1536, 9216, SL_F32, SL_ACT_SILU },
+    };
+    sl_status status = SL_OK;
+
+    for (size_t i = 0; status == SL_OK && i < SL_COUNT(shapes); i++) {
+        const int64_t S = shapes[i].S, I = shapes[i].I, O = shapes[i].O;
+        const size_t mark = sl_scratch_mark(&b->scratch);
+        linear_arg a = { .act = shapes[i].act };
+        char shape[64];
+
+        snprintf(shape, sizeof shape, "%" PRId64 "x%" PRId64 "x%" PRId64 " %s", S, I, O,
+                 sl_dtype_name(shapes[i].w));
+        status = TAKE(b, &a.x, SL_F32, err, 2, S, I);
+        if (status == SL_OK)
+            status = TAKE(b, &a.w, shapes[i].w, err, 2, O, I);
+        if (status == SL_OK)
+            status = TAKE(b, &a.bias, SL_F32, err, 1, O);
+        if (status == SL_OK)
+            status = TAKE(b, &a.y, SL_F32, err, 2, S, O);
+        if (status == SL_OK)
+            status = measure(b, "linear", shape, S > 8 ? 2.0 * (double)(S * I * O) : 0.0,
+                             (double)sl_tensor_bytes(&a.w), run_linear, &a, err);
+        sl_scratch_release(&b->scratch, mark);
+    }
+    return status;
+}
+
+/* ---- attention ---- */
+
+typedef struct {
+    sl_tensor o, q, k, v;
+    int64_t N;
+} attention_arg;
+
+static sl_status run_attention(bench *b, void *arg, sl_error *err)
+{
+    const attention_arg *a = arg;
+
+    return sl_attention_cpu(b->exec, &a->o, &a->q, &a->k, &a->v, NULL, a->N, 0.088f, err);
+}
+
+static sl_status bench_attention(bench *b, sl_error *err)
+{
+    static const struct {
+        int64_t Sq, Sk, N, D;
+    } shapes[] = {
+        { 4096, 4096, 12, 128 }, /* self */
+        { 4096, 512, 12, 128 },  /* cross */
+        { 512, 512, 64, 64 },    /* umT5 */
+        { 4096, 4096, 1, 384 },  /* VAE */
+    };
+    sl_status status = SL_OK;
+
+    for (size_t i = 0; status == SL_OK && i < SL_COUNT(shapes); i++) {
+        const int64_t Sq = shapes[i].Sq, Sk = shapes[i].Sk, N = shapes[i].N, D = shapes[i].D;
+        const size_t mark = sl_scratch_mark(&b->scratch);
+        attention_arg a = { .N = N };
+        char shape[64];
+
+        snprintf(shape, sizeof shape, "%" PRId64 "x%" PRId64 " %" PRId64 "x%" PRId64, Sq, Sk, N, D);
+        status = TAKE(b, &a.q, SL_F32, err, 2, Sq, N * D);
+        if (status == SL_OK)
+            status = TAKE(b, &a.k, SL_F32, err, 2, Sk, N * D);
+        if (status == SL_OK)
+            status = TAKE(b, &a.v, SL_F32, err, 2, Sk, N * D);
+        if (status == SL_OK)
+            status = TAKE(b, &a.o, SL_F32, err, 2, Sq, N * D);
+        if (status == SL_OK)
+            status = measure(b, "attention", shape, 4.0 * (double)(Sq * Sk * N * D), 0.0,
+                             run_attention, &a, err);
+        sl_scratch_release(&b->scratch, mark);
+    }
+    return status;
+}
+
+/* ---- program ---- */
+
+static sl_status bench_open(bench *b, sl_error *err)
+{
+    const sl_device_spec spec = { .kind = SL_DEVICE_CPU, .limit_bytes = 2 * SL_GIB };
+    sl_status status = sl_device_create(&b->device, &spec, err);
+
+    if (status == SL_OK)
+        status = sl_exec_create_cpu(&b->exec, b->device, 0, NULL, err);
+    if (status == SL_OK)
+        status = sl_region_create(&b->memory, b->device, "bench", SL_GIB, err);
+    if (status == SL_OK)
+        status = sl_region_map(b->memory, SL_GIB, err);
+    if (status == SL_OK)
+        sl_scratch_init(&b->scratch, sl_region_data(b->memory), SL_GIB);
+    return status;
+}
+
+static void bench_close(bench *b)
+{
+    sl_region_destroy(b->memory);
+    sl_exec_destroy(b->exec);
+    sl_device_destroy(b->device);
+}
+
+static sl_status bench_kernels(bench *b, sl_error *err)
+{
+    static sl_status (*const groups[])(bench *, sl_error *) = { bench_linear, bench_attention };
+    sl_status status = measure_machine(b, err);
+
+    if (status != SL_OK)
+        return status;
+    if (b->json)
+        printf("{\"threads\": %d, \"library\": \"%s\", \"peak_gflops\": %.1f, "
+               "\"memcpy_gbytes_per_s\": %.2f, \"cases\": [",
+               sl_exec_thread_count(b->exec), openblas_get_corename(), b->peak_gflops,
+               b->peak_gbytes);
+    else
+        printf("%d threads; matrix library (%s kernels) %.1f GFLOP/s, memcpy %.1f GB/s\n",
+               sl_exec_thread_count(b->exec), openblas_get_corename(), b->peak_gflops,
+               b->peak_gbytes);
+    for (size_t i = 0; status == SL_OK && i < SL_COUNT(groups); i++)
+        status = groups[i](b, err);
+    if (b->json)
+        printf("\n]}\n");
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    bench b = { .json = false };
+    sl_error err = { .status = SL_OK };
+    sl_status status;
+
+    if (argc < 2 || argc > 3 || strcmp(argv[1], "kernels") != 0 ||
+        (argc == 3 && strcmp(argv[2], "--json") != 0)) {
+        fprintf(stderr, "usage: bench kernels [--json]\n");
+        return 2;
+    }
+    b.json = argc == 3;
+    status = bench_open(&b, &err);
+    if (status == SL_OK)
+        status = bench_kernels(&b, &err);
+    if (status != SL_OK)
+        fprintf(stderr, "bench: %s: %s\n", sl_status_text(status), err.message);
+    bench_close(&b);
+    return status == SL_OK ? 0 : 1;
+}
