@@ -1,10 +1,15 @@
 /* clean.h - prompt text as the reference cleans it before tokenizing.
  *
- * The steps that matter of ftfy.fix_text (HTML entities, ANSI escapes, Latin
- * ligatures, full-width forms, curly quotes, line breaks, control characters,
- * NFC), then html.unescape twice, then every run of Unicode white space
- * becomes one U+0020, without any at the ends.  For plain ASCII prompts without entities and
- * escapes only the white space changes.  Source: wan.md 3.1.
+ * The repair of ftfy.fix_text line by line (HTML references unless the text
+ * has a '<', garbled UTF-8, C1 controls, Latin ligatures, full-width and
+ * half-width forms, curly quotes, line breaks, ANSI escapes, control
+ * characters, NFC), then html.unescape twice, then every run of Unicode white
+ * space becomes one U+0020, without any at the ends.  For ASCII without
+ * references and escapes only white space changes.  Source: wan.md 3.1.
+ *
+ * Not as the reference: garbled text is repaired only where UTF-8 was read as
+ * latin-1 or windows-1252 and no byte was lost (mojibake.c), and references
+ * that were escaped more than 32 times stay escaped.
  *
  * Threads: any; no state.
  */
