@@ -20,6 +20,13 @@ sl_status sl_op_expect(const char *op, const char *name, const sl_tensor *t, uns
 /* Any shape with `count` elements. */
 sl_status sl_op_expect_count(const char *op, const char *name, const sl_tensor *t, unsigned dtypes,
                              int64_t count, sl_error *err) SL_MUST_CHECK;
+/* The shape of `like`. */
+static inline SL_MUST_CHECK sl_status sl_op_expect_like(const char *op, const char *name,
+                                                        const sl_tensor *t, unsigned dtypes,
+                                                        const sl_tensor *like, sl_error *err)
+{
+    return sl_op_expect(op, name, t, dtypes, like->rank, like->dim, err);
+}
 /* SL_ERR_INVALID when the bytes of a and b meet. */
 sl_status sl_op_expect_apart(const char *op, const char *a_name, const sl_tensor *a,
                              const char *b_name, const sl_tensor *b, sl_error *err) SL_MUST_CHECK;

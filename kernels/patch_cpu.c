@@ -1,0 +1,232 @@
+#include "kernels/patch.h"
+
+#include "base/size.h"
+#include "kernels/op_check.h"
+#include "kernels/param_cpu.h"
+#include "kernels/vmath.h"
+
+#include <inttypes.h>
+
+enum { RGB_TILE = 1 << 16, F32 = SL_BIT(SL_F32) };
+
+typedef struct {
+    const sl_tensor *y, *x, *scale, *shift;
+    int64_t C, T, h, w; /* of the latent */
+    int64_t first;
+} job;
+
+/* --- patchify, unpatchify --- */
+
+/* A latent [C, T, h, w] and its tokens [T*(h/2)*(w/2), 4*C]. */
+static sl_status check_tokens(const char *op, const char *latent_name, const sl_tensor *latent,
+                              const char *tokens_name, const sl_tensor *tokens, sl_error *err)
+{
+    sl_status status = SL_OP_EXPECT(op, latent_name, latent, F32, err, 4, -1, -1, -1, -1);
+
+    if (status != SL_OK)
+        return status;
+    const int64_t C = latent->dim[0], T = latent->dim[1], h = latent->dim[2], w = latent->dim[3];
+    int64_t S = 0, features = 0;
+
+    if (h % 2 || w % 2)
+        return sl_fail(err, SL_ERR_INVALID,
+                       "%s: frames of %s are %" PRId64 "x%" PRId64 ", expected even sizes", op,
+                       latent_name, h, w);
+    if (!sl_count_mul(T, h / 2, &S) || !sl_count_mul(S, w / 2, &S) ||
+        !sl_count_mul(C, 4, &features))
+        return sl_fail(err, SL_ERR_INVALID, "%s: %s is too large", op, latent_name);
+    status = SL_OP_EXPECT(op, tokens_name, tokens, F32, err, 2, S, features);
+    if (status == SL_OK)
+        status = sl_op_expect_apart(op, "y", latent, "x", tokens, err);
+    return status;
+}
+
+static job tokens_job(const sl_tensor *y, const sl_tensor *x, const sl_tensor *latent)
+{
+    return (job){.y = y,
+                 .x = x,
+                 .C = latent->dim[0],
+                 .T = latent->dim[1],
+                 .h = latent->dim[2],
+                 .w = latent->dim[3]};
+}
+
+sl_status sl_patchify_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
+{
+    (void)exec;
+    return check_tokens("patchify", "x", x, "y", y, err);
+}
+
+sl_status sl_unpatchify_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
+{
+    (void)exec;
+    return check_tokens("unpatchify", "y", y, "x", x, err);
+}
+
+/* Tile: one row of tokens, i = t * (h/2) + row. */
+static void patchify_tile(void *arg, int64_t i, int thread, void *workspace)
+{
+    const job *j = arg;
+    const int64_t rows = j->h / 2, columns = j->w / 2, features = 4 * j->C;
+    const int64_t t = i / rows, row = i % rows;
+    float *tokens = (float *)j->y->data + i * columns * features;
+
+    (void)thread, (void)workspace;
+    for (int64_t c = 0; c < j->C; c++)
+        for (int64_t kh = 0; kh < 2; kh++) {
+            const float *x =
+                (const float *)j->x->data + ((c * j->T + t) * j->h + 2 * row + kh) * j->w;
+            float *y = tokens + c * 4 + kh * 2;
+            for (int64_t k = 0; k < columns; k++) {
+                y[k * features] = x[2 * k];
+                y[k * features + 1] = x[2 * k + 1];
+            }
+        }
+}
+
+static void unpatchify_tile(void *arg, int64_t i, int thread, void *workspace)
+{
+    const job *j = arg;
+    const int64_t rows = j->h / 2, columns = j->w / 2, features = 4 * j->C;
+    const int64_t t = i / rows, row = i % rows;
+    const float *tokens = (const float *)j->x->data + i * columns * features;
+
+    (void)thread, (void)workspace;
+    for (int64_t c = 0; c < j->C; c++)
+        for (int64_t kh = 0; kh < 2; kh++) {
+            float *y = (float *)j->y->data + ((c * j->T + t) * j->h + 2 * row + kh) * j->w;
+            const float *x = tokens + kh * 2 * j->C + c;
+            for (int64_t k = 0; k < columns; k++) {
+                y[2 * k] = x[k * features];
+                y[2 * k + 1] = x[k * features + j->C];
+            }
+        }
+}
+
+sl_status sl_patchify_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
+{
+    const sl_status status = sl_patchify_check(exec, y, x, err);
+
+    if (status != SL_OK)
+        return status;
+    job j = tokens_job(y, x, x);
+    return sl_exec_parallel(exec, j.T * (j.h / 2), patchify_tile, &j, err);
+}
+
+sl_status sl_unpatchify_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
+{
+    const sl_status status = sl_unpatchify_check(exec, y, x, err);
+
+    if (status != SL_OK)
+        return status;
+    job j = tokens_job(y, x, y);
+    return sl_exec_parallel(exec, j.T * (j.h / 2), unpatchify_tile, &j, err);
+}
+
+/* --- latent_to_frames --- */
+
+sl_status sl_latent_to_frames_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
+                                    const sl_tensor *scale, const sl_tensor *shift, int64_t first,
+                                    sl_error *err)
+{
+    const char *op = "latent_to_frames";
+    sl_status status = SL_OP_EXPECT(op, "x", x, F32, err, 4, -1, -1, -1, -1);
+
+    (void)exec;
+    if (status == SL_OK)
+        status = SL_OP_EXPECT(op, "y", y, F32, err, 4, -1, x->dim[2], x->dim[3], x->dim[0]);
+    if (status == SL_OK && (first < 0 || first > x->dim[1] || y->dim[0] > x->dim[1] - first))
+        status = sl_fail(err, SL_ERR_INVALID,
+                         "%s: %" PRId64 " frames from frame %" PRId64 " on, but x has %" PRId64, op,
+                         y->dim[0], first, x->dim[1]);
+    if (status == SL_OK && scale)
+        status = sl_op_expect_count(op, "scale", scale, F32, x->dim[0], err);
+    if (status == SL_OK && shift)
+        status = sl_op_expect_count(op, "shift", shift, F32, x->dim[0], err);
+    if (status == SL_OK)
+        status = sl_op_expect_apart(op, "y", y, "x", x, err);
+    return status;
+}
+
+/* Tile: one row of pixels, i = frame * h + row. */
+static void latent_to_frames_tile(void *arg, int64_t i, int thread, void *workspace)
+{
+    const job *j = arg;
+    const int64_t t = j->first + i / j->h, row = i % j->h;
+    float *y = (float *)j->y->data + i * j->w * j->C;
+    const float *scale = j->scale ? j->scale->data : NULL;
+    const float *shift = j->shift ? j->shift->data : NULL;
+
+    (void)thread, (void)workspace;
+    for (int64_t c = 0; c < j->C; c++) {
+        const float *x = (const float *)j->x->data + ((c * j->T + t) * j->h + row) * j->w;
+        const float a = scale ? scale[c] : 1.0f, b = shift ? shift[c] : 0.0f;
+        for (int64_t k = 0; k < j->w; k++)
+            y[k * j->C + c] = x[k] * a + b;
+    }
+}
+
+sl_status sl_latent_to_frames_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
+                                  const sl_tensor *scale, const sl_tensor *shift, int64_t first,
+                                  sl_error *err)
+{
+    const sl_status status = sl_latent_to_frames_check(exec, y, x, scale, shift, first, err);
+
+    if (status != SL_OK)
+        return status;
+    job j = tokens_job(y, x, x);
+    j.scale = scale;
+    j.shift = shift;
+    j.first = first;
+    return sl_exec_parallel(exec, y->dim[0] * j.h, latent_to_frames_tile, &j, err);
+}
+
+/* --- frames_to_rgb --- */
+
+sl_status sl_frames_to_rgb_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
+                                 sl_error *err)
+{
+    const char *op = "frames_to_rgb";
+    sl_status status = sl_op_expect_like(op, "x", x, F32, x, err);
+
+    (void)exec;
+    if (status == SL_OK && (x->rank < 1 || x->dim[x->rank - 1] != 3))
+        status =
+            sl_fail(err, SL_ERR_INVALID, "%s: the last dimension of x is %" PRId64 ", expected 3",
+                    op, x->rank < 1 ? 0 : x->dim[x->rank - 1]);
+    if (status == SL_OK)
+        status = sl_op_expect_like(op, "y", y, SL_BIT(SL_U8), x, err);
+    if (status == SL_OK)
+        status = sl_op_expect_apart(op, "y", y, "x", x, err);
+    return status;
+}
+
+SL_MULTIARCH static void to_u8(uint8_t *restrict y, const float *restrict x, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        float v = x[i] > -1.0f ? x[i] : -1.0f; /* NaN too */
+        v = v < 1.0f ? v : 1.0f;
+        v = (1.0f + v) / 2.0f; /* in [0, 1] already */
+        y[i] = (uint8_t)(int32_t)(255.0f * v + 0.5f);
+    }
+}
+
+static void frames_to_rgb_tile(void *arg, int64_t i, int thread, void *workspace)
+{
+    const job *j = arg;
+
+    (void)thread, (void)workspace;
+    to_u8((uint8_t *)j->y->data + i * RGB_TILE, (const float *)j->x->data + i * RGB_TILE,
+          sl_tile_length(i, RGB_TILE, sl_tensor_count(j->x)));
+}
+
+sl_status sl_frames_to_rgb_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
+{
+    const sl_status status = sl_frames_to_rgb_check(exec, y, x, err);
+    job j = {.y = y, .x = x};
+
+    if (status != SL_OK)
+        return status;
+    return sl_exec_parallel(exec, sl_ceil_div(sl_tensor_count(x), RGB_TILE), frames_to_rgb_tile, &j,
+                            err);
+}
