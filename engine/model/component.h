@@ -40,7 +40,8 @@ size_t sl_component_plan_bytes(const sl_component_spec *spec);
  * accepted and converted (RNE).  exec's cancel word stops it between tensors. */
 sl_status sl_component_load(sl_component **out, const sl_component_spec *spec, sl_device *device,
                             sl_exec *exec, const sl_ckpt *ckpt, sl_error *err) SL_MUST_CHECK;
-/* The same with made-up addresses and no memory: for counting a plan. */
+/* The same with made-up addresses and no memory: for counting a plan.  Its
+ * mapped bytes are 0. */
 sl_status sl_component_create_counting(sl_component **out, const sl_component_spec *spec,
                                        sl_error *err) SL_MUST_CHECK;
 void sl_component_destroy(sl_component *component); /* NULL is fine */
