@@ -1,0 +1,384 @@
+/* Golden checkpoints into components: every tensor, in every form. */
+#include "engine/model/component.h"
+
+#include "base/test.h"
+#include "engine/model/convert.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const sl_dit_config golden_dit = {
+    .dim = 256,
+    .ffn_dim = 512,
+    .num_heads = 2,
+    .num_layers = 3,
+    .in_dim = 16,
+    .out_dim = 16,
+    .text_dim = 64,
+    .text_len = 24,
+    .freq_dim = 256,
+    .eps = 1e-6f,
+};
+static const sl_dit_config golden_hd64 = {
+    .dim = 128,
+    .ffn_dim = 192,
+    .num_heads = 2,
+    .num_layers = 1,
+    .in_dim = 16,
+    .out_dim = 16,
+    .text_dim = 48,
+    .text_len = 20,
+    .freq_dim = 256,
+    .eps = 1e-6f,
+};
+
+typedef struct {
+    sl_device *device;
+    sl_exec *exec;
+    atomic_uint cancel;
+} host;
+
+static void host_init(host *h, const char *device, sl_error *err)
+{
+    sl_device_spec spec;
+
+    atomic_init(&h->cancel, 0);
+    SL_CHECK_OK(sl_device_spec_parse(device, &spec, err));
+    SL_CHECK_OK(sl_device_create(&h->device, &spec, err));
+    SL_CHECK_OK(sl_exec_create_cpu(&h->exec, h->device, 2, &h->cancel, err));
+}
+
+static size_t host_mapped(const host *h)
+{
+    sl_device_stats stats;
+
+    sl_device_get_stats(h->device, &stats);
+    return stats.mapped_bytes;
+}
+
+static void host_fini(host *h)
+{
+    sl_exec_destroy(h->exec);
+    SL_CHECK(host_mapped(h) == 0);
+    sl_device_destroy(h->device);
+}
+
+static sl_ckpt *open_golden(const char *name, sl_error *err)
+{
+    char path[1200];
+    sl_ckpt *ckpt = NULL;
+
+    snprintf(path, sizeof path, "%s/golden/%s", sl_test_shared_dir(), name);
+    SL_CHECK_OK(sl_ckpt_open(&ckpt, path, err));
+    return ckpt;
+}
+
+static float file_value(const sl_ckpt_tensor *t, int64_t i)
+{
+    float value;
+
+    const size_t at = (size_t)i * sl_dtype_bytes(t->tensor.dtype);
+
+    sl_convert(&value, SL_F32, (const char *)t->tensor.data + at, t->tensor.dtype, 0, 1);
+    return value;
+}
+
+static float device_value(const sl_tensor *t, int64_t i)
+{
+    return t->dtype == SL_F32 ? ((const float *)t->data)[i]
+                              : sl_bf16_to_f32(((const uint16_t *)t->data)[i]);
+}
+
+typedef struct {
+    const sl_ckpt *ckpt;
+    const unsigned char *base; /* where the loaded component lies */
+    size_t used_bytes;
+    int64_t tensors;
+} compare;
+
+/* Slots are laid out in visiting order, 256 bytes aligned: so the visitor knows
+ * where each must be, independently of the loader's own structs. */
+static sl_status compare_visitor(void *arg, const sl_weight_spec *spec, sl_error *err)
+{
+    compare *c = arg;
+    const sl_ckpt_tensor *found = sl_ckpt_find(c->ckpt, spec->name);
+    sl_tensor device = *spec->slot;
+    const int64_t count = sl_tensor_count(&device);
+    const bool last = spec->form == SL_FORM_CHANNELS_LAST;
+
+    (void)err;
+    SL_CHECK(found != NULL);
+    device.data = (void *)(uintptr_t)(c->base + c->used_bytes);
+    c->used_bytes += (sl_tensor_bytes(&device) + 255) & ~(size_t)255;
+    c->tensors++;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t from = i;
+        if (last) { /* [O, K, I] from [O, I, K] */
+            const int64_t I = device.dim[4], K = count / device.dim[0] / I;
+            const int64_t o = i / (K * I), k = i / I % K, in = i % I;
+            from = (o * I + in) * K + k;
+        }
+        float want = file_value(found, from);
+        if (device.dtype == SL_BF16)
+            want = sl_bf16_to_f32(sl_bf16_from_f32(want));
+        if (!(device_value(&device, i) == want))
+            fail_msg("%s[%lld]: %g, want %g", spec->name, (long long)i,
+                     (double)device_value(&device, i), (double)want);
+    }
+    return SL_OK;
+}
+
+SL_TEST(golden_dit_loads_in_both_precisions)
+{
+    static const struct {
+        const char *file;
+        const sl_dit_config *config;
+        int64_t tensors;
+    } cases[] = {
+        {"dit_t2v.ckpt.safetensors", &golden_dit, 96},       /* 2-D patch, proj_l */
+        {"dit_t2v_hd64.ckpt.safetensors", &golden_hd64, 42}, /* 5-D patch, f32 */
+    };
+    host h;
+
+    if (!sl_test_shared_dir())
+        SL_SKIP("no ../shared");
+    host_init(&h, "cpu:64MiB", err);
+    for (size_t i = 0; i < SL_COUNT(cases); i++) {
+        for (int p = 0; p < SL_PRECISION_COUNT; p++) {
+            sl_component_spec spec = {.kind = SL_COMPONENT_DIT, .precision = (sl_precision)p};
+            sl_ckpt *ckpt = open_golden(cases[i].file, err);
+            sl_component *component = NULL;
+            const size_t before = host_mapped(&h);
+
+            spec.config.dit = *cases[i].config;
+            SL_CHECK_OK(sl_component_load(&component, &spec, h.device, h.exec, ckpt, err));
+            SL_CHECK(sl_component_mapped_bytes(component) == sl_component_plan_bytes(&spec));
+            SL_CHECK(host_mapped(&h) - before == sl_component_plan_bytes(&spec));
+            SL_CHECK(sl_component_unexpected(component) == 0);
+
+            const sl_dit_weights *w = sl_component_dit(component);
+            compare c = {.ckpt = ckpt, .base = w->patch.w.data};
+            SL_CHECK_OK(sl_dit_visit(NULL, &spec.config.dit, SL_LAYOUT_OFFICIAL, spec.precision,
+                                     compare_visitor, &c, err));
+            SL_CHECK(c.tensors == cases[i].tensors);
+            SL_CHECK(w->patch.w.rank == 2 && w->patch.w.dim[1] == 64);
+            SL_CHECK(w->head_modulation.rank == 2 && w->head_modulation.dim[0] == 2);
+            SL_CHECK(w->blocks[0].ffn0.b.dtype == SL_F32);
+            SL_CHECK(w->blocks[spec.config.dit.num_layers].modulation.data == NULL);
+            sl_component_destroy(component);
+            sl_ckpt_close(ckpt);
+            SL_CHECK(host_mapped(&h) == before);
+        }
+    }
+    host_fini(&h);
+}
+
+SL_TEST(golden_vae_and_t5_load)
+{
+    const sl_arch *tiny = sl_arch_find("tiny-t2v");
+    static const struct {
+        const char *file;
+        sl_component_kind kind;
+        int64_t tensors;
+    } cases[] = {
+        {"vae.ckpt.safetensors", SL_COMPONENT_VAE, 194},
+        {"t5.ckpt.safetensors", SL_COMPONENT_TEXT_ENCODER, 22},
+    };
+    host h;
+
+    if (!sl_test_shared_dir())
+        SL_SKIP("no ../shared");
+    host_init(&h, "cpu:64MiB", err);
+    for (size_t i = 0; i < SL_COUNT(cases); i++) {
+        for (int p = 0; p < SL_PRECISION_COUNT; p++) {
+            const sl_component_spec spec =
+                sl_component_spec_of(tiny, cases[i].kind, (sl_precision)p);
+            sl_ckpt *ckpt = open_golden(cases[i].file, err);
+            sl_component *component = NULL;
+            compare c = {.ckpt = ckpt};
+
+            SL_CHECK_OK(sl_component_load(&component, &spec, h.device, h.exec, ckpt, err));
+            SL_CHECK(sl_component_mapped_bytes(component) == sl_component_plan_bytes(&spec));
+            SL_CHECK(sl_component_unexpected(component) == 0);
+            if (spec.kind == SL_COMPONENT_VAE) {
+                const sl_vae_weights *w = sl_component_vae(component);
+                c.base = w->encoder.conv1.w.data;
+                SL_CHECK_OK(
+                    sl_vae_visit(NULL, &spec.config.vae, spec.precision, compare_visitor, &c, err));
+                SL_CHECK(w->decoder.stages[1].res[0].shortcut.w.data != NULL);
+                SL_CHECK(w->decoder.stages[1].res[1].shortcut.w.data == NULL);
+                SL_CHECK(w->decoder.stages[2].time_conv.w.data == NULL);
+                SL_CHECK(w->decoder.stages[3].resample.w.data == NULL);
+                SL_CHECK(w->encoder.stages[0].time_conv.w.data == NULL);
+            } else {
+                c.base = sl_component_t5(component)->token.data;
+                SL_CHECK_OK(
+                    sl_t5_visit(NULL, &spec.config.t5, spec.precision, compare_visitor, &c, err));
+            }
+            SL_CHECK(c.tensors == cases[i].tensors);
+            sl_component_destroy(component);
+            sl_ckpt_close(ckpt);
+        }
+    }
+    host_fini(&h);
+}
+
+SL_TEST(counting_has_the_same_layout)
+{
+    for (int a = 0; a < sl_arch_count(); a++) {
+        for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++) {
+            const sl_arch *arch = sl_arch_get(a);
+            sl_component *component = NULL;
+
+            if (!sl_arch_has_component(arch, (sl_component_kind)kind))
+                continue;
+            const sl_component_spec spec =
+                sl_component_spec_of(arch, (sl_component_kind)kind, SL_PRECISION_BF16);
+            SL_CHECK_OK(sl_component_create_counting(&component, &spec, err));
+            SL_CHECK(sl_component_mapped_bytes(component) == 0);
+            SL_CHECK(sl_component_plan_bytes(&spec) % SL_GRANULE_BYTES == 0);
+            SL_CHECK(sl_component_get_spec(component)->kind == spec.kind);
+            sl_component_destroy(component);
+        }
+    }
+}
+
+/* A linear of D * D is half in bf16; the rest stays. */
+SL_TEST(plan_of_the_real_models)
+{
+    const sl_arch *arch = sl_arch_find("wan2.1-t2v-1.3b");
+    const sl_component_spec f32 = sl_component_spec_of(arch, SL_COMPONENT_DIT, SL_PRECISION_F32);
+    const sl_component_spec bf16 = sl_component_spec_of(arch, SL_COMPONENT_DIT, SL_PRECISION_BF16);
+    const size_t parameters = 1418996800;
+    const size_t slack = 825 * 256 + SL_GRANULE_BYTES; /* alignment of each, and the last granule */
+
+    SL_CHECK(sl_component_plan_bytes(&f32) >= parameters * 4);
+    SL_CHECK(sl_component_plan_bytes(&f32) <= parameters * 4 + slack);
+    SL_CHECK(sl_component_plan_bytes(&bf16) >= parameters * 2);
+    SL_CHECK(sl_component_plan_bytes(&bf16) <= parameters * 2 + parameters / 500 + slack);
+}
+
+SL_TEST(refusals_name_the_tensor_and_map_nothing)
+{
+    sl_component_spec spec = {.kind = SL_COMPONENT_DIT, .precision = SL_PRECISION_F32};
+    sl_component *component = NULL;
+    sl_ckpt *ckpt;
+    host h;
+
+    if (!sl_test_shared_dir())
+        SL_SKIP("no ../shared");
+    host_init(&h, "cpu:64MiB", err);
+    const size_t before = host_mapped(&h);
+
+    spec.config.dit = golden_dit;
+    spec.config.dit.ffn_dim = 640;
+    ckpt = open_golden("dit_t2v.ckpt.safetensors", err);
+    SL_CHECK_STATUS(sl_component_load(&component, &spec, h.device, h.exec, ckpt, err), SL_ERR_DATA);
+    SL_CHECK(strstr(err->message, "could not load dit from \"") == err->message);
+    SL_CHECK(strstr(err->message, "tensor \"blocks.0.ffn.0.weight\": expected [640, 256], file "
+                                  "has [512, 256]"));
+    sl_error_clear(err);
+
+    spec.config.dit = golden_dit;
+    spec.config.dit.num_layers = 4;
+    SL_CHECK_STATUS(sl_component_load(&component, &spec, h.device, h.exec, ckpt, err), SL_ERR_DATA);
+    SL_CHECK(strstr(err->message, "tensor \"blocks.3.modulation\" is missing"));
+    sl_error_clear(err);
+
+    spec.config.dit.num_layers = 2; /* one block more in the file than in the model */
+    SL_CHECK_OK(sl_component_load(&component, &spec, h.device, h.exec, ckpt, err));
+    SL_CHECK(sl_component_unexpected(component) == 29);
+    sl_component_destroy(component);
+    component = NULL;
+
+    spec.config.dit.num_layers = SL_MAX_LAYERS + 1;
+    SL_CHECK_STATUS(sl_component_load(&component, &spec, h.device, h.exec, ckpt, err),
+                    SL_ERR_INVALID);
+    sl_error_clear(err);
+    sl_ckpt_close(ckpt);
+
+    ckpt = open_golden("dit_t2v_int8.ckpt.safetensors", err);
+    spec.config.dit = golden_dit;
+    spec.config.dit.num_layers = 1;
+    SL_CHECK_STATUS(sl_component_load(&component, &spec, h.device, h.exec, ckpt, err),
+                    SL_ERR_UNIMPLEMENTED);
+    SL_CHECK(component == NULL);
+    SL_CHECK(host_mapped(&h) == before);
+    sl_ckpt_close(ckpt);
+    host_fini(&h);
+}
+
+SL_TEST(too_small_a_device_and_cancel)
+{
+    sl_component_spec spec = {.kind = SL_COMPONENT_DIT, .precision = SL_PRECISION_F32};
+    sl_component *component = NULL;
+    host h;
+
+    if (!sl_test_shared_dir())
+        SL_SKIP("no ../shared");
+    spec.config.dit = golden_dit;
+    sl_ckpt *ckpt = open_golden("dit_t2v.ckpt.safetensors", err);
+    host_init(&h, "cpu:24MiB", err); /* 16 are the workspace */
+    SL_CHECK_STATUS(sl_component_load(&component, &spec, h.device, h.exec, ckpt, err),
+                    SL_ERR_NO_MEMORY);
+    sl_error_clear(err);
+    SL_CHECK(host_mapped(&h) == sl_exec_workspace_bytes(h.exec));
+    host_fini(&h);
+
+    host_init(&h, "cpu:64MiB", err);
+    atomic_store(&h.cancel, 1);
+    SL_CHECK_STATUS(sl_component_load(&component, &spec, h.device, h.exec, ckpt, err),
+                    SL_ERR_CANCELLED);
+    SL_CHECK(component == NULL);
+    SL_CHECK(host_mapped(&h) == sl_exec_workspace_bytes(h.exec));
+    host_fini(&h);
+    sl_ckpt_close(ckpt);
+}
+
+SL_TEST(conversions_round_once)
+{
+    static const struct {
+        double from;
+        uint16_t bits;
+    } cases[] = {
+        {1.0, 0x3f80},
+        {-0.0, 0x8000},
+        {1.00390625, 0x3f80},           /* half way, to even */
+        {1.00390625 + 0x1p-40, 0x3f81}, /* above half: two roundings would lose it */
+        {1.01171875, 0x3f82},           /* half way, to even */
+        {1.01171875 - 0x1p-40, 0x3f81}, /* below half */
+        {-1.00390625 - 0x1p-40, 0xbf81},
+        {3.3961775292304957e38, 0x7f80}, /* half way above the largest bf16 */
+        {3.3961775292304950e38, 0x7f7f},
+        {1e300, 0x7f80},
+        {-1e300, 0xff80},
+        {1e-300, 0x0000},
+        {0x1p-133, 0x0001}, /* smallest subnormal */
+        {INFINITY, 0x7f80},
+    };
+    static const uint16_t halves[] = {0x3c00, 0x0001, 0x83ff, 0x7c00, 0xfbff};
+    static const double half_values[] = {1, 0x1p-24, -1023 * 0x1p-24, INFINITY, -65504};
+    unsigned char unaligned[8 * SL_COUNT(cases) + 1];
+    uint16_t got[SL_COUNT(cases)], nan_bits;
+    float f[SL_COUNT(halves)];
+    double nan_value = NAN;
+
+    for (size_t i = 0; i < SL_COUNT(cases); i++)
+        memcpy(unaligned + 1 + 8 * i, &cases[i].from, 8);
+    sl_convert(got, SL_BF16, unaligned + 1, SL_F64, 0, SL_COUNT(cases));
+    for (size_t i = 0; i < SL_COUNT(cases); i++)
+        if (got[i] != cases[i].bits)
+            fail_msg("%.17g: got %04x, want %04x", cases[i].from, got[i], cases[i].bits);
+    sl_convert(&nan_bits, SL_BF16, &nan_value, SL_F64, 0, 1);
+    SL_CHECK(isnan(sl_bf16_to_f32(nan_bits)));
+    sl_convert(f, SL_F32, halves, SL_F16, 0, SL_COUNT(halves));
+    for (size_t i = 0; i < SL_COUNT(halves); i++)
+        SL_CHECK((double)f[i] == half_values[i]);
+}
+
+SL_TEST_MAIN(SL_RUN(golden_dit_loads_in_both_precisions), SL_RUN(golden_vae_and_t5_load),
+             SL_RUN(counting_has_the_same_layout), SL_RUN(plan_of_the_real_models),
+             SL_RUN(refusals_name_the_tensor_and_map_nothing),
+             SL_RUN(too_small_a_device_and_cancel), SL_RUN(conversions_round_once))
