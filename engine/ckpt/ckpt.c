@@ -38,7 +38,7 @@ static void shard_index_fini(shard_index *index)
 {
     free(index->strings);
     free(index->entries);
-    *index = (shard_index){.strings = NULL};
+    *index = (shard_index){ .strings = NULL };
 }
 
 static sl_status push_entry(shard_index *index, const char *name, const char *shard, sl_error *err)
@@ -53,7 +53,7 @@ static sl_status push_entry(shard_index *index, const char *name, const char *sh
         index->entries = moved;
         index->capacity = grown;
     }
-    index->entries[index->count++] = (index_entry){.name = name, .shard = shard};
+    index->entries[index->count++] = (index_entry){ .name = name, .shard = shard };
     return SL_OK;
 }
 
@@ -130,7 +130,7 @@ static sl_status read_index(shard_index *index, const char *path, sl_error *err)
     size_t map_bytes = 0;
     sl_status status;
 
-    *index = (shard_index){.strings = NULL};
+    *index = (shard_index){ .strings = NULL };
     status = sl_st_map(path, &map, &map_bytes, err);
     if (status != SL_OK)
         return status;
@@ -372,7 +372,7 @@ const sl_ckpt_tensor *sl_ckpt_get(const sl_ckpt *ckpt, int64_t i)
 
 const sl_ckpt_tensor *sl_ckpt_find(const sl_ckpt *ckpt, const char *name)
 {
-    const sl_ckpt_tensor key = {.name = name};
+    const sl_ckpt_tensor key = { .name = name };
 
     if (ckpt->count == 0)
         return NULL;

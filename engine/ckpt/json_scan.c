@@ -307,7 +307,7 @@ static sl_status skip_number(sl_json_scan *scan, sl_error *err)
 
 static sl_status skip_scalar(sl_json_scan *scan, sl_error *err)
 {
-    static const char *const words[] = {"true", "false", "null"};
+    static const char *const words[] = { "true", "false", "null" };
     const char c = sl_json_peek(scan);
 
     if (c == '"')

@@ -224,7 +224,7 @@ static sl_ckpt_tensor *push(sl_st_file *file, int64_t *capacity, sl_error *err)
         file->tensors = moved;
         *capacity = grown;
     }
-    file->tensors[file->count] = (sl_ckpt_tensor){.name = NULL};
+    file->tensors[file->count] = (sl_ckpt_tensor){ .name = NULL };
     return &file->tensors[file->count++];
 }
 
@@ -261,8 +261,10 @@ static sl_status parse_header(sl_st_file *file, const char *text, size_t text_by
             status = parse_record(&scan, &tensor->tensor, offsets, err);
             if (status == SL_OK)
                 status = place(tensor, offsets, data, data_bytes, err);
-            if (status != SL_OK)
-                return sl_error_prefix(err, "tensor \"%.200s\"", name);
+            if (status != SL_OK) {
+                sl_error_prefix(err, "tensor \"%.200s\"", name);
+                return status;
+            }
         }
         if (status == SL_OK)
             status = sl_json_next(&scan, '{', &more, err);
@@ -338,7 +340,7 @@ sl_status sl_st_file_init(sl_st_file *file, const char *path, sl_error *err)
 {
     sl_status status;
 
-    *file = (sl_st_file){.map = NULL};
+    *file = (sl_st_file){ .map = NULL };
     status = sl_st_map(path, &file->map, &file->map_bytes, err);
     if (status != SL_OK)
         return status;
@@ -356,5 +358,5 @@ void sl_st_file_fini(sl_st_file *file)
         munmap(file->map, file->map_bytes);
     free(file->names);
     free(file->tensors);
-    *file = (sl_st_file){.map = NULL};
+    *file = (sl_st_file){ .map = NULL };
 }

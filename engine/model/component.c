@@ -30,7 +30,7 @@ struct sl_component {
 sl_component_spec sl_component_spec_of(const sl_arch *arch, sl_component_kind kind,
                                        sl_precision precision)
 {
-    sl_component_spec spec = {.kind = kind, .precision = precision};
+    sl_component_spec spec = { .kind = kind, .precision = precision };
 
     SL_ASSERT(sl_arch_has_component(arch, kind));
     if (kind == SL_COMPONENT_TEXT_ENCODER)
@@ -181,7 +181,7 @@ sl_status sl_component_load(sl_component **out, const sl_component_spec *spec, s
                             sl_exec *exec, const sl_ckpt *ckpt, sl_error *err)
 {
     sl_component *component = NULL;
-    filler f = {.ckpt = ckpt, .exec = exec};
+    filler f = { .ckpt = ckpt, .exec = exec };
     size_t need;
     sl_status status = new_component(&component, spec, err);
 
@@ -217,7 +217,7 @@ sl_status sl_component_create_counting(sl_component **out, const sl_component_sp
                                        sl_error *err)
 {
     sl_component *component = NULL;
-    filler f = {.base = COUNTING_BASE + (uintptr_t)spec->kind * COUNTING_STEP};
+    filler f = { .base = COUNTING_BASE + (uintptr_t)spec->kind * COUNTING_STEP };
     sl_status status = new_component(&component, spec, err);
 
     if (status == SL_OK)

@@ -137,8 +137,8 @@ SL_TEST(golden_dit_loads_in_both_precisions)
         const sl_dit_config *config;
         int64_t tensors;
     } cases[] = {
-        {"dit_t2v.ckpt.safetensors", &golden_dit, 96},       /* 2-D patch, proj_l */
-        {"dit_t2v_hd64.ckpt.safetensors", &golden_hd64, 42}, /* 5-D patch, f32 */
+        { "dit_t2v.ckpt.safetensors", &golden_dit, 96 },       /* 2-D patch, proj_l */
+        { "dit_t2v_hd64.ckpt.safetensors", &golden_hd64, 42 }, /* 5-D patch, f32 */
     };
     host h;
 
@@ -147,7 +147,7 @@ SL_TEST(golden_dit_loads_in_both_precisions)
     host_init(&h, "cpu:64MiB", err);
     for (size_t i = 0; i < SL_COUNT(cases); i++) {
         for (int p = 0; p < SL_PRECISION_COUNT; p++) {
-            sl_component_spec spec = {.kind = SL_COMPONENT_DIT, .precision = (sl_precision)p};
+            sl_component_spec spec = { .kind = SL_COMPONENT_DIT, .precision = (sl_precision)p };
             sl_ckpt *ckpt = open_golden(cases[i].file, err);
             sl_component *component = NULL;
             const size_t before = host_mapped(&h);
@@ -159,7 +159,7 @@ SL_TEST(golden_dit_loads_in_both_precisions)
             SL_CHECK(sl_component_unexpected(component) == 0);
 
             const sl_dit_weights *w = sl_component_dit(component);
-            compare c = {.ckpt = ckpt, .base = w->patch.w.data};
+            compare c = { .ckpt = ckpt, .base = w->patch.w.data };
             SL_CHECK_OK(sl_dit_visit(NULL, &spec.config.dit, SL_LAYOUT_OFFICIAL, spec.precision,
                                      compare_visitor, &c, err));
             SL_CHECK(c.tensors == cases[i].tensors);
@@ -183,8 +183,8 @@ SL_TEST(golden_vae_and_t5_load)
         sl_component_kind kind;
         int64_t tensors;
     } cases[] = {
-        {"vae.ckpt.safetensors", SL_COMPONENT_VAE, 194},
-        {"t5.ckpt.safetensors", SL_COMPONENT_TEXT_ENCODER, 22},
+        { "vae.ckpt.safetensors", SL_COMPONENT_VAE, 194 },
+        { "t5.ckpt.safetensors", SL_COMPONENT_TEXT_ENCODER, 22 },
     };
     host h;
 
@@ -197,7 +197,7 @@ SL_TEST(golden_vae_and_t5_load)
                 sl_component_spec_of(tiny, cases[i].kind, (sl_precision)p);
             sl_ckpt *ckpt = open_golden(cases[i].file, err);
             sl_component *component = NULL;
-            compare c = {.ckpt = ckpt};
+            compare c = { .ckpt = ckpt };
 
             SL_CHECK_OK(sl_component_load(&component, &spec, h.device, h.exec, ckpt, err));
             SL_CHECK(sl_component_mapped_bytes(component) == sl_component_plan_bytes(&spec));
@@ -262,7 +262,7 @@ SL_TEST(plan_of_the_real_models)
 
 SL_TEST(refusals_name_the_tensor_and_map_nothing)
 {
-    sl_component_spec spec = {.kind = SL_COMPONENT_DIT, .precision = SL_PRECISION_F32};
+    sl_component_spec spec = { .kind = SL_COMPONENT_DIT, .precision = SL_PRECISION_F32 };
     sl_component *component = NULL;
     sl_ckpt *ckpt;
     host h;
@@ -312,7 +312,7 @@ SL_TEST(refusals_name_the_tensor_and_map_nothing)
 
 SL_TEST(too_small_a_device_and_cancel)
 {
-    sl_component_spec spec = {.kind = SL_COMPONENT_DIT, .precision = SL_PRECISION_F32};
+    sl_component_spec spec = { .kind = SL_COMPONENT_DIT, .precision = SL_PRECISION_F32 };
     sl_component *component = NULL;
     host h;
 
@@ -343,23 +343,23 @@ SL_TEST(conversions_round_once)
         double from;
         uint16_t bits;
     } cases[] = {
-        {1.0, 0x3f80},
-        {-0.0, 0x8000},
-        {1.00390625, 0x3f80},           /* half way, to even */
-        {1.00390625 + 0x1p-40, 0x3f81}, /* above half: two roundings would lose it */
-        {1.01171875, 0x3f82},           /* half way, to even */
-        {1.01171875 - 0x1p-40, 0x3f81}, /* below half */
-        {-1.00390625 - 0x1p-40, 0xbf81},
-        {3.3961775292304957e38, 0x7f80}, /* half way above the largest bf16 */
-        {3.3961775292304950e38, 0x7f7f},
-        {1e300, 0x7f80},
-        {-1e300, 0xff80},
-        {1e-300, 0x0000},
-        {0x1p-133, 0x0001}, /* smallest subnormal */
-        {INFINITY, 0x7f80},
+        { 1.0, 0x3f80 },
+        { -0.0, 0x8000 },
+        { 1.00390625, 0x3f80 },           /* half way, to even */
+        { 1.00390625 + 0x1p-40, 0x3f81 }, /* above half: two roundings would lose it */
+        { 1.01171875, 0x3f82 },           /* half way, to even */
+        { 1.01171875 - 0x1p-40, 0x3f81 }, /* below half */
+        { -1.00390625 - 0x1p-40, 0xbf81 },
+        { (2 - 0x1p-8) * 0x1p127, 0x7f80 }, /* half way above the largest bf16 */
+        { (2 - 0x1p-8) * 0x1p127 - 0x1p80, 0x7f7f },
+        { 1e300, 0x7f80 },
+        { -1e300, 0xff80 },
+        { 1e-300, 0x0000 },
+        { 0x1p-133, 0x0001 }, /* smallest subnormal */
+        { INFINITY, 0x7f80 },
     };
-    static const uint16_t halves[] = {0x3c00, 0x0001, 0x83ff, 0x7c00, 0xfbff};
-    static const double half_values[] = {1, 0x1p-24, -1023 * 0x1p-24, INFINITY, -65504};
+    static const uint16_t halves[] = { 0x3c00, 0x0001, 0x83ff, 0x7c00, 0xfbff };
+    static const double half_values[] = { 1, 0x1p-24, -1023 * 0x1p-24, INFINITY, -65504 };
     unsigned char unaligned[8 * SL_COUNT(cases) + 1];
     uint16_t got[SL_COUNT(cases)], nan_bits;
     float f[SL_COUNT(halves)];

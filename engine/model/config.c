@@ -19,8 +19,8 @@ const float sl_wan_latent_std[16] = LATENT_STD;
 
 #define VAE(base_dim)                                                                              \
     {                                                                                              \
-        .dim = (base_dim), .z_dim = 16, .num_res_blocks = 2, .dim_mult = {1, 2, 4, 4},             \
-        .temporal_down = {false, true, true}, .mean = LATENT_MEAN, .std = LATENT_STD               \
+        .dim = (base_dim), .z_dim = 16, .num_res_blocks = 2, .dim_mult = { 1, 2, 4, 4 },           \
+        .temporal_down = { false, true, true }, .mean = LATENT_MEAN, .std = LATENT_STD             \
     }
 
 #define UMT5_XXL                                                                                   \
@@ -61,8 +61,8 @@ static const sl_arch archs[] = {
         .default_width = 832,
         .default_height = 480,
         .default_frames = 81,
-        .manifests = {"wan2.1_t2v_1.3b.json", "turbo_wan2.1_t2v_1.3b.json",
-                      "turbo_wan2.1_t2v_1.3b_quant.json"},
+        .manifests = { "wan2.1_t2v_1.3b.json", "turbo_wan2.1_t2v_1.3b.json",
+                       "turbo_wan2.1_t2v_1.3b_quant.json" },
     },
     {
         .name = "wan2.1-t2v-14b",
@@ -75,8 +75,8 @@ static const sl_arch archs[] = {
         .default_width = 832,
         .default_height = 480,
         .default_frames = 81,
-        .manifests = {"wan2.1_t2v_14b.json", "turbo_wan2.1_t2v_14b.json",
-                      "turbo_wan2.1_t2v_14b_quant.json"},
+        .manifests = { "wan2.1_t2v_14b.json", "turbo_wan2.1_t2v_14b.json",
+                       "turbo_wan2.1_t2v_14b_quant.json" },
     },
     {
         .name = "wan2.2-i2v-a14b",
@@ -89,8 +89,8 @@ static const sl_arch archs[] = {
         .default_width = 832,
         .default_height = 480,
         .default_frames = 81,
-        .manifests = {"wan2.2_i2v_a14b.json", "turbo_wan2.2_i2v_a14b.json",
-                      "turbo_wan2.2_i2v_a14b_quant.json"},
+        .manifests = { "wan2.2_i2v_a14b.json", "turbo_wan2.2_i2v_a14b.json",
+                       "turbo_wan2.2_i2v_a14b_quant.json" },
     },
     {
         .name = "tiny-t2v",
@@ -238,15 +238,15 @@ sl_status sl_dit_config_check(const sl_dit_config *config, sl_error *err)
     static const char what[] = "diffusion transformer";
     const sl_dit_config *c = config;
     const range ranges[] = {
-        {"dim", c->dim, 2, 1 << 17},
-        {"ffn_dim", c->ffn_dim, 1, 1 << 20},
-        {"num_heads", c->num_heads, 1, 1 << 12},
-        {"num_layers", c->num_layers, 1, SL_MAX_LAYERS},
-        {"in_dim", c->in_dim, 1, 1 << 12},
-        {"out_dim", c->out_dim, 1, 1 << 12},
-        {"text_dim", c->text_dim, 1, 1 << 17},
-        {"text_len", c->text_len, 1, 1 << 14},
-        {"freq_dim", c->freq_dim, 2, 1 << 14},
+        { "dim", c->dim, 2, 1 << 17 },
+        { "ffn_dim", c->ffn_dim, 1, 1 << 20 },
+        { "num_heads", c->num_heads, 1, 1 << 12 },
+        { "num_layers", c->num_layers, 1, SL_MAX_LAYERS },
+        { "in_dim", c->in_dim, 1, 1 << 12 },
+        { "out_dim", c->out_dim, 1, 1 << 12 },
+        { "text_dim", c->text_dim, 1, 1 << 17 },
+        { "text_len", c->text_len, 1, 1 << 14 },
+        { "freq_dim", c->freq_dim, 2, 1 << 14 },
     };
     sl_status status = check_ranges(what, ranges, SL_COUNT(ranges), err);
 
@@ -266,14 +266,14 @@ sl_status sl_t5_config_check(const sl_t5_config *config, sl_error *err)
     static const char what[] = "text encoder";
     const sl_t5_config *c = config;
     const range ranges[] = {
-        {"vocab", c->vocab, 1, 1 << 24},
-        {"dim", c->dim, 1, 1 << 17},
-        {"dim_attn", c->dim_attn, 1, 1 << 17},
-        {"dim_ffn", c->dim_ffn, 1, 1 << 20},
-        {"num_heads", c->num_heads, 1, 1 << 12},
-        {"num_layers", c->num_layers, 1, SL_MAX_LAYERS},
-        {"num_buckets", c->num_buckets, 4, 1 << 12},
-        {"max_distance", c->max_distance, 2, 1 << 20},
+        { "vocab", c->vocab, 1, 1 << 24 },
+        { "dim", c->dim, 1, 1 << 17 },
+        { "dim_attn", c->dim_attn, 1, 1 << 17 },
+        { "dim_ffn", c->dim_ffn, 1, 1 << 20 },
+        { "num_heads", c->num_heads, 1, 1 << 12 },
+        { "num_layers", c->num_layers, 1, SL_MAX_LAYERS },
+        { "num_buckets", c->num_buckets, 4, 1 << 12 },
+        { "max_distance", c->max_distance, 2, 1 << 20 },
     };
     sl_status status = check_ranges(what, ranges, SL_COUNT(ranges), err);
 
@@ -293,13 +293,13 @@ sl_status sl_vae_config_check(const sl_vae_config *config, sl_error *err)
     static const char what[] = "vae";
     const sl_vae_config *c = config;
     const range ranges[] = {
-        {"dim", c->dim, 2, 1 << 12},
-        {"z_dim", c->z_dim, 1, 16},
-        {"num_res_blocks", c->num_res_blocks, 1, 2},
-        {"dim_mult[0]", c->dim_mult[0], 1, 64},
-        {"dim_mult[1]", c->dim_mult[1], 1, 64},
-        {"dim_mult[2]", c->dim_mult[2], 1, 64},
-        {"dim_mult[3]", c->dim_mult[3], 1, 64},
+        { "dim", c->dim, 2, 1 << 12 },
+        { "z_dim", c->z_dim, 1, 16 },
+        { "num_res_blocks", c->num_res_blocks, 1, 2 },
+        { "dim_mult[0]", c->dim_mult[0], 1, 64 },
+        { "dim_mult[1]", c->dim_mult[1], 1, 64 },
+        { "dim_mult[2]", c->dim_mult[2], 1, 64 },
+        { "dim_mult[3]", c->dim_mult[3], 1, 64 },
     };
     sl_status status = check_ranges(what, ranges, SL_COUNT(ranges), err);
 

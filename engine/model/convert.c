@@ -12,7 +12,7 @@ static float f64_to_f32_odd(double x)
     union {
         float f;
         uint32_t u;
-    } v = {(float)x};
+    } v = { (float)x };
 
     if (isnan(x) || (double)v.f == x)
         return v.f;

@@ -105,7 +105,7 @@ sl_status sl_ckpt_unexpected(const sl_ckpt *ckpt, const sl_component_spec *spec,
                              sl_error *err)
 {
     const int64_t total = sl_ckpt_count(ckpt);
-    mark_known m = {.ckpt = ckpt, .known = calloc((size_t)total + 1, sizeof(bool))};
+    mark_known m = { .ckpt = ckpt, .known = calloc((size_t)total + 1, sizeof(bool)) };
     sl_status status;
 
     if (!m.known)

@@ -42,7 +42,7 @@ static void emit(walk *w, sl_tensor *slot, const char *name, sl_dtype file_dtype
                  sl_tensor device, int rank, const int64_t *dim)
 {
     char full[192];
-    sl_weight_spec spec = {.name = full, .rank = rank, .file_dtype = file_dtype, .form = form};
+    sl_weight_spec spec = { .name = full, .rank = rank, .file_dtype = file_dtype, .form = form };
 
     if (w->status != SL_OK)
         return;
@@ -57,8 +57,8 @@ static void emit(walk *w, sl_tensor *slot, const char *name, sl_dtype file_dtype
 
 static void file_only(walk *w, const char *name, sl_dtype dtype, int rank, int64_t d0, int64_t d1)
 {
-    emit(w, NULL, name, dtype, SL_FORM_FILE_ONLY, (sl_tensor){.data = NULL}, rank,
-         (const int64_t[]){d0, d1});
+    emit(w, NULL, name, dtype, SL_FORM_FILE_ONLY, (sl_tensor){ .data = NULL }, rank,
+         (const int64_t[]){ d0, d1 });
 }
 
 /* A vector that stays f32: bias, norm weight. */
@@ -71,7 +71,7 @@ static void matrix(walk *w, sl_tensor *slot, const char *name, sl_dtype dtype, i
                    int64_t cols)
 {
     emit(w, slot, name, w->file_default, SL_FORM_PLAIN, sl_tensor_of(NULL, dtype, 2, rows, cols), 2,
-         (const int64_t[]){rows, cols});
+         (const int64_t[]){ rows, cols });
 }
 
 static void linear(walk *w, sl_affine *slot, const char *name, int64_t out, int64_t in)
@@ -118,7 +118,7 @@ static void dit_block(walk *w, sl_dit_block *b, int64_t i, const sl_dit_config *
 
     set_prefix(w, "blocks.%lld.", (long long)i);
     emit(w, &b->modulation, "modulation", w->file_default, SL_FORM_PLAIN,
-         sl_tensor_of(NULL, SL_F32, 2, 6, D), 3, (const int64_t[]){1, 6, D});
+         sl_tensor_of(NULL, SL_F32, 2, 6, D), 3, (const int64_t[]){ 1, 6, D });
     attention(w, &b->self_attn, i, "self_attn", D);
     if (w->layout != SL_LAYOUT_OFFICIAL) {
         const int64_t d = D / c->num_heads;
@@ -141,8 +141,8 @@ sl_status sl_dit_visit(sl_dit_weights *weights, const sl_dit_config *config, sl_
     walk w = walk_begin(visitor, arg, layout, precision, file_dtype, err);
     const int64_t D = config->dim, patch = config->in_dim * 4;
     const sl_tensor patch_form = sl_tensor_of(NULL, w.linear, 2, D, patch);
-    const int64_t patch_flat[] = {D, patch};
-    const int64_t patch_conv[] = {D, config->in_dim, 1, 2, 2};
+    const int64_t patch_flat[] = { D, patch };
+    const int64_t patch_conv[] = { D, config->in_dim, 1, 2, 2 };
     const bool flat = layout != SL_LAYOUT_OFFICIAL;
     sl_dit_weights none;
 
@@ -163,7 +163,7 @@ sl_status sl_dit_visit(sl_dit_weights *weights, const sl_dit_config *config, sl_
         dit_block(&w, &weights->blocks[i], i, config);
     set_prefix(&w, "head.");
     emit(&w, &weights->head_modulation, "modulation", file_dtype, SL_FORM_PLAIN,
-         sl_tensor_of(NULL, SL_F32, 2, 2, D), 3, (const int64_t[]){1, 2, D});
+         sl_tensor_of(NULL, SL_F32, 2, 2, D), 3, (const int64_t[]){ 1, 2, D });
     linear(&w, &weights->head, "head", config->out_dim * 4, D);
     return w.status;
 }
@@ -204,7 +204,7 @@ sl_status sl_t5_visit(sl_t5_weights *weights, const sl_t5_config *config, sl_pre
 static void gamma_vector(walk *w, sl_tensor *slot, const char *name, int rank, int64_t C)
 {
     emit(w, slot, name, w->file_default, SL_FORM_PLAIN, sl_tensor_of(NULL, SL_F32, 1, C), rank,
-         (const int64_t[]){C, 1, 1, 1});
+         (const int64_t[]){ C, 1, 1, 1 });
 }
 
 /* A convolution over kt frames and k * k pixels, stored [O, I, kt, k, k]. */
@@ -215,7 +215,7 @@ static void conv(walk *w, sl_affine *slot, const char *name, int64_t O, int64_t 
 
     snprintf(full, sizeof full, "%s.weight", name);
     emit(w, &slot->w, full, w->file_default, SL_FORM_CHANNELS_LAST,
-         sl_tensor_of(NULL, w->linear, 5, O, kt, k, k, I), 5, (const int64_t[]){O, I, kt, k, k});
+         sl_tensor_of(NULL, w->linear, 5, O, kt, k, k, I), 5, (const int64_t[]){ O, I, kt, k, k });
     snprintf(full, sizeof full, "%s.bias", name);
     vector(w, &slot->b, full, w->file_default, O);
 }
@@ -239,7 +239,7 @@ static void conv_1x1(walk *w, sl_affine *slot, const char *name, int64_t O, int6
 
     snprintf(full, sizeof full, "%s.weight", name);
     emit(w, &slot->w, full, w->file_default, SL_FORM_PLAIN, sl_tensor_of(NULL, w->linear, 2, O, I),
-         4, (const int64_t[]){O, I, 1, 1});
+         4, (const int64_t[]){ O, I, 1, 1 });
     snprintf(full, sizeof full, "%s.bias", name);
     vector(w, &slot->b, full, w->file_default, O);
 }
@@ -269,7 +269,7 @@ static void vae_resample(walk *w, sl_vae_stage *stage, const char *half, const c
     set_prefix(w, "%s.%s.%lld.", half, list, (long long)index);
     /* stored [O, I, 3, 3]: one frame */
     emit(w, &stage->resample.w, "resample.1.weight", w->file_default, SL_FORM_CHANNELS_LAST,
-         sl_tensor_of(NULL, w->linear, 5, out, 1, 3, 3, in), 4, (const int64_t[]){out, in, 3, 3});
+         sl_tensor_of(NULL, w->linear, 5, out, 1, 3, 3, in), 4, (const int64_t[]){ out, in, 3, 3 });
     vector(w, &stage->resample.b, "resample.1.bias", w->file_default, out);
     if (time_out > 0)
         conv(w, &stage->time_conv, "time_conv", time_out, in, 3, 1);
