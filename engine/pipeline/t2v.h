@@ -80,12 +80,25 @@ typedef struct {
     size_t phase_activation_bytes[SL_PHASE_COUNT]; /* measured scratch peaks */
 } sl_t2v_result;
 
-/* noises: NULL, or steps + 1 host arrays [16, T, h, w] f32 that replace the
- * generator (noise import).  A NaN or infinity after a step is SL_ERR_DATA and names
- * step and stage. */
+/* ids: request->token_count of them.  noises: NULL, or steps + 1 host arrays
+ * [16, T, h, w] f32 that replace the generator (noise import).  A NaN or infinity
+ * after a step is SL_ERR_DATA and names step and stage. */
 sl_status sl_t2v_run(sl_exec *exec, sl_scratch *scratch, const sl_t2v_components *components,
                      const sl_arch *arch, const sl_t2v_request *request, const int32_t *ids,
                      const float *const *noises, const sl_t2v_events *events,
                      sl_t2v_result *result, sl_error *err) SL_MUST_CHECK;
+
+/* The stages behind the text encoder, as sl_t2v_run calls them; activations are
+ * given back before they return.  events may be NULL. */
+
+/* text [text_len, text_dim] f32; latent [C, T, h, w] f64 receives the final state. */
+sl_status sl_t2v_denoise(sl_exec *exec, sl_scratch *scratch, const sl_component *dit,
+                         const sl_t2v_request *request, const sl_tensor *text,
+                         const float *const *noises, const sl_t2v_events *events,
+                         const sl_tensor *latent, sl_error *err) SL_MUST_CHECK;
+
+sl_status sl_t2v_decode(sl_exec *exec, sl_scratch *scratch, const sl_component *vae,
+                        const sl_tensor *latent, const sl_t2v_events *events,
+                        sl_error *err) SL_MUST_CHECK;
 
 #endif
