@@ -20,7 +20,8 @@ typedef enum {
     CONT_COMMON,  /* follows a letter in ordinary text: ’ … – — · ´ no-break space */
     CONT_QUOTE,   /* the same, but not with a letter right behind it */
     CONT_LETTER,  /* letters of windows-1252 */
-    CONT_ODD,     /* hardly ever after a letter: controls, ¤ ¨ ¸ € ƒ ² ½ ... */
+    CONT_ODD,     /* hardly ever after a letter: ¤ ¨ ¸ € ƒ ² ½ ... */
+    CONT_CONTROL, /* C1: in no text at all */
 } cont_kind;
 
 typedef struct {
@@ -43,6 +44,8 @@ static int byte_of(uint32_t c)
 
 static cont_kind kind_of(uint32_t c)
 {
+    if (c >= 0x80 && c <= 0x9f)
+        return CONT_CONTROL;
     switch (c) {
     case 0x00a0: /* no-break space */
     case 0x00b4:
@@ -95,12 +98,16 @@ static bool is_evidence(const uint32_t *at, size_t length, uint32_t next)
 
     for (size_t i = 1; i < length; i++) {
         const cont_kind kind = kind_of(at[i]);
+        if (kind == CONT_CONTROL)
+            return true;
         odd = odd || kind == CONT_ODD;
         quote = quote || kind == CONT_QUOTE;
     }
     if (length > 2)
         return odd || (quote && is_ascii_letter(next));
-    if (lead == 0xd7 || lead == 0xdf) /* 2×½, and ß is a small letter */
+    /* 2×½; ß is a small letter; Ò to Ö and Ù to Û are drawn in faces */
+    if (lead == 0xd7 || lead == 0xdf || (lead >= 0xd2 && lead <= 0xd6) ||
+        (lead >= 0xd9 && lead <= 0xdb))
         return false;
     /* The garbled forms of Latin, Greek and Cyrillic begin with these. */
     if (lead == 0xc2 || lead == 0xc3 || lead == 0xce || lead == 0xd0)
@@ -147,7 +154,7 @@ static bool whole_line_is_garbled(const sl_utext *in)
 }
 
 /* The code points from i on that are sequences one after the other, and
- * whether one of them is evidence. */
+ * whether one of them is evidence, here without a look at what follows. */
 static size_t run_length(const sl_utext *in, size_t i, bool *evidence)
 {
     size_t n = 0;
@@ -157,7 +164,7 @@ static size_t run_length(const sl_utext *in, size_t i, bool *evidence)
         const sequence seq = read_sequence(in->at + i + n, in->count - i - n);
         if (seq.length == 0)
             break;
-        *evidence = *evidence || seq.evidence;
+        *evidence = *evidence || is_evidence(in->at + i + n, seq.length, 0);
         n += seq.length;
     }
     return n;
@@ -169,7 +176,7 @@ static bool blocks_run(uint32_t previous)
     const int byte = byte_of(previous);
     const cont_kind kind = kind_of(previous);
 
-    return byte >= 0x80 && byte < 0xc0 && (kind == CONT_ODD || kind == CONT_LETTER);
+    return byte >= 0x80 && byte < 0xc0 && kind != CONT_COMMON && kind != CONT_QUOTE;
 }
 
 static void append_decoded(sl_utext *out, const uint32_t *at, size_t count)

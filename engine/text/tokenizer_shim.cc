@@ -2,6 +2,9 @@
 //
 // The only C++ of the tree: nothing of it crosses the header, and every
 // exception ends here as a status.
+extern "C" {
+#include "base/status.h" // a C header that knows nothing of C++
+}
 #include "engine/text/tokenizer.h"
 #include "engine/text/tokenizer_check.h"
 
