@@ -8,17 +8,15 @@
  */
 #include "base/clock.h"
 #include "base/size.h"
+#include "kernels/gemm.h"
 #include "kernels/ops.h"
 #include "kernels/scratch.h"
 
-#include <cblas.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#undef I /* from complex.h, which cblas.h drags in; I is a width here */
 
 enum {
     LEAST_RUNS = 3,
@@ -127,12 +125,9 @@ typedef struct {
 static sl_status run_library(bench *b, void *arg, sl_error *err)
 {
     const machine_arg *m = arg;
-    const int n = (int)m->n;
-
     (void)b;
     (void)err;
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, n, n, n, 1.0f, m->x.data, n, m->x.data, n,
-                0.0f, m->y.data, n);
+    sl_gemm_nt(m->n, m->n, m->n, 1.0f, m->x.data, m->n, m->x.data, m->n, 0.0f, m->y.data, m->n);
     return SL_OK;
 }
 
@@ -162,9 +157,9 @@ static sl_status measure_machine(bench *b, sl_error *err)
     if (status == SL_OK)
         status = TAKE(b, &m.y, SL_F32, err, 1, 1 << 26);
     if (status == SL_OK) {
-        openblas_set_num_threads(sl_exec_thread_count(b->exec));
+        sl_gemm_set_threads(sl_exec_thread_count(b->exec));
         status = median_ns(b, run_library, &m, &ns, err);
-        openblas_set_num_threads(1); /* as the exec has it */
+        sl_gemm_set_threads(1); /* as ops expect it */
         b->peak_gflops = 2.0 * pow((double)m.n, 3.0) / (double)ns;
     }
     if (status == SL_OK) {
@@ -316,11 +311,11 @@ static sl_status bench_kernels(bench *b, sl_error *err)
     if (b->json)
         printf("{\"threads\": %d, \"library\": \"%s\", \"peak_gflops\": %.1f, "
                "\"memcpy_gbytes_per_s\": %.2f, \"cases\": [",
-               sl_exec_thread_count(b->exec), openblas_get_corename(), b->peak_gflops,
+               sl_exec_thread_count(b->exec), sl_gemm_kernels(), b->peak_gflops,
                b->peak_gbytes);
     else
         printf("%d threads; matrix library (%s kernels) %.1f GFLOP/s, memcpy %.1f GB/s\n",
-               sl_exec_thread_count(b->exec), openblas_get_corename(), b->peak_gflops,
+               sl_exec_thread_count(b->exec), sl_gemm_kernels(), b->peak_gflops,
                b->peak_gbytes);
     for (size_t i = 0; status == SL_OK && i < SL_COUNT(groups); i++)
         status = groups[i](b, err);

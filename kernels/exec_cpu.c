@@ -1,6 +1,7 @@
 #include "kernels/exec.h"
 
-#include <cblas.h>
+#include "kernels/gemm.h"
+
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -154,7 +155,7 @@ sl_status sl_exec_create_cpu(sl_exec **out, sl_device *device, int threads,
     if (status != SL_OK)
         goto done;
     /* Tiles are our unit of parallel work; the library runs inside of one. */
-    openblas_set_num_threads(1);
+    sl_gemm_set_threads(1);
     *out = exec;
     exec = NULL; /* handed to the caller */
 done:

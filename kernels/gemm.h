@@ -17,4 +17,9 @@ void sl_gemm_nt(int64_t M, int64_t N, int64_t K, float alpha, const float *a, in
 void sl_gemm_nn(int64_t M, int64_t N, int64_t K, float alpha, const float *a, int64_t lda,
                 const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
 
+/* The library's own threads: sl_exec_create_cpu sets 1, for the process.  A
+ * benchmark may raise it to see the library's best. */
+void sl_gemm_set_threads(int threads);
+const char *sl_gemm_kernels(void); /* which kernels it chose for this processor */
+
 #endif

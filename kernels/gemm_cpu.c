@@ -34,3 +34,13 @@ void sl_gemm_nn(int64_t M, int64_t N, int64_t K, float alpha, const float *a, in
 {
     gemm(CblasNoTrans, M, N, K, alpha, a, lda, b, ldb, beta, c, ldc);
 }
+
+void sl_gemm_set_threads(int threads)
+{
+    openblas_set_num_threads(threads);
+}
+
+const char *sl_gemm_kernels(void)
+{
+    return openblas_get_corename();
+}
