@@ -1,0 +1,116 @@
+/* golden_test.h - what the cases of golden_test share.
+ *
+ * A case is NAME.json beside NAME.io.safetensors in one folder; its "kind" picks
+ * the function that runs it.  Every comparison is written so that NaN fails.
+ *
+ * Ownership: the environment lives as long as the program, a case as long as
+ * its run; what golden_get and golden_alloc give dies with the case.
+ */
+#ifndef SL_TESTS_GOLDEN_TEST_H
+#define SL_TESTS_GOLDEN_TEST_H
+
+#include "base/arena.h"
+#include "engine/ckpt/ckpt.h"
+#include "engine/model/component.h"
+#include "kernels/exec.h"
+#include "kernels/scratch.h"
+
+#include <cjson/cJSON.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct {
+    const char *dir;
+    const char *only; /* NULL: every case */
+    bool full;
+    sl_device *device;
+    sl_exec *exec;
+    sl_region *region;
+    sl_scratch scratch;
+    int passed, failed, skipped;
+} golden_env;
+
+/* A tensor of the io file, as f64 whatever its dtype. */
+typedef struct {
+    sl_dtype dtype;
+    int rank;
+    int64_t dim[SL_MAX_RANK];
+    int64_t count;
+    double *v;
+} golden_array;
+
+typedef struct {
+    golden_env *env;
+    const char *name;
+    const cJSON *json, *config, *tolerance;
+    sl_ckpt *io; /* NULL when the case has no such file */
+    sl_arena *arena;
+    const char *variant; /* shown before checks: "bf16 storage"; NULL: none */
+    char passes[2048], failures[2048];
+    int check_count, failure_count;
+    bool skip; /* set by golden_skip_case */
+    char reason[512];
+} golden_case;
+
+typedef sl_status golden_run_fn(golden_case *c, sl_error *err);
+golden_run_fn golden_run_dit, golden_run_t5, golden_run_vae;             /* golden_test_nets.c */
+golden_run_fn golden_run_sampler, golden_run_e2e_t2v;                    /* golden_test_video.c */
+golden_run_fn golden_run_tokenizer, golden_run_loader;                   /* golden_test_files.c */
+golden_run_fn golden_run_full_vae, golden_run_full_t5, golden_run_full_dit; /* golden_test_full.c */
+
+/* ---- what a case reads ---- */
+
+void *golden_alloc(golden_case *c, int64_t count, size_t element_bytes, sl_error *err);
+bool golden_has(const golden_case *c, const char *name);
+sl_status golden_get(golden_case *c, const char *name, golden_array *out,
+                     sl_error *err) SL_MUST_CHECK;
+/* The same as f32 in host memory. */
+sl_status golden_get_f32(golden_case *c, const char *name, golden_array *out, float **values,
+                         sl_error *err) SL_MUST_CHECK;
+/* A number of an object; `fallback` where it is absent. */
+double golden_number(const cJSON *object, const char *key, double fallback);
+/* A tolerance that the case suggests; -1 (which nothing meets) where it does not. */
+double golden_tolerance(const golden_case *c, const char *key);
+/* <dir>/<first word of text>. */
+char *golden_path(golden_case *c, const char *text, sl_error *err);
+
+/* ---- what a case says ---- */
+
+/* measured <= limit, or the case fails. */
+void golden_check(golden_case *c, const char *what, const char *metric, double measured,
+                  double limit);
+/* Relative L2 against a tolerance of that key, and the largest difference where
+ * max_abs_key is given and known to the case. */
+void golden_compare(golden_case *c, const char *what, const double *got, int64_t got_count,
+                    const golden_array *want, const char *rel_l2_key, const char *max_abs_key);
+/* Fails the case, with a reason of its own. */
+void golden_note_failure(golden_case *c, const char *fmt, ...) SL_PRINTF(2, 3);
+/* One line of its own, counted as skipped. */
+void golden_skip(golden_case *c, const char *part, const char *why);
+/* The whole case is skipped. */
+void golden_skip_case(golden_case *c, const char *fmt, ...) SL_PRINTF(2, 3);
+
+double golden_rel_l2(const double *got, const double *want, int64_t count);
+double golden_max_abs(const double *got, const double *want, int64_t count);
+double *golden_f64_of(golden_case *c, const sl_tensor *t, sl_error *err); /* f32 or f64 tensor */
+
+/* ---- components ---- */
+
+sl_dit_config golden_dit_config(const cJSON *config);
+sl_t5_config golden_t5_config(const cJSON *config);
+sl_vae_config golden_vae_config(const cJSON *config);
+sl_status golden_load(golden_case *c, const char *file, sl_component_kind kind,
+                      sl_precision precision, const void *config, sl_component **out,
+                      sl_error *err) SL_MUST_CHECK;
+/* True when the file's linear weights are bf16 already, so that keeping them as
+ * bf16 changes nothing. */
+bool golden_stored_bf16(golden_case *c, const char *file);
+
+#define GOLDEN_TRY(expr)                                                                           \
+    do {                                                                                           \
+        status = (expr);                                                                           \
+        if (status != SL_OK)                                                                       \
+            goto done;                                                                             \
+    } while (0)
+
+#endif

@@ -1,0 +1,184 @@
+/* golden_test_files.c - tokenizers, and checkpoint containers good and hostile. */
+#include "tests/golden_test.h"
+
+#include "engine/text/clean.h"
+#include "engine/text/tokenizer.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_IDS = 512, MAX_RAW_IDS = 65536 };
+
+/* ---- tokenizers ---- */
+
+static const char *string_of(const cJSON *object, const char *key)
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
+
+    return cJSON_IsString(item) ? item->valuestring : NULL;
+}
+
+static bool same_ids(const cJSON *want, const int32_t *ids, int count)
+{
+    if (!cJSON_IsArray(want) || cJSON_GetArraySize(want) != count)
+        return false;
+    int i = 0;
+    for (const cJSON *item = want->child; item; item = item->next, i++)
+        if (!cJSON_IsNumber(item) || item->valuedouble != ids[i])
+            return false;
+    return true;
+}
+
+/* One text of the case: cleaned, with ids, and raw. */
+static sl_status check_text(golden_case *c, const sl_tokenizer *tokenizer, const cJSON *item,
+                            int32_t *ids, int index, sl_error *err)
+{
+    const char *text = string_of(item, "text"), *want = string_of(item, "cleaned");
+    const cJSON *want_ids = cJSON_GetObjectItemCaseSensitive(item, "ids");
+    const cJSON *want_raw = cJSON_GetObjectItemCaseSensitive(item, "ids_without_cleaning");
+    sl_status status = SL_OK;
+    char *cleaned = NULL;
+    int count = 0;
+
+    if (!text || !want)
+        return sl_fail(err, SL_ERR_DATA, "case %d has no text", index);
+    GOLDEN_TRY(sl_clean_prompt(&cleaned, text, strlen(text), err));
+    if (strcmp(cleaned, want) != 0)
+        golden_note_failure(c, "text %d is cleaned to \"%s\", expected \"%s\"", index, cleaned,
+                            want);
+    GOLDEN_TRY(sl_tokenizer_encode(tokenizer, cleaned, strlen(cleaned), ids, MAX_IDS, &count, err));
+    if (!same_ids(want_ids, ids, count))
+        golden_note_failure(c, "text %d has other ids", index);
+    GOLDEN_TRY(sl_tokenizer_encode_raw(tokenizer, text, strlen(text), ids, MAX_RAW_IDS, &count,
+                                       err));
+    if (want_raw && !same_ids(want_raw, ids, count))
+        golden_note_failure(c, "text %d has other ids without cleaning", index);
+done:
+    free(cleaned);
+    return status;
+}
+
+sl_status golden_run_tokenizer(golden_case *c, sl_error *err)
+{
+    const cJSON *list = cJSON_GetObjectItemCaseSensitive(c->json, "cases");
+    const char *file = string_of(c->json, "file");
+    const char *path = golden_path(c, file ? file : "", err);
+    int32_t *ids = golden_alloc(c, MAX_RAW_IDS, sizeof *ids, err);
+    sl_tokenizer *tokenizer = NULL;
+    sl_status status = SL_OK;
+    char what[32];
+    int index = 0;
+
+    if (!path || !ids)
+        return SL_ERR_NO_MEMORY;
+    GOLDEN_TRY(sl_tokenizer_open(&tokenizer, path, err));
+    if (!cJSON_IsArray(list))
+        return sl_fail(err, SL_ERR_DATA, "the case lists no texts");
+    for (const cJSON *item = list->child; item; item = item->next)
+        GOLDEN_TRY(check_text(c, tokenizer, item, ids, index++, err));
+    snprintf(what, sizeof what, "%d texts", index);
+    golden_check(c, what, "differing", c->failure_count, 0);
+done:
+    sl_tokenizer_close(tokenizer);
+    return status;
+}
+
+/* ---- containers ---- */
+
+static bool ends_with(const char *text, const char *end)
+{
+    const size_t a = strlen(text), b = strlen(end);
+
+    return a >= b && strcmp(text + a - b, end) == 0;
+}
+
+static uint64_t fnv1a64(const unsigned char *bytes, size_t size_bytes)
+{
+    uint64_t h = 0xcbf29ce484222325u;
+
+    for (size_t i = 0; i < size_bytes; i++)
+        h = (h ^ bytes[i]) * 0x100000001b3u;
+    return h;
+}
+
+static bool same_tensor(const sl_ckpt_tensor *t, const cJSON *want)
+{
+    const cJSON *shape = cJSON_GetObjectItemCaseSensitive(want, "shape");
+    const char *dtype = string_of(want, "dtype"), *hash = string_of(want, "fnv1a64");
+    char got_hash[17];
+    int rank = 0;
+
+    if (!t || !dtype || !hash || strcmp(sl_dtype_name(t->tensor.dtype), dtype) != 0 ||
+        cJSON_GetArraySize(shape) != t->tensor.rank)
+        return false;
+    for (const cJSON *d = shape->child; d; d = d->next)
+        if (d->valuedouble != (double)t->tensor.dim[rank++])
+            return false;
+    snprintf(got_hash, sizeof got_hash, "%016" PRIx64,
+             fnv1a64(t->tensor.data, t->size_bytes));
+    return strcmp(hash, got_hash) == 0;
+}
+
+/* NULL when the file behaves as expected, else what it did. */
+static const char *judge(golden_case *c, const cJSON *file, const char *path)
+{
+    const char *expect = string_of(file, "expect");
+    const cJSON *tensors = cJSON_GetObjectItemCaseSensitive(file, "tensors");
+    const char *problem = NULL;
+    sl_error err = { .status = SL_OK };
+    sl_ckpt *ckpt = NULL;
+    const sl_status status = sl_ckpt_open(&ckpt, path, &err);
+
+    if (!expect)
+        problem = "nothing is expected of it";
+    else if (strcmp(expect, "refuse") == 0 && status == SL_OK)
+        problem = "was loaded";
+    else if (strcmp(expect, "refuse") == 0 && !err.message[0])
+        problem = "was refused without a message";
+    else if (strcmp(expect, "load") == 0 && status != SL_OK)
+        problem = sl_arena_printf(c->arena, "was refused: %s", err.message);
+    if (status == SL_OK && !problem && tensors) {
+        if (sl_ckpt_count(ckpt) != cJSON_GetArraySize(tensors))
+            problem = "has another number of tensors";
+        for (const cJSON *t = tensors->child; t && !problem; t = t->next)
+            if (!same_tensor(sl_ckpt_find(ckpt, t->string), t))
+                problem = sl_arena_printf(c->arena, "tensor \"%s\" differs", t->string);
+    }
+    sl_ckpt_close(ckpt);
+    return problem;
+}
+
+sl_status golden_run_loader(golden_case *c, sl_error *err)
+{
+    const cJSON *files = cJSON_GetObjectItemCaseSensitive(c->json, "files");
+    int judged = 0, pickles = 0;
+    char what[48];
+
+    if (!cJSON_IsObject(files))
+        return sl_fail(err, SL_ERR_DATA, "the case lists no files");
+    for (const cJSON *file = files->child; file; file = file->next) {
+        const bool known = ends_with(file->string, ".safetensors") ||
+                           ends_with(file->string, ".safetensors.index.json");
+
+        pickles += ends_with(file->string, ".pth");
+        if (!known)
+            continue;
+        const char *path = sl_arena_printf(c->arena, "%s/%s", c->env->dir, file->string);
+        if (!path)
+            return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a path");
+        const char *problem = judge(c, file, path);
+        judged++;
+        if (problem)
+            golden_note_failure(c, "%s %s", file->string, problem);
+    }
+    snprintf(what, sizeof what, "%d safetensors files", judged);
+    golden_check(c, what, "differing", c->failure_count, 0);
+    if (pickles > 0) {
+        char why[96];
+        snprintf(why, sizeof why, "%d .pth files: that container is not implemented yet", pickles);
+        golden_skip(c, "pth", why);
+    }
+    return SL_OK;
+}

@@ -1,0 +1,366 @@
+/* golden_test_nets.c - one network at a time, with its intermediates. */
+#include "tests/golden_test.h"
+
+#include "engine/nets/dit.h"
+#include "engine/nets/umt5.h"
+#include "engine/nets/vae.h"
+#include "kernels/embed.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { MAX_SEEN = 96 };
+
+/* What a tap saw of one named intermediate: the pieces in order. */
+typedef struct {
+    char name[96];
+    sl_tensor shape; /* of the first piece; data unused */
+    double *v;
+    int64_t count;
+} seen_tensor;
+
+typedef struct {
+    golden_case *c;
+    seen_tensor seen[MAX_SEEN];
+    int count;
+} observer;
+
+/* Only intermediates that the case has are kept. */
+static void observe(void *arg, const char *name, const sl_tensor *tensor)
+{
+    observer *o = arg;
+    char full[96];
+    seen_tensor *s = NULL;
+
+    snprintf(full, sizeof full, "mid.%s", name);
+    if (!golden_has(o->c, full))
+        return;
+    for (int i = 0; i < o->count; i++)
+        if (strcmp(o->seen[i].name, full) == 0)
+            s = &o->seen[i];
+    if (!s) {
+        if (o->count == MAX_SEEN)
+            return; /* compare_seen says what is missing */
+        s = &o->seen[o->count++];
+        *s = (seen_tensor){ .shape = *tensor };
+        snprintf(s->name, sizeof s->name, "%s", full);
+    }
+    const double *piece = golden_f64_of(o->c, tensor, NULL);
+    const int64_t more = sl_tensor_count(tensor);
+    double *all = golden_alloc(o->c, s->count + more, sizeof *all, NULL);
+
+    if (!piece || !all)
+        return;
+    if (s->count)
+        memcpy(all, s->v, (size_t)s->count * sizeof *all);
+    memcpy(all + s->count, piece, (size_t)more * sizeof *all);
+    s->v = all;
+    s->count += more;
+}
+
+/* [n, H, W, C] to [C, n, H, W], as the reference stores video. */
+static double *channels_first(golden_case *c, const double *v, int64_t positions, int64_t C,
+                              sl_error *err)
+{
+    double *out = golden_alloc(c, positions * C, sizeof *out, err);
+
+    for (int64_t p = 0; out && p < positions; p++)
+        for (int64_t i = 0; i < C; i++)
+            out[i * positions + p] = v[p * C + i];
+    return out;
+}
+
+/* Compares every intermediate of the case whose name starts so; one that no tap
+ * has shown fails. */
+static sl_status compare_seen(golden_case *c, const observer *o, const char *prefix,
+                              bool video, const char *rel_l2_key, sl_error *err)
+{
+    sl_status status = SL_OK;
+    int compared = 0;
+    double worst = 0.0;
+    char worst_name[96] = "";
+
+    for (int64_t i = 0; i < sl_ckpt_count(c->io); i++) {
+        const char *name = sl_ckpt_get(c->io, i)->name;
+        const seen_tensor *s = NULL;
+        golden_array want;
+
+        if (strncmp(name, prefix, strlen(prefix)) != 0)
+            continue;
+        for (int k = 0; k < o->count; k++)
+            if (strcmp(o->seen[k].name, name) == 0)
+                s = &o->seen[k];
+        GOLDEN_TRY(golden_get(c, name, &want, err));
+        if (!s || s->count != want.count) {
+            golden_note_failure(c, "%s was not shown with its %lld values", name,
+                                (long long)want.count);
+            continue;
+        }
+        const int64_t C = video ? s->shape.dim[3] : 1;
+        const double *got = video ? channels_first(c, s->v, s->count / C, C, err) : s->v;
+        if (!got)
+            return SL_ERR_NO_MEMORY;
+        const double error = golden_rel_l2(got, want.v, want.count);
+        compared++;
+        if (!(error <= golden_tolerance(c, rel_l2_key)))
+            golden_check(c, name, "rel_l2", error, golden_tolerance(c, rel_l2_key));
+        else if (error >= worst) {
+            worst = error;
+            snprintf(worst_name, sizeof worst_name, "%s", name);
+        }
+    }
+    if (worst_name[0]) {
+        char what[160];
+        snprintf(what, sizeof what, "worst of %d intermediates %s", compared, worst_name);
+        golden_check(c, what, "rel_l2", worst, golden_tolerance(c, rel_l2_key));
+    }
+done:
+    return status;
+}
+
+static const char *checkpoint_file(const golden_case *c)
+{
+    const cJSON *ckpt = cJSON_GetObjectItemCaseSensitive(c->json, "checkpoint");
+    const cJSON *file = cJSON_GetObjectItemCaseSensitive(ckpt, "file");
+
+    return cJSON_IsString(file) ? file->valuestring : "";
+}
+
+/* f32 weights, and bf16 weights: the same numbers when the file is bf16. */
+static sl_status each_precision(golden_case *c,
+                                sl_status (*run)(golden_case *, sl_precision, const char *rel_l2_key,
+                                                 const char *max_abs_key, sl_error *),
+                                sl_error *err)
+{
+    sl_status status = run(c, SL_PRECISION_F32, "f32_rel_l2", "f32_max_abs", err);
+
+    if (status != SL_OK)
+        return status;
+    c->variant = "bf16 weights:";
+    if (golden_stored_bf16(c, checkpoint_file(c)))
+        status = run(c, SL_PRECISION_BF16, "f32_rel_l2", "f32_max_abs", err);
+    else if (golden_tolerance(c, "bf16_rel_l2") > 0.0)
+        status = run(c, SL_PRECISION_BF16, "bf16_rel_l2", NULL, err);
+    c->variant = NULL;
+    return status;
+}
+
+/* A tensor in scratch filled with a case's input, its leading batch of 1 dropped. */
+static sl_status upload(golden_case *c, const char *name, sl_tensor *out, sl_error *err)
+{
+    golden_array in;
+    float *values;
+    sl_status status = golden_get_f32(c, name, &in, &values, err);
+
+    if (status != SL_OK)
+        return status;
+    if (in.rank < 2 || in.dim[0] != 1)
+        return sl_fail(err, SL_ERR_DATA, "\"%s\" is not a batch of 1", name);
+    status = sl_scratch_take(&c->env->scratch, out, err, SL_F32, in.rank - 1, in.dim + 1);
+    if (status == SL_OK)
+        status = sl_exec_write(c->env->exec, out->data, values, sl_tensor_bytes(out), err);
+    return status;
+}
+
+/* ---- transformer ---- */
+
+/* The network's input: the latent, and the condition's channels behind it. */
+static sl_status upload_latent(golden_case *c, sl_tensor *out, sl_error *err)
+{
+    sl_tensor more;
+    sl_status status = upload(c, "in.latent", out, err);
+
+    if (status != SL_OK || !golden_has(c, "in.y"))
+        return status;
+    if (sl_tensor_bytes(out) % SL_SCRATCH_ALIGN != 0) {
+        /* would not be contiguous: copy both behind each other */
+        sl_tensor both;
+        const sl_tensor first = *out;
+
+        GOLDEN_TRY(upload(c, "in.y", &more, err));
+        both = first;
+        both.dim[0] += more.dim[0];
+        GOLDEN_TRY(sl_scratch_take(&c->env->scratch, &both, err, SL_F32, both.rank, both.dim));
+        memcpy(both.data, first.data, sl_tensor_bytes(&first));
+        memcpy((char *)both.data + sl_tensor_bytes(&first), more.data, sl_tensor_bytes(&more));
+        *out = both;
+        return SL_OK;
+    }
+    GOLDEN_TRY(upload(c, "in.y", &more, err));
+    out->dim[0] += more.dim[0];
+done:
+    return status;
+}
+
+static sl_status run_dit(golden_case *c, sl_precision precision, const char *rel_l2_key,
+                         const char *max_abs_key, sl_error *err)
+{
+    const sl_dit_config config = golden_dit_config(c->config);
+    sl_scratch *scratch = &c->env->scratch;
+    const size_t mark = sl_scratch_mark(scratch);
+    observer o = { .c = c };
+    const sl_tap tap = { .fn = observe, .arg = &o };
+    sl_component *dit = NULL;
+    sl_status status = SL_OK;
+    sl_tensor latent, text, velocity;
+    sl_dit_text prepared;
+    golden_array t, want;
+
+    GOLDEN_TRY(golden_load(c, checkpoint_file(c), SL_COMPONENT_DIT, precision, &config, &dit, err));
+    GOLDEN_TRY(upload_latent(c, &latent, err));
+    GOLDEN_TRY(upload(c, "in.text", &text, err));
+    GOLDEN_TRY(golden_get(c, "in.t", &t, err));
+    velocity = latent;
+    velocity.dim[0] = config.out_dim;
+    GOLDEN_TRY(sl_scratch_take(scratch, &velocity, err, SL_F32, 4, velocity.dim));
+    GOLDEN_TRY(sl_dit_prepare(c->env->exec, scratch, sl_component_dit(dit), &config, &text,
+                              &prepared, &tap, err));
+    const size_t before = sl_scratch_mark(scratch);
+    GOLDEN_TRY(sl_dit_forward(c->env->exec, scratch, sl_component_dit(dit), &config, &prepared,
+                              t.v[0], &latent, &velocity, &tap, err));
+    if (sl_scratch_mark(scratch) != before)
+        golden_note_failure(c, "activations were not given back");
+    GOLDEN_TRY(golden_get(c, "out.velocity", &want, err));
+    golden_compare(c, "out.velocity", golden_f64_of(c, &velocity, err), sl_tensor_count(&velocity),
+                   &want, rel_l2_key, max_abs_key);
+    GOLDEN_TRY(compare_seen(c, &o, "mid.", false, rel_l2_key, err));
+done:
+    sl_component_destroy(dit);
+    sl_scratch_release(scratch, mark);
+    return status;
+}
+
+sl_status golden_run_dit(golden_case *c, sl_error *err)
+{
+    return each_precision(c, run_dit, err);
+}
+
+/* ---- text encoder ---- */
+
+static sl_status run_t5(golden_case *c, sl_precision precision, const char *rel_l2_key,
+                        const char *max_abs_key, sl_error *err)
+{
+    const sl_t5_config config = golden_t5_config(c->config);
+    sl_scratch *scratch = &c->env->scratch;
+    const size_t mark = sl_scratch_mark(scratch);
+    observer o = { .c = c };
+    const sl_tap tap = { .fn = observe, .arg = &o };
+    sl_component *t5 = NULL;
+    sl_status status = SL_OK;
+    golden_array ids, mask, want;
+    sl_tensor out;
+    int64_t count = 0;
+
+    GOLDEN_TRY(golden_load(c, checkpoint_file(c), SL_COMPONENT_TEXT_ENCODER, precision, &config,
+                           &t5, err));
+    GOLDEN_TRY(golden_get(c, "in.ids", &ids, err));
+    GOLDEN_TRY(golden_get(c, "in.mask", &mask, err));
+    int32_t *host_ids = golden_alloc(c, ids.count, sizeof *host_ids, err);
+    if (!host_ids)
+        return SL_ERR_NO_MEMORY;
+    for (int64_t i = 0; i < ids.count; i++) {
+        host_ids[i] = (int32_t)ids.v[i];
+        count += i < mask.count && mask.v[i] != 0.0;
+    }
+    GOLDEN_TRY(sl_scratch_tensor(scratch, &out, err, SL_F32, 2, ids.count, config.dim));
+    memset(out.data, 0xff, sl_tensor_bytes(&out)); /* NaN: every row must be written */
+    GOLDEN_TRY(sl_umt5_encode(c->env->exec, scratch, sl_component_t5(t5), &config, host_ids, count,
+                              &out, &tap, err));
+    GOLDEN_TRY(golden_get(c, "out.embedding", &want, err));
+    golden_compare(c, "out.embedding", golden_f64_of(c, &out, err), sl_tensor_count(&out), &want,
+                   rel_l2_key, max_abs_key);
+    GOLDEN_TRY(compare_seen(c, &o, "mid.", false, rel_l2_key, err));
+done:
+    sl_component_destroy(t5);
+    sl_scratch_release(scratch, mark);
+    return status;
+}
+
+static sl_status check_buckets(golden_case *c, sl_error *err)
+{
+    golden_array want;
+    const sl_status status = golden_get(c, "out.bucket", &want, err);
+    int wrong = 0;
+
+    if (status != SL_OK)
+        return status;
+    for (int64_t i = 0; i < want.count; i++)
+        wrong += sl_rel_bucket(i - want.count / 2) != (int)want.v[i];
+    golden_check(c, "out.bucket", "wrong", wrong, 0);
+    return SL_OK;
+}
+
+sl_status golden_run_t5(golden_case *c, sl_error *err)
+{
+    sl_status status = each_precision(c, run_t5, err);
+
+    if (status == SL_OK && golden_has(c, "out.bucket"))
+        status = check_buckets(c, err);
+    return status;
+}
+
+/* ---- video VAE ---- */
+
+static sl_status decode(golden_case *c, const sl_component *vae, const sl_vae_config *config,
+                        const char *in, const char *out, const sl_tap *tap, const char *rel_l2_key,
+                        const char *max_abs_key, sl_error *err)
+{
+    sl_scratch *scratch = &c->env->scratch;
+    const size_t mark = sl_scratch_mark(scratch);
+    sl_status status = SL_OK;
+    sl_vae_decoder decoder;
+    sl_tensor latent, frames;
+    golden_array want;
+    double *video = NULL;
+    int64_t done_count = 0;
+
+    GOLDEN_TRY(upload(c, in, &latent, err));
+    GOLDEN_TRY(golden_get(c, out, &want, err));
+    const int64_t T = latent.dim[1];
+    const int64_t pixels = 64 * latent.dim[2] * latent.dim[3];
+    const int64_t count = sl_vae_frame_count(config, T) * pixels * 3;
+    video = golden_alloc(c, count, sizeof *video, err);
+    if (!video)
+        return SL_ERR_NO_MEMORY;
+    GOLDEN_TRY(sl_vae_decoder_begin(&decoder, c->env->exec, scratch, sl_component_vae(vae), config,
+                                    T, latent.dim[2], latent.dim[3], tap, err));
+    for (int64_t t = 0; t < T; t++) {
+        GOLDEN_TRY(sl_vae_decoder_next(&decoder, &latent, t, &frames, err));
+        for (int64_t i = 0; i < sl_tensor_count(&frames) && done_count < count; i++)
+            video[done_count++] = (double)((const float *)frames.data)[i];
+    }
+    video = channels_first(c, video, count / 3, 3, err);
+    golden_compare(c, out, video, done_count, &want, rel_l2_key, max_abs_key);
+done:
+    sl_scratch_release(scratch, mark);
+    return status;
+}
+
+static sl_status run_vae(golden_case *c, sl_precision precision, const char *rel_l2_key,
+                         const char *max_abs_key, sl_error *err)
+{
+    const sl_vae_config config = golden_vae_config(c->config);
+    observer o = { .c = c };
+    const sl_tap tap = { .fn = observe, .arg = &o };
+    sl_component *vae = NULL;
+    sl_status status = SL_OK;
+
+    GOLDEN_TRY(golden_load(c, checkpoint_file(c), SL_COMPONENT_VAE, precision, &config, &vae, err));
+    GOLDEN_TRY(decode(c, vae, &config, "in.latent", "out.video", &tap, rel_l2_key, max_abs_key,
+                      err));
+    GOLDEN_TRY(compare_seen(c, &o, "mid.dec.", true, rel_l2_key, err));
+    if (golden_has(c, "in.latent1"))
+        GOLDEN_TRY(decode(c, vae, &config, "in.latent1", "out.video1", NULL, rel_l2_key,
+                          max_abs_key, err));
+done:
+    sl_component_destroy(vae);
+    return status;
+}
+
+sl_status golden_run_vae(golden_case *c, sl_error *err)
+{
+    if (golden_has(c, "in.video"))
+        golden_skip(c, "encode", "the video encoder is not implemented yet");
+    return each_precision(c, run_vae, err);
+}
