@@ -1,0 +1,235 @@
+#include "engine/media/media_test.h"
+
+#include <libavcodec/avcodec.h>
+#include <libavformat/avformat.h>
+#include <libswscale/swscale.h>
+
+#include <errno.h>
+#include <signal.h>
+#include <sys/resource.h>
+
+enum { W = 128, H = 96, FRAMES = 17, FPS = 16 };
+
+/* A decoder of the test's own. */
+typedef struct {
+    AVFormatContext *container;
+    AVCodecContext *codec;
+    struct SwsContext *scaler;
+    AVFrame *frame;
+    AVPacket *packet;
+} decoder;
+
+static void decoder_open(decoder *d, const char *path)
+{
+    *d = (decoder){ 0 };
+    SL_CHECK(avformat_open_input(&d->container, path, NULL, NULL) == 0);
+    SL_CHECK(avformat_find_stream_info(d->container, NULL) >= 0);
+    SL_CHECK(d->container->nb_streams == 1);
+    const AVCodecParameters *params = d->container->streams[0]->codecpar;
+    SL_CHECK(params->codec_id == AV_CODEC_ID_H264);
+    SL_CHECK(params->width == W && params->height == H);
+    SL_CHECK(params->format == AV_PIX_FMT_YUV420P);
+    SL_CHECK(params->color_space == AVCOL_SPC_SMPTE170M);
+    d->codec = avcodec_alloc_context3(avcodec_find_decoder(AV_CODEC_ID_H264));
+    SL_CHECK(d->codec && avcodec_parameters_to_context(d->codec, params) >= 0);
+    SL_CHECK(avcodec_open2(d->codec, NULL, NULL) == 0);
+    d->scaler = sws_getContext(W, H, AV_PIX_FMT_YUV420P, W, H, AV_PIX_FMT_RGB24,
+                               SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INT, NULL, NULL, NULL);
+    d->frame = av_frame_alloc();
+    d->packet = av_packet_alloc();
+    SL_CHECK(d->scaler && d->frame && d->packet);
+}
+
+static void decoder_close(decoder *d)
+{
+    av_packet_free(&d->packet);
+    av_frame_free(&d->frame);
+    sws_freeContext(d->scaler);
+    avcodec_free_context(&d->codec);
+    avformat_close_input(&d->container);
+}
+
+/* False at the end. */
+static bool decoder_next(decoder *d, uint8_t *rgb)
+{
+    uint8_t *const out[4] = { rgb };
+    const int stride[4] = { W * 3 };
+
+    for (;;) {
+        const int code = avcodec_receive_frame(d->codec, d->frame);
+        if (code == AVERROR_EOF)
+            return false;
+        if (code == 0)
+            break;
+        SL_CHECK(code == AVERROR(EAGAIN));
+        const bool more = av_read_frame(d->container, d->packet) >= 0;
+        SL_CHECK(avcodec_send_packet(d->codec, more ? d->packet : NULL) == 0);
+        av_packet_unref(d->packet);
+    }
+    sws_scale(d->scaler, (const uint8_t *const *)d->frame->data, d->frame->linesize, 0, H, out,
+              stride);
+    return true;
+}
+
+SL_TEST(decodes_to_what_was_written)
+{
+    static uint8_t want[H * W * 3], got[H * W * 3];
+    const char *path = test_path("decode.mp4");
+    decoder d;
+    int count = 0;
+
+    SL_CHECK_OK(test_write(path, SL_MEDIA_MP4, W, H, FPS, 2, FRAMES, err));
+    decoder_open(&d, path);
+    while (decoder_next(&d, got)) {
+        test_frame(want, W, H, count);
+        const double psnr = test_psnr(got, want, sizeof want);
+        if (!(psnr > 35.0)) /* 42 dB measured; a wrong range or matrix gives below 25 */
+            fail_msg("frame %d: %.1f dB", count, psnr);
+        SL_CHECK(d.frame->pts * d.container->streams[0]->time_base.num * FPS ==
+                 (int64_t)count * d.container->streams[0]->time_base.den);
+        count++;
+    }
+    SL_CHECK(count == FRAMES);
+    decoder_close(&d);
+    unlink(path);
+}
+
+/* The offset of a top-level box, -1 if it is not there. */
+static int64_t find_box(test_file file, const char *type)
+{
+    for (size_t at = 0; at + 8 <= file.length;) {
+        const uint8_t *b = file.bytes + at;
+        const size_t size = (size_t)b[0] << 24 | (size_t)b[1] << 16 | (size_t)b[2] << 8 | b[3];
+        if (memcmp(b + 4, type, 4) == 0)
+            return (int64_t)at;
+        SL_CHECK(size >= 8);
+        at += size;
+    }
+    return -1;
+}
+
+SL_TEST(the_index_is_in_front)
+{
+    const char *path = test_path("index.mp4");
+
+    SL_CHECK_OK(test_write(path, SL_MEDIA_MP4, W, H, FPS, 1, FRAMES, err));
+    test_file file = test_read(path);
+    const int64_t moov = find_box(file, "moov");
+    const int64_t mdat = find_box(file, "mdat");
+    SL_CHECK(moov > 0 && mdat > moov);
+    free(file.bytes);
+    unlink(path);
+}
+
+SL_TEST(ffprobe_agrees)
+{
+    static const char *const want[] = {
+        "codec_name=h264\n",    "width=128\n",       "height=96\n",          "pix_fmt=yuv420p\n",
+        "r_frame_rate=16/1\n", "nb_frames=17\n", "avg_frame_rate=16/1\n",
+    };
+    char command[512];
+    char text[2048] = "";
+    const char *path = test_path("probe.mp4");
+
+    if (system("command -v ffprobe >/dev/null 2>&1") != 0)
+        SL_SKIP("no ffprobe");
+    SL_CHECK_OK(test_write(path, SL_MEDIA_MP4, W, H, FPS, 1, FRAMES, err));
+    snprintf(command, sizeof command,
+             "ffprobe -v error -select_streams v:0 -show_entries stream=codec_name,width,height,"
+             "pix_fmt,r_frame_rate,avg_frame_rate,nb_frames -of default=nw=1 %s",
+             path);
+    FILE *pipe = popen(command, "r");
+    SL_CHECK(pipe != NULL);
+    const size_t n = fread(text, 1, sizeof text - 1, pipe);
+    SL_CHECK(pclose(pipe) == 0 && n > 0);
+    for (size_t i = 0; i < SL_COUNT(want); i++) {
+        if (!strstr(text, want[i]))
+            fail_msg("ffprobe says \"%s\", expected %s", text, want[i]);
+    }
+    unlink(path);
+}
+
+SL_TEST(same_frames_same_bytes)
+{
+    test_same_bytes(SL_MEDIA_MP4, FRAMES, 1);
+    test_same_bytes(SL_MEDIA_MP4, FRAMES, 3);
+}
+
+SL_TEST(small_and_odd_shapes)
+{
+    static const struct {
+        int width, height, fps, frames;
+    } shapes[] = { { 2, 2, 1, 1 }, { 16, 16, 16, 1 }, { 34, 18, 24, 5 }, { 432, 2, 240, 3 } };
+
+    for (size_t i = 0; i < SL_COUNT(shapes); i++) {
+        const char *path = test_path("shape.mp4");
+        SL_CHECK_OK(test_write(path, SL_MEDIA_MP4, shapes[i].width, shapes[i].height, shapes[i].fps,
+                               1, shapes[i].frames, err));
+        unlink(path);
+    }
+}
+
+SL_TEST(a_path_may_look_like_a_url)
+{
+    const char *path = test_path("a:b%03d?.mp4");
+
+    SL_CHECK_OK(test_write(path, SL_MEDIA_MP4, W, H, FPS, 1, 2, err));
+    SL_CHECK(access(path, R_OK) == 0);
+    unlink(path);
+}
+
+SL_TEST(close_in_the_middle)
+{
+    static uint8_t rgb[H * W * 3];
+    const char *path = test_path("half.mp4");
+
+    for (int frames = 0; frames < 3; frames++) {
+        sl_media_writer *writer = NULL;
+        SL_CHECK_OK(sl_media_open(&writer, path, SL_MEDIA_MP4, W, H, FPS, 2, err));
+        for (int t = 0; t < frames; t++)
+            SL_CHECK_OK(sl_media_write_frame(writer, rgb, err));
+        sl_media_close(writer);
+        unlink(path);
+    }
+}
+
+SL_TEST(a_bad_path_is_named)
+{
+    SL_CHECK_STATUS(test_write("/nonexistent/x.mp4", SL_MEDIA_MP4, W, H, FPS, 1, 1, err),
+                    SL_ERR_NOT_FOUND);
+    SL_CHECK(strstr(err->message, "/nonexistent/x.mp4") != NULL);
+}
+
+/* The limit on file sizes stands for a disk that is full.  2000 bytes are too
+ * few for the frames, all but a few of the whole file too few for the index
+ * that faststart puts in front. */
+SL_TEST(a_full_disk_is_an_io_error)
+{
+    const char *path = test_path("full.mp4");
+    struct rlimit old, small;
+
+    SL_CHECK_OK(test_write(path, SL_MEDIA_MP4, W, H, FPS, 1, FRAMES, err));
+    test_file file = test_read(path);
+    unlink(path);
+    const rlim_t limits[] = { 2000, file.length - 16 };
+    free(file.bytes);
+    signal(SIGXFSZ, SIG_IGN);
+    SL_CHECK(getrlimit(RLIMIT_FSIZE, &old) == 0);
+    for (size_t i = 0; i < SL_COUNT(limits); i++) {
+        small = old;
+        small.rlim_cur = limits[i];
+        SL_CHECK(setrlimit(RLIMIT_FSIZE, &small) == 0);
+        const sl_status status = test_write(path, SL_MEDIA_MP4, W, H, FPS, 1, FRAMES, err);
+        SL_CHECK(setrlimit(RLIMIT_FSIZE, &old) == 0);
+        unlink(path);
+        if (status != SL_ERR_IO)
+            fail_msg("limit %llu: \"%s\" (%s), want \"%s\"", (unsigned long long)limits[i],
+                     sl_status_text(status), err->message, sl_status_text(SL_ERR_IO));
+        SL_CHECK(strstr(err->message, path) != NULL);
+    }
+}
+
+SL_TEST_MAIN(SL_RUN(decodes_to_what_was_written), SL_RUN(the_index_is_in_front),
+             SL_RUN(ffprobe_agrees), SL_RUN(same_frames_same_bytes), SL_RUN(small_and_odd_shapes),
+             SL_RUN(a_path_may_look_like_a_url), SL_RUN(close_in_the_middle),
+             SL_RUN(a_bad_path_is_named), SL_RUN(a_full_disk_is_an_io_error))
