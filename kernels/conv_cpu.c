@@ -66,10 +66,10 @@ static sl_status check_params(const sl_conv_params *p, sl_error *err)
         const char *name;
         int value, least, most;
     } rules[] = {
-        {"zero_frames", p->zero_frames, 0, INT_MAX}, {"stride_t", p->stride_t, 1, 2},
-        {"stride_hw", p->stride_hw, 1, 2},           {"upsample", p->upsample, 1, 2},
-        {"pad_top", p->pad_top, 0, MAX_PAD},         {"pad_bottom", p->pad_bottom, 0, MAX_PAD},
-        {"pad_left", p->pad_left, 0, MAX_PAD},       {"pad_right", p->pad_right, 0, MAX_PAD},
+        { "zero_frames", p->zero_frames, 0, INT_MAX }, { "stride_t", p->stride_t, 1, 2 },
+        { "stride_hw", p->stride_hw, 1, 2 },           { "upsample", p->upsample, 1, 2 },
+        { "pad_top", p->pad_top, 0, MAX_PAD },         { "pad_bottom", p->pad_bottom, 0, MAX_PAD },
+        { "pad_left", p->pad_left, 0, MAX_PAD },       { "pad_right", p->pad_right, 0, MAX_PAD },
     };
 
     for (size_t i = 0; i < SL_COUNT(rules); i++)
@@ -400,6 +400,8 @@ sl_status sl_pair_frames_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor 
 
     if (status != SL_OK)
         return status;
-    pairs j = {.y = y->data, .x = x->data, .positions = x->dim[1] * x->dim[2], .C = x->dim[3] / 2};
+    pairs j = {
+        .y = y->data, .x = x->data, .positions = x->dim[1] * x->dim[2], .C = x->dim[3] / 2
+    };
     return sl_exec_parallel(exec, y->dim[0], pair_frames_tile, &j, err);
 }

@@ -78,7 +78,7 @@ sl_status sl_add_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *a, cons
                      sl_error *err)
 {
     const sl_status status = sl_add_check(exec, y, a, b, err);
-    job j = {.y = y, .a = a, .b = b};
+    job j = { .y = y, .a = a, .b = b };
 
     if (status != SL_OK)
         return status;
@@ -126,7 +126,7 @@ sl_status sl_mul_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *a, cons
                      sl_error *err)
 {
     const sl_status status = sl_mul_check(exec, y, a, b, err);
-    job j = {.y = y, .a = a, .b = b};
+    job j = { .y = y, .a = a, .b = b };
 
     if (status != SL_OK)
         return status;
@@ -181,7 +181,7 @@ sl_status sl_gated_add_cpu(sl_exec *exec, const sl_tensor *x, const sl_tensor *y
                            const sl_tensor *gate, sl_error *err)
 {
     const sl_status status = sl_gated_add_check(exec, x, y, gate, err);
-    job j = {.y = x, .a = y, .b = gate};
+    job j = { .y = x, .a = y, .b = gate };
 
     if (status != SL_OK)
         return status;
@@ -226,7 +226,7 @@ static void silu_tile(void *arg, int64_t i, int thread, void *workspace)
 sl_status sl_silu_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
 {
     const sl_status status = sl_silu_check(exec, y, x, err);
-    job j = {.y = y, .a = x};
+    job j = { .y = y, .a = x };
 
     if (status != SL_OK)
         return status;
@@ -260,7 +260,7 @@ static void copy_tile(void *arg, int64_t i, int thread, void *workspace)
 sl_status sl_copy_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
 {
     const sl_status status = sl_copy_check(exec, y, x, err);
-    job j = {.y = y, .a = x};
+    job j = { .y = y, .a = x };
 
     if (status != SL_OK)
         return status;
@@ -288,7 +288,7 @@ static void zero_tile(void *arg, int64_t i, int thread, void *workspace)
 sl_status sl_zero_cpu(sl_exec *exec, const sl_tensor *y, sl_error *err)
 {
     const sl_status status = sl_zero_check(exec, y, err);
-    job j = {.y = y};
+    job j = { .y = y };
 
     if (status != SL_OK)
         return status;
@@ -323,7 +323,7 @@ SL_MULTIARCH static int64_t count_bad_f32(const float *x, int64_t count)
         union {
             float f;
             uint32_t u;
-        } v = {x[i]};
+        } v = { x[i] };
         bad += (v.u & 0x7f800000u) == 0x7f800000u;
     }
     return bad;
@@ -338,7 +338,7 @@ SL_MULTIARCH static int64_t count_bad_f64(const double *x, int64_t count)
         union {
             double f;
             uint64_t u;
-        } v = {x[i]};
+        } v = { x[i] };
         bad += (v.u & exponent) == exponent;
     }
     return (int64_t)bad;
@@ -358,7 +358,7 @@ static void check_finite_tile(void *arg, int64_t i, int thread, void *workspace)
 sl_status sl_check_finite_cpu(sl_exec *exec, const sl_tensor *x, int64_t *bad_count, sl_error *err)
 {
     sl_status status = finite_expect(x, err);
-    job j = {.a = x};
+    job j = { .a = x };
 
     if (status != SL_OK)
         return status;

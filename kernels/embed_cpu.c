@@ -56,7 +56,7 @@ sl_status sl_embed_rows_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *
                             const sl_tensor *ids, sl_error *err)
 {
     const sl_status status = sl_embed_rows_check(exec, y, table, ids, err);
-    rows_job j = {.y = y, .table = table, .ids = ids};
+    rows_job j = { .y = y, .table = table, .ids = ids };
 
     if (status != SL_OK)
         return status;
@@ -106,7 +106,7 @@ static void sinusoid_tile(void *arg, int64_t i, int thread, void *workspace)
 sl_status sl_sinusoid_cpu(sl_exec *exec, const sl_tensor *y, double t, sl_error *err)
 {
     const sl_status status = sl_sinusoid_check(exec, y, t, err);
-    sinusoid_job j = {.y = y, .t = t};
+    sinusoid_job j = { .y = y, .t = t };
 
     return status == SL_OK ? sl_exec_parallel(exec, 1, sinusoid_tile, &j, err) : status;
 }
@@ -115,7 +115,7 @@ sl_status sl_sinusoid_cpu(sl_exec *exec, const sl_tensor *y, double t, sl_error 
 
 /* The first distances of buckets 8 to 15 (and 24 to 31).  A table, since the
  * formula 8 + ln(n/8)/ln(16) * 8 sits exactly on the border at n = 16, 32, 64. */
-static const int far_from[] = {8, 12, 16, 23, 32, 46, 64, 91};
+static const int far_from[] = { 8, 12, 16, 23, 32, 46, 64, 91 };
 
 int sl_rel_bucket(int64_t key_minus_query)
 {
@@ -174,7 +174,7 @@ sl_status sl_rel_bias_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *ta
                           int64_t Sk, sl_error *err)
 {
     const sl_status status = sl_rel_bias_check(exec, y, table, Sq, Sk, err);
-    bias_job j = {.y = y, .table = table, .Sq = Sq};
+    bias_job j = { .y = y, .table = table, .Sq = Sq };
 
     return status == SL_OK ? sl_exec_parallel(exec, y->dim[0], bias_tile, &j, err) : status;
 }

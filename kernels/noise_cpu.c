@@ -43,6 +43,6 @@ sl_status sl_randn_cpu(sl_exec *exec, const sl_tensor *y, uint64_t seed, uint32_
 
     if (status != SL_OK)
         return status;
-    job j = {.y = y->data, .count = sl_tensor_count(y), .seed = seed, .draw = draw};
+    job j = { .y = y->data, .count = sl_tensor_count(y), .seed = seed, .draw = draw };
     return sl_exec_parallel(exec, sl_ceil_div(j.count, TILE), randn_tile, &j, err);
 }

@@ -39,8 +39,8 @@ SL_NOISE_FN sl_philox sl_philox_4x32_10(sl_philox counter, uint32_t key0, uint32
     for (int round = 0; round < 10; round++) {
         const uint64_t p0 = (uint64_t)c.word[0] * 0xd2511f53u;
         const uint64_t p1 = (uint64_t)c.word[2] * 0xcd9e8d57u;
-        const sl_philox next = {{(uint32_t)(p1 >> 32) ^ c.word[1] ^ key0, (uint32_t)p1,
-                                 (uint32_t)(p0 >> 32) ^ c.word[3] ^ key1, (uint32_t)p0}};
+        const sl_philox next = { { (uint32_t)(p1 >> 32) ^ c.word[1] ^ key0, (uint32_t)p1,
+                                   (uint32_t)(p0 >> 32) ^ c.word[3] ^ key1, (uint32_t)p0 } };
         c = next;
         key0 += 0x9e3779b9u;
         key1 += 0xbb67ae85u;
@@ -63,8 +63,8 @@ SL_NOISE_FN double sl_noise_poly(const double *coefficient, int n, double x)
  * rest is below 2^-60 of it. */
 SL_NOISE_FN double sl_noise_ln(double x)
 {
-    const double series[] = {2.0 / 23, 2.0 / 21, 2.0 / 19, 2.0 / 17, 2.0 / 15, 2.0 / 13,
-                             2.0 / 11, 2.0 / 9,  2.0 / 7,  2.0 / 5,  2.0 / 3};
+    const double series[] = { 2.0 / 23, 2.0 / 21, 2.0 / 19, 2.0 / 17, 2.0 / 15, 2.0 / 13,
+                              2.0 / 11, 2.0 / 9,  2.0 / 7,  2.0 / 5,  2.0 / 3 };
     /* ln 2 in two parts; the high one has 21 trailing zero bits, so that its
      * product with an exponent is exact. */
     const double ln2_high = 0x1.62e42fee00000p-1, ln2_low = 0x1.a39ef35793c76p-33;
@@ -95,10 +95,12 @@ SL_NOISE_FN void sl_noise_sincos(uint32_t word, double *sin_out, double *cos_out
 {
     const double sine[] = {
         1.0 / 355687428096000, -1.0 / 1307674368000, 1.0 / 6227020800, -1.0 / 39916800,
-        1.0 / 362880,          -1.0 / 5040,          1.0 / 120,        -1.0 / 6};
+        1.0 / 362880,          -1.0 / 5040,          1.0 / 120,        -1.0 / 6
+    };
     const double cosine[] = {
         1.0 / 20922789888000, -1.0 / 87178291200, 1.0 / 479001600, -1.0 / 3628800,
-        1.0 / 40320,          -1.0 / 720,         1.0 / 24};
+        1.0 / 40320,          -1.0 / 720,         1.0 / 24
+    };
     const uint32_t quarter = (uint32_t)(((uint64_t)word + 0x20000000u) >> 30); /* 0 to 4 */
     /* In units of 2^-33 turns, odd, within 2^30 of 0. */
     const int64_t rest = 2 * (int64_t)word + 1 - ((int64_t)quarter << 31);
@@ -135,7 +137,7 @@ SL_NOISE_FN void sl_noise_sincos(uint32_t word, double *sin_out, double *cos_out
 /* Elements 4 * group to 4 * group + 3 of a draw. */
 SL_NOISE_FN void sl_noise_group(uint64_t seed, uint32_t draw, uint64_t group, float out[4])
 {
-    const sl_philox counter = {{(uint32_t)group, (uint32_t)(group >> 32), draw, 0}};
+    const sl_philox counter = { { (uint32_t)group, (uint32_t)(group >> 32), draw, 0 } };
     const sl_philox random = sl_philox_4x32_10(counter, (uint32_t)seed, (uint32_t)(seed >> 32));
 
     for (int pair = 0; pair < 2; pair++) {

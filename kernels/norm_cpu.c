@@ -65,11 +65,11 @@ static job job_over(const sl_tensor *y, const sl_tensor *x)
 {
     const int64_t C = x->dim[x->rank - 1];
 
-    return (job){.y = y->data,
-                 .x = x->data,
-                 .rows = sl_tensor_count(x) / C,
-                 .C = C,
-                 .tile_rows = C < TILE_ELEMENTS ? TILE_ELEMENTS / C : 1};
+    return (job){ .y = y->data,
+                  .x = x->data,
+                  .rows = sl_tensor_count(x) / C,
+                  .C = C,
+                  .tile_rows = C < TILE_ELEMENTS ? TILE_ELEMENTS / C : 1 };
 }
 
 static sl_status run(sl_exec *exec, job *j, sl_tile_fn fn, sl_error *err)
@@ -95,7 +95,7 @@ SL_INLINE double add_lanes(const double lanes[LANES])
 
 SL_INLINE double sum_of(const float *x, int64_t C)
 {
-    double lanes[LANES] = {0.0};
+    double lanes[LANES] = { 0.0 };
     int64_t c = 0;
 
     for (; c + LANES <= C; c += LANES)
@@ -109,7 +109,7 @@ SL_INLINE double sum_of(const float *x, int64_t C)
 /* Sum of (x - mean)^2. */
 SL_INLINE double sum_squares(const float *x, double mean, int64_t C)
 {
-    double lanes[LANES] = {0.0};
+    double lanes[LANES] = { 0.0 };
     int64_t c = 0;
 
     for (; c + LANES <= C; c += LANES)
@@ -132,7 +132,7 @@ sl_status sl_layer_norm_check(sl_exec *exec, const sl_tensor *y, const sl_tensor
                               const sl_tensor *w, const sl_tensor *b, const sl_tensor *scale,
                               const sl_tensor *shift, float eps, sl_error *err)
 {
-    const param params[] = {{"w", w}, {"b", b}, {"scale", scale}, {"shift", shift}};
+    const param params[] = { { "w", w }, { "b", b }, { "scale", scale }, { "shift", shift } };
 
     (void)exec, (void)eps;
     if (!w != !b)
@@ -204,7 +204,7 @@ sl_status sl_layer_norm_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *
 sl_status sl_rms_norm_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
                             const sl_tensor *w, float eps, sl_error *err)
 {
-    const param params[] = {{"w", w}};
+    const param params[] = { { "w", w } };
 
     (void)exec, (void)eps;
     return check_rows("rms_norm", y, x, params, SL_COUNT(params), err);
@@ -252,7 +252,7 @@ sl_status sl_rms_norm_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
 sl_status sl_channel_norm_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
                                 const sl_tensor *gamma, bool silu, sl_error *err)
 {
-    const param params[] = {{"gamma", gamma}};
+    const param params[] = { { "gamma", gamma } };
 
     (void)exec, (void)silu;
     return check_rows("channel_norm", y, x, params, SL_COUNT(params), err);

@@ -43,12 +43,12 @@ static sl_status check_tokens(const char *op, const char *latent_name, const sl_
 
 static job tokens_job(const sl_tensor *y, const sl_tensor *x, const sl_tensor *latent)
 {
-    return (job){.y = y,
-                 .x = x,
-                 .C = latent->dim[0],
-                 .T = latent->dim[1],
-                 .h = latent->dim[2],
-                 .w = latent->dim[3]};
+    return (job){ .y = y,
+                  .x = x,
+                  .C = latent->dim[0],
+                  .T = latent->dim[1],
+                  .h = latent->dim[2],
+                  .w = latent->dim[3] };
 }
 
 sl_status sl_patchify_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
@@ -223,7 +223,7 @@ static void frames_to_rgb_tile(void *arg, int64_t i, int thread, void *workspace
 sl_status sl_frames_to_rgb_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
 {
     const sl_status status = sl_frames_to_rgb_check(exec, y, x, err);
-    job j = {.y = y, .x = x};
+    job j = { .y = y, .x = x };
 
     if (status != SL_OK)
         return status;

@@ -112,7 +112,8 @@ static void gather_turns(const job *j, int64_t s, float *turns)
 {
     const int64_t pairs = j->table->dim[1];
     const float *table = j->table->data;
-    const int64_t pos[3] = {s / (j->grid.H * j->grid.W), s / j->grid.W % j->grid.H, s % j->grid.W};
+    const int64_t pos[3] = { s / (j->grid.H * j->grid.W), s / j->grid.W % j->grid.H,
+                             s % j->grid.W };
     int64_t axis_pairs[3], first = 0;
 
     split_pairs(pairs, axis_pairs);
@@ -153,7 +154,7 @@ sl_status sl_rope_cpu(sl_exec *exec, const sl_tensor *x, const sl_tensor *table,
                       sl_error *err)
 {
     const sl_status status = sl_rope_check(exec, x, table, grid, err);
-    job j = {.x = x, .table = table, .grid = grid};
+    job j = { .x = x, .table = table, .grid = grid };
 
     if (status != SL_OK)
         return status;

@@ -55,7 +55,7 @@ sl_status sl_sample_init_cpu(sl_exec *exec, const sl_tensor *x, const sl_tensor 
                              sl_error *err)
 {
     const sl_status status = sl_sample_init_check(exec, x, noise, t0, err);
-    job j = {.x = x, .noise = noise, .t_cur = t0};
+    job j = { .x = x, .noise = noise, .t_cur = t0 };
 
     return status == SL_OK ? run(exec, &j, init_tile, err) : status;
 }
@@ -115,7 +115,7 @@ sl_status sl_sample_step_cpu(sl_exec *exec, const sl_tensor *x, const sl_tensor 
                              const sl_tensor *noise, double t_cur, double t_next, sl_error *err)
 {
     const sl_status status = sl_sample_step_check(exec, x, v, noise, t_cur, t_next, err);
-    job j = {.x = x, .v = v, .noise = noise, .t_cur = t_cur, .t_next = t_next};
+    job j = { .x = x, .v = v, .noise = noise, .t_cur = t_cur, .t_next = t_next };
 
     return status == SL_OK ? run(exec, &j, step_tile, err) : status;
 }
@@ -153,7 +153,7 @@ static void cast_tile(void *arg, int64_t i, int thread, void *workspace)
 sl_status sl_sample_cast_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
 {
     const sl_status status = sl_sample_cast_check(exec, y, x, err);
-    job j = {.y = y, .x = x};
+    job j = { .y = y, .x = x };
 
     return status == SL_OK ? run(exec, &j, cast_tile, err) : status;
 }
