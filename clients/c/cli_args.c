@@ -1,0 +1,260 @@
+#include "clients/c/cli.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef enum {
+    OPT_FLAG,
+    OPT_TEXT,
+    OPT_COUNT,  /* int64_t, above 0 */
+    OPT_U64,
+    OPT_DOUBLE, /* above 0 */
+    OPT_LIST,   /* components */
+} opt_kind;
+
+typedef struct {
+    const char *name;
+    char letter; /* 0: none */
+    opt_kind kind;
+    size_t offset;
+    const char *value; /* in help */
+    const char *help;
+} opt_spec;
+
+#define AT(field) offsetof(cli_options, field)
+
+static const opt_spec specs[] = {
+    { "model", 'm', OPT_TEXT, AT(model), "MODEL", "the model; may be left out when there is one" },
+    { "component", 'c', OPT_LIST, 0, "C",
+      "text_encoder, dit, dit_high, dit_low or vae; may be repeated" },
+    { "precision", 'p', OPT_TEXT, AT(precision), "P", "bf16 (default) or f32" },
+    { "output", 'o', OPT_TEXT, AT(output), "FILE", "where the video goes (default <job>.<format>)" },
+    { "width", 0, OPT_COUNT, AT(width), "N", "pixels, a multiple of 16" },
+    { "height", 0, OPT_COUNT, AT(height), "N", "pixels, a multiple of 16" },
+    { "resolution", 'r', OPT_TEXT, AT(resolution), "R", "480p, 720p or WIDTHxHEIGHT" },
+    { "frames", 'f', OPT_COUNT, AT(frames), "N", "4m + 1" },
+    { "steps", 'n', OPT_COUNT, AT(steps), "N", "1 to 4 (default 4)" },
+    { "sampler", 0, OPT_TEXT, AT(sampler), "S", "sde (default) or ode" },
+    { "sigma-max", 0, OPT_DOUBLE, AT(sigma_max), "X", "first noise level (default: the model's)" },
+    { "seed", 's', OPT_U64, AT(seed), "N", "of the noise (default 0)" },
+    { "format", 0, OPT_TEXT, AT(format), "F", "mp4, y4m or png (default: by FILE's name, else mp4)" },
+    { "request-id", 0, OPT_TEXT, AT(request_id), "ID",
+      "1 to 64 of [A-Za-z0-9._-]: the same id again is the same job" },
+    { "detach", 'd', OPT_FLAG, AT(detach), NULL, "submit, print the job's id and leave" },
+    { "active", 'a', OPT_FLAG, AT(active), NULL, "only jobs that have not ended" },
+    { "limit", 'l', OPT_COUNT, AT(limit), "N", "at most so many (default 100)" },
+    { "device", 0, OPT_TEXT, AT(device), "D",
+      "24GiB (a GPU's memory), cpu, cpu:8GiB or cuda:0:24GiB (default cpu)" },
+    { "threads", 0, OPT_COUNT, AT(threads), "N",
+      "of the cpu device, for its workspace (default: this machine's)" },
+    { "arch", 0, OPT_TEXT, AT(arch), "A", "the kind of model; see below" },
+    { "timeout", 't', OPT_COUNT, AT(timeout_s), "S", "seconds to wait for each answer" },
+    { "socket", 0, OPT_TEXT, AT(socket), "PATH", "the daemon's socket (default below)" },
+    { "json", 'j', OPT_FLAG, AT(json), NULL, "machine-readable output" },
+    { "help", 'h', OPT_FLAG, AT(help), NULL, "this text" },
+};
+
+static bool takes(const cli_command *command, const char *name)
+{
+    const size_t length = strlen(name);
+
+    if (strcmp(name, "json") == 0 || strcmp(name, "help") == 0)
+        return true;
+    if (!command->local && (strcmp(name, "socket") == 0 || strcmp(name, "timeout") == 0))
+        return true;
+    for (const char *at = command->options; (at = strstr(at, name)); at += length)
+        if ((at == command->options || at[-1] == ' ') && (at[length] == 0 || at[length] == ' '))
+            return true;
+    return false;
+}
+
+static const opt_spec *find_spec(const cli_command *command, const char *name, size_t length,
+                                 char letter)
+{
+    for (size_t i = 0; i < SL_COUNT(specs); i++) {
+        const bool same = name ? strlen(specs[i].name) == length &&
+                                     strncmp(specs[i].name, name, length) == 0
+                               : specs[i].letter == letter;
+        if (same)
+            return takes(command, specs[i].name) ? &specs[i] : NULL;
+    }
+    return NULL;
+}
+
+static bool parse_u64(const char *text, uint64_t *out)
+{
+    char *end = NULL;
+
+    if (!isdigit((unsigned char)text[0]))
+        return false;
+    errno = 0;
+    const unsigned long long v = strtoull(text, &end, 10);
+    if (errno || *end)
+        return false;
+    *out = v;
+    return true;
+}
+
+static sl_status set_count(int64_t *out, const opt_spec *spec, const char *text, sl_error *err)
+{
+    uint64_t v = 0;
+
+    /* The wire has int32; what is valid is for the server to say. */
+    if (!parse_u64(text, &v) || v == 0 || v > INT32_MAX)
+        return sl_fail(err, SL_ERR_INVALID, "--%s takes a number from 1 to %d, not \"%s\"",
+                       spec->name, INT32_MAX, text);
+    *out = (int64_t)v;
+    return SL_OK;
+}
+
+static sl_status set_double(double *out, const opt_spec *spec, const char *text, sl_error *err)
+{
+    char *end = NULL;
+    const double v = strtod(text, &end);
+
+    if (end == text || *end || !isfinite(v) || !(v > 0))
+        return sl_fail(err, SL_ERR_INVALID, "--%s takes a number above 0, not \"%s\"", spec->name,
+                       text);
+    *out = v;
+    return SL_OK;
+}
+
+static sl_status set_option(cli_options *out, const opt_spec *spec, const char *value,
+                            sl_error *err)
+{
+    void *field = (char *)out + spec->offset;
+
+    switch (spec->kind) {
+    case OPT_FLAG:
+        *(bool *)field = true;
+        return SL_OK;
+    case OPT_TEXT:
+        *(const char **)field = value;
+        return SL_OK;
+    case OPT_COUNT:
+        return set_count(field, spec, value, err);
+    case OPT_DOUBLE:
+        return set_double(field, spec, value, err);
+    case OPT_U64:
+        if (!parse_u64(value, field))
+            return sl_fail(err, SL_ERR_INVALID, "--%s takes a number from 0 to 2^64 - 1, not \"%s\"",
+                           spec->name, value);
+        return SL_OK;
+    case OPT_LIST:
+        if (out->component_count == CLI_MAX_COMPONENTS)
+            return sl_fail(err, SL_ERR_INVALID, "--%s was given more than %d times", spec->name,
+                           CLI_MAX_COMPONENTS);
+        out->components[out->component_count++] = value;
+        return SL_OK;
+    }
+    return SL_OK;
+}
+
+/* --name, --name=value, --name value, -x, -x value, -xvalue. */
+static sl_status parse_one(const cli_command *command, int argc, char **argv, int *i,
+                           cli_options *out, sl_error *err)
+{
+    const char *arg = argv[*i];
+    const bool is_long = arg[1] == '-';
+    const char *name = is_long ? arg + 2 : NULL;
+    const char *equals = is_long ? strchr(arg, '=') : NULL;
+    const size_t length = !is_long ? 0 : equals ? (size_t)(equals - name) : strlen(name);
+    const char *value = is_long ? (equals ? equals + 1 : NULL) : (arg[2] ? arg + 2 : NULL);
+    const opt_spec *spec = find_spec(command, name, length, arg[1]);
+
+    if (!spec)
+        return sl_fail(err, SL_ERR_INVALID, "`sluice %s` has no option \"%.*s\"", command->name,
+                       is_long ? (int)length + 2 : 2, arg);
+    if (spec->kind == OPT_FLAG && value)
+        return sl_fail(err, SL_ERR_INVALID, "--%s takes no value", spec->name);
+    if (spec->kind != OPT_FLAG && !value) {
+        if (*i + 1 >= argc)
+            return sl_fail(err, SL_ERR_INVALID, "--%s needs a value: %s", spec->name, spec->value);
+        value = argv[++*i];
+    }
+    return set_option(out, spec, value, err);
+}
+
+sl_status cli_parse(const cli_command *command, int argc, char **argv, cli_options *out,
+                    sl_error *err)
+{
+    bool only_args = false;
+
+    *out = (cli_options){ 0 };
+    for (int i = 0; i < argc; i++) {
+        sl_status status = SL_OK;
+
+        if (!only_args && strcmp(argv[i], "--") == 0)
+            only_args = true;
+        else if (!only_args && argv[i][0] == '-' && argv[i][1])
+            status = parse_one(command, argc, argv, &i, out, err);
+        else if (out->arg_count == command->max_args)
+            status = sl_fail(err, SL_ERR_INVALID, "`sluice %s` has no place for \"%s\"",
+                             command->name, argv[i]);
+        else
+            out->args[out->arg_count++] = argv[i];
+        if (status != SL_OK)
+            return status;
+    }
+    if (!out->help && out->arg_count < command->min_args)
+        return sl_fail(err, SL_ERR_INVALID, "`sluice %s` needs %s", command->name, command->args);
+    return SL_OK;
+}
+
+void cli_print_help(const cli_command *command, FILE *f)
+{
+    char path[4096];
+
+    fprintf(f, "usage: sluice %s%s%s [options]\n\n%s\n\noptions:\n", command->name,
+            command->args[0] ? " " : "", command->args, command->summary);
+    for (size_t i = 0; i < SL_COUNT(specs); i++) {
+        const opt_spec *spec = &specs[i];
+        char left[64], letter[8] = "    ";
+
+        if (!takes(command, spec->name))
+            continue;
+        if (spec->letter)
+            snprintf(letter, sizeof letter, "-%c, ", spec->letter);
+        snprintf(left, sizeof left, "%s--%s%s%s", letter, spec->name, spec->value ? " " : "",
+                 spec->value ? spec->value : "");
+        fprintf(f, "  %-24s %s\n", left, spec->help);
+    }
+    if (command->more)
+        fprintf(f, "\n%s\n", command->more);
+    if (strcmp(command->name, "synth-model") == 0)
+        cli_print_archs(f);
+    if (!command->local)
+        fprintf(f, "\nThe daemon is asked at %s unless --socket says otherwise.\n",
+                sl_client_default_socket(path, sizeof path));
+}
+
+bool cli_parse_resolution(const char *text, int64_t *width, int64_t *height)
+{
+    char *end = NULL;
+
+    if (strcmp(text, "480p") == 0) {
+        *width = 832;
+        *height = 480;
+        return true;
+    }
+    if (strcmp(text, "720p") == 0) {
+        *width = 1280;
+        *height = 720;
+        return true;
+    }
+    if (!isdigit((unsigned char)text[0]))
+        return false;
+    const long w = strtol(text, &end, 10);
+    if (*end != 'x' || !isdigit((unsigned char)end[1]))
+        return false;
+    const long h = strtol(end + 1, &end, 10);
+    if (*end || w < 1 || h < 1 || w > INT32_MAX || h > INT32_MAX)
+        return false;
+    *width = w;
+    *height = h;
+    return true;
+}

@@ -1,0 +1,350 @@
+/* cli_generate.c - from a prompt to a file here; and plan, the same without
+ * running anything.
+ *
+ * generate:  submit --> follow --> fetch --> report
+ *                         | Ctrl-C
+ *                         v
+ *                      cancel --> follow (Ctrl-C: leave it to the daemon)
+ */
+#include "clients/c/cli_jobs.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- Ctrl-C ---- */
+
+static int interrupt_pipe[2] = { -1, -1 };
+
+static void on_interrupt(int signal_number)
+{
+    const int saved = errno;
+    const ssize_t n = write(interrupt_pipe[1], "x", 1);
+
+    (void)signal_number;
+    (void)n; /* full: it is readable, which is all that counts */
+    errno = saved;
+}
+
+static sl_status catch_interrupts(cli *c)
+{
+    struct sigaction action = { .sa_handler = on_interrupt };
+
+    if (pipe2(interrupt_pipe, O_CLOEXEC | O_NONBLOCK) < 0)
+        return sl_fail_errno(&c->err, "could not create a pipe");
+    sigemptyset(&action.sa_mask);
+    if (sigaction(SIGINT, &action, NULL) < 0 || sigaction(SIGTERM, &action, NULL) < 0)
+        return sl_fail_errno(&c->err, "could not catch interrupts");
+    sl_client_set_interrupt(c->client, interrupt_pipe[0]);
+    return SL_OK;
+}
+
+static void forget_interrupts(void)
+{
+    char byte;
+
+    while (read(interrupt_pipe[0], &byte, 1) == 1)
+        ;
+}
+
+/* ---- the request ---- */
+
+static sl_status make_request_id(char *out, size_t out_bytes, sl_error *err)
+{
+    uint8_t random[16];
+
+    if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random)
+        return sl_fail_errno(err, "could not get random bytes for a request id");
+    for (size_t i = 0; i < sizeof random; i++)
+        snprintf(out + 2 * i, out_bytes - 2 * i, "%02x", random[i]);
+    return SL_OK;
+}
+
+/* The one usable model there is; the caller frees *out. */
+static sl_status find_only_model(cli *c, char **out)
+{
+    const Sluice__V1__ListModelsRequest request = SLUICE__V1__LIST_MODELS_REQUEST__INIT;
+    Sluice__V1__ListModelsReply *reply = NULL;
+    const char *found = NULL;
+    char names[512] = "";
+    int usable = 0;
+    sl_status status =
+        sl_client_list_models(c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply,
+                              &c->details, &c->err);
+
+    if (status != SL_OK)
+        return status;
+    for (size_t i = 0; i < reply->n_models; i++) {
+        const size_t used = strlen(names);
+
+        if (reply->models[i]->problem[0])
+            continue;
+        found = reply->models[i]->name;
+        snprintf(names + used, sizeof names - used, "%s%s", usable++ ? ", " : "", found);
+    }
+    if (usable == 0)
+        status = sl_fail(&c->err, SL_ERR_INVALID, "the daemon has no usable model");
+    else if (usable > 1)
+        status = sl_fail(&c->err, SL_ERR_INVALID, "which of %d models? --model takes %s", usable,
+                         names);
+    else if (!(*out = strdup(found)))
+        status = sl_fail(&c->err, SL_ERR_NO_MEMORY, "out of memory for a name");
+    sl_message_free(reply);
+    return status;
+}
+
+/* By --format, or by the output file's name. */
+static sl_status choose_format(cli *c, Sluice__V1__OutputFormat *out)
+{
+    const char *dot = c->opt.output ? strrchr(c->opt.output, '.') : NULL;
+
+    if (c->opt.format) {
+        if (!cli_format_of(c->opt.format, out))
+            return sl_fail(&c->err, SL_ERR_INVALID, "unknown format \"%s\": mp4, y4m or png",
+                           c->opt.format);
+    } else if (!dot || !cli_format_of(dot + 1, out)) {
+        *out = SLUICE__V1__OUTPUT_FORMAT__MP4;
+    }
+    return SL_OK;
+}
+
+static sl_status fill_request(cli *c, Sluice__V1__GenerateRequest *request, const char *model)
+{
+    const cli_options *o = &c->opt;
+    int64_t width = o->width, height = o->height;
+
+    if (o->resolution && !cli_parse_resolution(o->resolution, &width, &height))
+        return sl_fail(&c->err, SL_ERR_INVALID,
+                       "unknown resolution \"%s\": 480p, 720p or WIDTHxHEIGHT", o->resolution);
+    if (o->precision && !cli_precision_of(o->precision, &request->precision))
+        return sl_fail(&c->err, SL_ERR_INVALID, "unknown precision \"%s\": bf16 or f32",
+                       o->precision);
+    if (o->sampler && !cli_sampler_of(o->sampler, &request->sampler))
+        return sl_fail(&c->err, SL_ERR_INVALID, "unknown sampler \"%s\": sde or ode", o->sampler);
+    request->model = (char *)model;
+    request->prompt = o->arg_count > 0 ? (char *)o->args[0] : request->prompt;
+    request->width = (int32_t)width;
+    request->height = (int32_t)height;
+    request->frames = (int32_t)o->frames;
+    request->steps = (int32_t)o->steps;
+    request->sigma_max = o->sigma_max;
+    request->seed = o->seed;
+    return choose_format(c, &request->output);
+}
+
+/* Before a job of minutes: can its result be written at all? */
+static sl_status check_output(cli *c)
+{
+    char *copy = NULL;
+    struct stat st;
+    sl_status status = SL_OK;
+
+    if (!c->opt.output)
+        return SL_OK;
+    if (stat(c->opt.output, &st) == 0 && !S_ISREG(st.st_mode))
+        return sl_fail(&c->err, SL_ERR_INVALID, "\"%s\" is no regular file", c->opt.output);
+    copy = strdup(c->opt.output);
+    if (!copy)
+        return sl_fail(&c->err, SL_ERR_NO_MEMORY, "out of memory for a path");
+    if (access(dirname(copy), W_OK) != 0)
+        status = sl_fail_errno(&c->err, "could not write \"%s\"", c->opt.output);
+    free(copy);
+    return status;
+}
+
+/* ---- plan ---- */
+
+/* Usage errors must not look like "fits after". */
+static int plan_fail(cli *c, sl_status status)
+{
+    const int code = cli_fail(c, status);
+
+    return code == CLI_USAGE ? CLI_ERROR : code;
+}
+
+static int show_plan(const cli *c, const Sluice__V1__PlanJobReply *reply)
+{
+    const bool never =
+        reply->refusal && reply->refusal->when == SLUICE__V1__REFUSAL__WHEN__NEVER;
+
+    if (c->opt.json)
+        cli_json_print(cli_json_message(reply));
+    else if (reply->plan)
+        cli_print_plan(stdout, reply->plan);
+    if (!c->opt.json && reply->admitted_now)
+        puts("fits now");
+    else if (!c->opt.json && reply->refusal)
+        cli_print_refusal(stdout, reply->refusal);
+    if (reply->admitted_now)
+        return CLI_OK;
+    return never ? CLI_NEVER_FITS : CLI_FITS_AFTER;
+}
+
+int cli_plan(cli *c)
+{
+    Sluice__V1__GenerateRequest request = SLUICE__V1__GENERATE_REQUEST__INIT;
+    Sluice__V1__PlanJobRequest plan = SLUICE__V1__PLAN_JOB_REQUEST__INIT;
+    Sluice__V1__PlanJobReply *reply = NULL;
+    char *only_model = NULL;
+    int code = CLI_OK;
+    sl_status status = SL_OK;
+
+    if (!c->opt.model)
+        status = find_only_model(c, &only_model);
+    if (status == SL_OK)
+        status = fill_request(c, &request, c->opt.model ? c->opt.model : only_model);
+    if (status == SL_OK) {
+        plan.request = &request;
+        status = sl_client_plan_job(c->client, &plan, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS),
+                                    &reply, &c->details, &c->err);
+    }
+    code = status == SL_OK ? show_plan(c, reply) : plan_fail(c, status);
+    sl_message_free(reply);
+    free(only_model);
+    return code;
+}
+
+/* ---- generate ---- */
+
+static void report_submitted(const cli *c, const Sluice__V1__Job *job)
+{
+    if (c->opt.json)
+        return;
+    fprintf(stderr, "job %s\n", job->job_id);
+    if (job->plan)
+        cli_print_plan(stderr, job->plan);
+}
+
+static int report_detached(const cli *c, const Sluice__V1__Job *job)
+{
+    if (c->opt.json) {
+        cJSON *object = cJSON_CreateObject();
+        cJSON_AddItemToObject(object, "job", cli_json_message(job));
+        cli_json_print(object);
+    } else {
+        puts(job->job_id);
+    }
+    return CLI_OK;
+}
+
+/* The first Ctrl-C: the daemon is asked to cancel.  Another one meanwhile, and
+ * it is left alone. */
+static sl_status cancel_on_interrupt(cli *c, const char *job_id)
+{
+    Sluice__V1__CancelJobRequest request = SLUICE__V1__CANCEL_JOB_REQUEST__INIT;
+    Sluice__V1__CancelJobReply *reply = NULL;
+
+    forget_interrupts();
+    fprintf(stderr, "cancelling job %s (Ctrl-C again leaves it running)\n", job_id);
+    request.job_id = (char *)job_id;
+    sl_call_details_fini(&c->details);
+    const sl_status status = sl_client_cancel_job(c->client, &request,
+                                                  cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply,
+                                                  &c->details, &c->err);
+    sl_message_free(reply);
+    return status;
+}
+
+static sl_status follow_or_cancel(cli *c, const char *job_id, Sluice__V1__Job **out)
+{
+    uint64_t seq = 0;
+    sl_status status = cli_follow(c, job_id, &seq, out);
+
+    if (status == SL_ERR_CANCELLED && !c->details.answered) {
+        status = cancel_on_interrupt(c, job_id);
+        if (status == SL_OK)
+            status = cli_follow(c, job_id, &seq, out);
+    }
+    if (status != SL_OK && !c->details.answered && !c->opt.json)
+        fprintf(stderr, "job %s is left to the daemon: sluice watch %s\n", job_id, job_id);
+    return status;
+}
+
+static void report_done(const Sluice__V1__Job *job, const char *path,
+                        const sl_fetch_result *result)
+{
+    char planned[CLI_BYTES_TEXT], measured[CLI_BYTES_TEXT], size[CLI_BYTES_TEXT];
+    char took[CLI_BYTES_TEXT];
+
+    printf("job %s done in %s\n", job->job_id, cli_duration(job->run_ns, took));
+    printf("planned peak  %18s bytes\nmeasured peak %18s bytes%s\n",
+           cli_bytes(job->planned_peak_bytes, planned),
+           cli_bytes(job->measured_peak_bytes, measured),
+           job->planned_peak_bytes == job->measured_peak_bytes ? " (equal)" : " (NOT EQUAL)");
+    printf("%s: %s bytes, sha256 %s\n", path, cli_bytes(result->size_bytes, size), result->sha256);
+}
+
+static int finish(cli *c, const Sluice__V1__Job *job)
+{
+    char own_path[512];
+    const char *path = c->opt.output ? c->opt.output : cli_output_name(job, own_path,
+                                                                      sizeof own_path);
+    sl_fetch_result result = { 0 };
+    const int code = cli_job_exit_code(job);
+    cJSON *object = NULL;
+
+    if (code == CLI_OK) {
+        const sl_status status = cli_fetch_to(c, job->job_id, path, &result);
+        if (status != SL_OK)
+            return cli_fail(c, status);
+    }
+    if (c->opt.json) {
+        object = cJSON_CreateObject();
+        cJSON_AddItemToObject(object, "job", cli_json_message(job));
+        cJSON_AddItemToObject(object, "output",
+                              code == CLI_OK ? cli_json_output(path, &result)
+                                             : cJSON_CreateNull());
+        cli_json_print(object);
+    } else if (code == CLI_OK) {
+        report_done(job, path, &result);
+    } else {
+        cli_print_job(stderr, job);
+    }
+    return code;
+}
+
+int cli_generate(cli *c)
+{
+    Sluice__V1__GenerateRequest request = SLUICE__V1__GENERATE_REQUEST__INIT;
+    Sluice__V1__GenerateReply *reply = NULL;
+    Sluice__V1__Job *ended = NULL;
+    char request_id[64], *only_model = NULL;
+    int code = CLI_OK;
+    sl_status status = check_output(c);
+
+    if (status == SL_OK && !c->opt.model)
+        status = find_only_model(c, &only_model);
+    if (status == SL_OK)
+        status = fill_request(c, &request, c->opt.model ? c->opt.model : only_model);
+    if (status == SL_OK && !c->opt.request_id)
+        status = make_request_id(request_id, sizeof request_id, &c->err);
+    if (status == SL_OK && !c->opt.detach)
+        status = catch_interrupts(c);
+    if (status == SL_OK) {
+        request.request_id = c->opt.request_id ? (char *)c->opt.request_id : request_id;
+        status = sl_client_generate(c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS),
+                                    &reply, &c->details, &c->err);
+    }
+    if (status == SL_OK && !reply->job)
+        status = sl_fail(&c->err, SL_ERR_DATA, "the daemon's answer has no job in it");
+    if (status == SL_OK && c->opt.detach) {
+        code = report_detached(c, reply->job);
+        goto done;
+    }
+    if (status == SL_OK) {
+        report_submitted(c, reply->job);
+        status = follow_or_cancel(c, reply->job->job_id, &ended);
+    }
+    code = status == SL_OK ? finish(c, ended) : cli_fail(c, status);
+done:
+    sl_message_free(ended);
+    sl_message_free(reply);
+    free(only_model);
+    return code;
+}

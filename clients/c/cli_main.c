@@ -1,0 +1,130 @@
+/* cli_main.c - the sluice command: finds the command and runs it. */
+#include "clients/c/cli.h"
+
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+#define SHAPE "width height resolution frames steps sampler sigma-max seed precision format"
+
+static const cli_command commands[] = {
+    { "generate", "\"PROMPT\"", "Makes a video from a prompt and leaves it in a file.",
+      "model output " SHAPE " request-id detach", 1, 1, false, cli_generate,
+      "On a terminal one line shows phase, step and time.  Ctrl-C cancels the job; Ctrl-C\n"
+      "again leaves it to the daemon.  The file appears only when it is complete." },
+    { "watch", "JOB", "Follows a job until it ends.", "", 1, 1, false, cli_watch, NULL },
+    { "jobs", "", "Lists jobs, newest first.", "active limit", 0, 0, false, cli_jobs, NULL },
+    { "job", "JOB", "Shows one job and its plan.", "", 1, 1, false, cli_job, NULL },
+    { "cancel", "JOB", "Cancels a job.", "", 1, 1, false, cli_cancel, NULL },
+    { "fetch", "JOB", "Fetches the video of a job that is done.", "output", 1, 1, false, cli_fetch,
+      "Writes FILE.part and renames it when size and SHA-256 are right; an existing\n"
+      "FILE.part is continued." },
+    { "load", "MODEL", "Loads a model, or components of it, and keeps it.", "component precision",
+      1, 1, false, cli_load, NULL },
+    { "unload", "[MODEL]", "Gives back a model's memory; without MODEL, every model's.",
+      "component", 0, 1, false, cli_unload, NULL },
+    { "models", "", "Lists the daemon's models.", "", 0, 0, false, cli_models, NULL },
+    { "stats", "", "Shows who holds the device's memory, to the byte.", "", 0, 0, false, cli_stats,
+      NULL },
+    { "plan", "[PROMPT]", "Asks the daemon whether a job would fit, without running it.",
+      "model " SHAPE, 0, 1, false, cli_plan,
+      "Exit code: 0 fits now, 2 fits after something ends, 3 never fits." },
+    { "budget", "", "Works out what a job needs, without a daemon, GPU or files.",
+      "model resolution width height frames steps precision device threads", 0, 0, true, cli_budget,
+      "MODEL is a name from the model table or a model's directory.\n"
+      "Exit code: 0 fits, 2 fits after something ends, 3 never fits." },
+    { "health", "", "Says whether the daemon is ready.", "", 0, 0, false, cli_health, NULL },
+    { "inspect", "DIR", "Checks a model's files against the model tables.", "", 1, 1, true,
+      cli_inspect, NULL },
+    { "synth-model", "DIR", "Writes a model with made-up weights in the real format.", "arch seed",
+      1, 1, true, cli_synth_model,
+      "The weights are deterministic noise, and so is every video made with them." },
+};
+
+static void print_commands(FILE *f)
+{
+    fputs("usage: sluice COMMAND [options]\n\n", f);
+    for (size_t i = 0; i < SL_COUNT(commands); i++)
+        fprintf(f, "  %-12s %s\n", commands[i].name, commands[i].summary);
+    fputs("\n`sluice help COMMAND` tells more.  Exit codes: docs/CLI.md.\n", f);
+}
+
+static const cli_command *find_command(const char *name)
+{
+    for (size_t i = 0; i < SL_COUNT(commands); i++)
+        if (strcmp(commands[i].name, name) == 0)
+            return &commands[i];
+    return NULL;
+}
+
+static int help(int argc, char **argv)
+{
+    const cli_command *command = argc > 0 ? find_command(argv[0]) : NULL;
+
+    if (argc > 0 && !command) {
+        fprintf(stderr, "sluice: no command \"%s\"\n", argv[0]);
+        return CLI_USAGE;
+    }
+    if (command)
+        cli_print_help(command, stdout);
+    else
+        print_commands(stdout);
+    return CLI_OK;
+}
+
+static int run(const cli_command *command, int argc, char **argv)
+{
+    cli c = { .command = command };
+    int code = CLI_OK;
+    sl_status status = cli_parse(command, argc, argv, &c.opt, &c.err);
+
+    if (status != SL_OK) {
+        for (int i = 0; i < argc; i++) /* it may stand behind what was wrong */
+            if (strcmp(argv[i], "--json") == 0 || strcmp(argv[i], "-j") == 0)
+                c.opt.json = true;
+        code = cli_fail(&c, status);
+        if (command->run == cli_plan || command->run == cli_budget)
+            code = CLI_ERROR; /* 2 is an answer of theirs */
+        if (!c.opt.json)
+            fprintf(stderr, "`sluice help %s` tells more\n", command->name);
+        return code;
+    }
+    if (c.opt.help) {
+        cli_print_help(command, stdout);
+        return CLI_OK;
+    }
+    c.progress = !c.opt.json && isatty(STDERR_FILENO);
+    if (!command->local)
+        status = sl_client_create(&c.client, c.opt.socket, &c.err);
+    code = status == SL_OK ? command->run(&c) : cli_fail(&c, status);
+    sl_call_details_fini(&c.details);
+    sl_client_destroy(c.client);
+    /* A full disk or a closed pipe under stdout is not a success. */
+    if (fflush(stdout) != 0 && code == CLI_OK)
+        code = CLI_ERROR;
+    return code;
+}
+
+int main(int argc, char **argv)
+{
+    const cli_command *command = NULL;
+
+    signal(SIGPIPE, SIG_IGN);
+    if (argc < 2) {
+        print_commands(stderr);
+        return CLI_USAGE;
+    }
+    if (strcmp(argv[1], "help") == 0 || strcmp(argv[1], "--help") == 0 ||
+        strcmp(argv[1], "-h") == 0)
+        return help(argc - 2, argv + 2);
+    if (strcmp(argv[1], "version") == 0 || strcmp(argv[1], "--version") == 0) {
+        puts("sluice " SL_VERSION);
+        return CLI_OK;
+    }
+    command = find_command(argv[1]);
+    if (!command) {
+        fprintf(stderr, "sluice: no command \"%s\"; `sluice help` lists them\n", argv[1]);
+        return CLI_USAGE;
+    }
+    return run(command, argc - 2, argv + 2);
+}

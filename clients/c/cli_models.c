@@ -1,0 +1,181 @@
+/* cli_models.c - load, unload, models, health, stats. */
+#include "clients/c/cli.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+/* Reading a 14B checkpoint from a slow disk. */
+#define LOAD_NS (1800 * SL_NS_PER_S)
+
+static sl_status parse_components(cli *c, Sluice__V1__Component *out)
+{
+    for (int i = 0; i < c->opt.component_count; i++)
+        if (!cli_component_of(c->opt.components[i], &out[i]))
+            return sl_fail(&c->err, SL_ERR_INVALID,
+                           "unknown component \"%s\": text_encoder, dit, dit_high, dit_low or vae",
+                           c->opt.components[i]);
+    return SL_OK;
+}
+
+static int show_receipt(cli *c, const char *verb, const char *model,
+                        const ProtobufCMessage *reply, const Sluice__V1__Receipt *receipt)
+{
+    if (c->opt.json) {
+        cli_json_print(cli_json_message(reply));
+        return CLI_OK;
+    }
+    if (!receipt || receipt->n_components == 0)
+        printf("%s %s: nothing to do\n", verb, model);
+    else
+        printf("%s %s\n", verb, model);
+    if (receipt)
+        cli_print_receipt(stdout, receipt);
+    return CLI_OK;
+}
+
+int cli_load(cli *c)
+{
+    Sluice__V1__LoadModelRequest request = SLUICE__V1__LOAD_MODEL_REQUEST__INIT;
+    Sluice__V1__LoadModelReply *reply = NULL;
+    Sluice__V1__Component components[CLI_MAX_COMPONENTS];
+    sl_status status = parse_components(c, components);
+
+    if (status == SL_OK && c->opt.precision &&
+        !cli_precision_of(c->opt.precision, &request.precision))
+        status = sl_fail(&c->err, SL_ERR_INVALID, "unknown precision \"%s\": bf16 or f32",
+                         c->opt.precision);
+    if (status != SL_OK)
+        return cli_fail(c, status);
+    request.model = (char *)c->opt.args[0];
+    request.n_components = (size_t)c->opt.component_count;
+    request.components = components;
+    status = sl_client_load_model(c->client, &request, cli_timeout_ns(c, LOAD_NS), &reply,
+                                  &c->details, &c->err);
+    if (status != SL_OK)
+        return cli_fail(c, status);
+    const int code = show_receipt(c, "loaded", request.model, &reply->base, reply->receipt);
+    sl_message_free(reply);
+    return code;
+}
+
+int cli_unload(cli *c)
+{
+    Sluice__V1__UnloadModelRequest request = SLUICE__V1__UNLOAD_MODEL_REQUEST__INIT;
+    Sluice__V1__UnloadModelReply *reply = NULL;
+    Sluice__V1__Component components[CLI_MAX_COMPONENTS];
+    sl_status status = parse_components(c, components);
+
+    if (status != SL_OK)
+        return cli_fail(c, status);
+    if (c->opt.arg_count > 0)
+        request.model = (char *)c->opt.args[0];
+    request.n_components = (size_t)c->opt.component_count;
+    request.components = components;
+    status = sl_client_unload_model(c->client, &request, cli_timeout_ns(c, LOAD_NS), &reply,
+                                    &c->details, &c->err);
+    if (status != SL_OK)
+        return cli_fail(c, status);
+    const int code = show_receipt(c, "unloaded", c->opt.arg_count ? request.model : "all models",
+                                  &reply->base, reply->receipt);
+    sl_message_free(reply);
+    return code;
+}
+
+/* "text_encoder,dit,vae" of what is on the device; buf 128 bytes. */
+static const char *resident_text(const Sluice__V1__ModelInfo *model, char *buf, size_t buf_bytes)
+{
+    size_t used = 0;
+
+    buf[0] = 0;
+    for (size_t i = 0; i < model->n_resident && used < buf_bytes; i++)
+        used += (size_t)snprintf(buf + used, buf_bytes - used, "%s%s", i ? "," : "",
+                                 cli_component_text(model->resident[i]->component));
+    return buf[0] ? buf : "-";
+}
+
+int cli_models(cli *c)
+{
+    const Sluice__V1__ListModelsRequest request = SLUICE__V1__LIST_MODELS_REQUEST__INIT;
+    Sluice__V1__ListModelsReply *reply = NULL;
+    const sl_status status =
+        sl_client_list_models(c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply,
+                              &c->details, &c->err);
+
+    if (status != SL_OK)
+        return cli_fail(c, status);
+    if (c->opt.json) {
+        cli_json_print(cli_json_message(reply));
+        goto done;
+    }
+    if (reply->n_models == 0)
+        puts("no models");
+    else
+        printf("%-24s %-18s %-4s %11s  %-18s %s\n", "MODEL", "KIND", "TASK", "FILES", "DEFAULT",
+               "ON DEVICE");
+    for (size_t i = 0; i < reply->n_models; i++) {
+        const Sluice__V1__ModelInfo *m = reply->models[i];
+        char size[CLI_BYTES_TEXT], shape[48], resident[128];
+
+        snprintf(shape, sizeof shape, "%dx%d, %d f", m->default_width, m->default_height,
+                 m->default_frames);
+        printf("%-24s %-18s %-4s %11s  %-18s %s\n", m->name, m->arch, m->task,
+               cli_bytes_human(m->file_bytes, size), shape,
+               resident_text(m, resident, sizeof resident));
+        if (m->problem[0])
+            printf("  cannot be used: %s\n", m->problem);
+    }
+done:
+    sl_message_free(reply);
+    return CLI_OK;
+}
+
+int cli_health(cli *c)
+{
+    const Sluice__V1__HealthRequest request = SLUICE__V1__HEALTH_REQUEST__INIT;
+    Sluice__V1__HealthReply *reply = NULL;
+    char uptime[CLI_BYTES_TEXT];
+    const sl_status status =
+        sl_client_health(c->client, &request, cli_timeout_ns(c, 10 * SL_NS_PER_S), &reply,
+                         &c->details, &c->err);
+
+    if (status != SL_OK)
+        return cli_fail(c, status);
+    const int code = reply->ready ? CLI_OK : CLI_ERROR;
+    if (c->opt.json) {
+        cli_json_print(cli_json_message(reply));
+        goto done;
+    }
+    printf("%s: %s\nsluiced %s, up %s\n%u running, %u queued\n",
+           reply->ready ? "ready" : "not ready", reply->status, reply->version,
+           cli_duration(reply->uptime_ns, uptime), reply->running_jobs, reply->queued_jobs);
+    for (size_t i = 0; i < reply->n_devices; i++) {
+        const Sluice__V1__DeviceHealth *d = reply->devices[i];
+
+        printf("device %s: worker %s, restarts %u, unexplained %" PRId64 " bytes\n", d->device,
+               d->worker_up ? "up" : "down", d->worker_restarts, d->unexplained_bytes);
+    }
+done:
+    sl_message_free(reply);
+    return code;
+}
+
+int cli_stats(cli *c)
+{
+    const Sluice__V1__GetMemoryStatsRequest request = SLUICE__V1__GET_MEMORY_STATS_REQUEST__INIT;
+    Sluice__V1__GetMemoryStatsReply *reply = NULL;
+    int code = CLI_OK;
+    const sl_status status =
+        sl_client_get_memory_stats(c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS),
+                                   &reply, &c->details, &c->err);
+
+    if (status != SL_OK)
+        return cli_fail(c, status);
+    if (c->opt.json)
+        cli_json_print(cli_json_message(reply));
+    else
+        for (size_t i = 0; i < reply->n_devices; i++)
+            if (!cli_print_memory(stdout, reply->devices[i]))
+                code = CLI_ERROR;
+    sl_message_free(reply);
+    return code;
+}
