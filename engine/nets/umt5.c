@@ -4,6 +4,9 @@
 #include "engine/nets/net.h"
 #include "kernels/ops.h"
 
+/* What the position table of the op, and of every published file, is made for. */
+enum { NUM_BUCKETS = 32, MAX_DISTANCE = 128 };
+
 /* What one encoding works with. */
 typedef struct {
     sl_exec *exec;
@@ -85,6 +88,11 @@ static sl_status check_request(const sl_t5_config *config, int64_t count, const 
     if (out->rank != 2 || out->dim[1] != config->dim)
         return sl_fail(err, SL_ERR_INVALID, "text encoder: output %s: expected [text_len, %lld]",
                        sl_tensor_describe(out, text, sizeof text), (long long)config->dim);
+    if (config->num_buckets != NUM_BUCKETS || config->max_distance != MAX_DISTANCE)
+        return sl_fail(err, SL_ERR_UNIMPLEMENTED,
+                       "text encoder: %lld position buckets up to distance %lld: expected %d and %d",
+                       (long long)config->num_buckets, (long long)config->max_distance,
+                       (int)NUM_BUCKETS, (int)MAX_DISTANCE);
     if (count < 1 || count > out->dim[0])
         return sl_fail(err, SL_ERR_INVALID, "text encoder: %lld tokens: expected 1 to %lld",
                        (long long)count, (long long)out->dim[0]);
