@@ -59,9 +59,9 @@ typedef struct {
 typedef struct {
     char model[SL_BUDGET_NAME_BYTES]; /* as clients name it */
     char arch[SL_BUDGET_NAME_BYTES];
-    uint64_t dit_params;
+    uint64_t dit_params;              /* 0: no DiT is involved */
     sl_precision precision;
-    bool dit_whole;             /* false: no DiT is involved, or it is streamed */
+    bool dit_whole;             /* false: none is involved, or it is streamed */
     int experts;                /* of the model, resident at once */
     int width, height, frames;  /* 0: no request, a load */
 } sl_budget_facts;
