@@ -57,8 +57,8 @@ static sl_status check_params(sl_media_format format, int width, int height, int
     if ((size_t)format >= SL_COUNT(formats))
         return sl_fail(err, SL_ERR_INVALID, "media format %d is not known", (int)format);
     if (width < 2 || width > SIDE_MAX || width % 2 || height < 2 || height > SIDE_MAX || height % 2)
-        return sl_fail(err, SL_ERR_INVALID, "frames of %dx%d, expected even sides of 2 to %d", width,
-                       height, SIDE_MAX);
+        return sl_fail(err, SL_ERR_INVALID, "frames of %dx%d, expected even sides of 2 to %d",
+                       width, height, SIDE_MAX);
     if (fps < 1 || fps > FPS_MAX)
         return sl_fail(err, SL_ERR_INVALID, "%d frames a second, expected 1 to %d", fps, FPS_MAX);
     if (threads < 0 || threads > THREADS_MAX)

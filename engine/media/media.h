@@ -33,11 +33,15 @@ const char *sl_media_extension(sl_media_format format); /* ".mp4" */
 typedef struct sl_media_writer sl_media_writer;
 
 /* width, height even and 2 to 16384; fps 1 to 240; threads for the encoder, 0
- * is 1.  The same frames give the same bytes (no dates inside). */
+ * to 64, 0 is 1.  The same frames give the same bytes (no dates inside), for
+ * mp4 with the same number of threads.  SL_ERR_UNIMPLEMENTED for mp4 in a
+ * build without libav.  A write past the process's file size limit is
+ * SL_ERR_IO only where SIGXFSZ is ignored. */
 sl_status sl_media_open(sl_media_writer **out, const char *path, sl_media_format format, int width,
                         int height, int fps, int threads, sl_error *err) SL_MUST_CHECK;
 /* rgb: height rows of width*3 bytes, top to bottom, tightly packed. */
-sl_status sl_media_write_frame(sl_media_writer *writer, const uint8_t *rgb, sl_error *err) SL_MUST_CHECK;
+sl_status sl_media_write_frame(sl_media_writer *writer, const uint8_t *rgb,
+                               sl_error *err) SL_MUST_CHECK;
 sl_status sl_media_finish(sl_media_writer *writer, sl_error *err) SL_MUST_CHECK;
 void sl_media_close(sl_media_writer *writer); /* NULL is fine */
 

@@ -94,9 +94,9 @@ static sl_status open_scaler(mp4 *self, sl_error *err)
     const int height = self->params->height;
     const int *bt601 = sws_getCoefficients(SWS_CS_SMPTE170M);
 
-    self->scaler = sws_getContext(width, height, AV_PIX_FMT_RGB24, width, height,
-                                  AV_PIX_FMT_YUV420P, SWS_BICUBIC | SWS_ACCURATE_RND | SWS_BITEXACT,
-                                  NULL, NULL, NULL);
+    self->scaler =
+        sws_getContext(width, height, AV_PIX_FMT_RGB24, width, height, AV_PIX_FMT_YUV420P,
+                       SWS_BICUBIC | SWS_ACCURATE_RND | SWS_BITEXACT, NULL, NULL, NULL);
     self->frame = av_frame_alloc();
     self->packet = av_packet_alloc();
     if (!self->scaler || !self->frame || !self->packet)

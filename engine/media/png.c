@@ -142,10 +142,10 @@ sl_status sl_png_write_strip(FILE *file, const char *path, const uint8_t *const 
     sl_status status = SL_OK;
     int64_t pixels = 0;
 
-    if (width < 1 || height < 1 || frame_count < 1 ||
-        !sl_count_mul(width, frame_count, &pixels) || pixels > (INT_MAX - 16) / 3)
-        return sl_fail(err, SL_ERR_INVALID, "\"%s\": %d images of %dx%d do not fit in one PNG", path,
-                       frame_count, width, height);
+    if (width < 1 || height < 1 || frame_count < 1 || !sl_count_mul(width, frame_count, &pixels) ||
+        pixels > (INT_MAX - 16) / 3)
+        return sl_fail(err, SL_ERR_INVALID, "\"%s\": %d images of %dx%d do not fit in one PNG",
+                       path, frame_count, width, height);
     const size_t row_bytes = (size_t)pixels * 3;
     png.compressed = malloc(CHUNK_BYTES);
     png.rows[0] = calloc(1, row_bytes + 3);
@@ -165,7 +165,7 @@ sl_status sl_png_write_strip(FILE *file, const char *path, const uint8_t *const 
     if (status == SL_OK)
         status = compress_input(&png, Z_FINISH, err);
     if (status == SL_OK)
-        status = write_chunk(&png, "IEND", NULL, 0, err);
+        status = write_chunk(&png, "IEND", png.compressed, 0, err);
 done:
     if (deflating)
         deflateEnd(&png.deflate);

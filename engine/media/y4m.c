@@ -9,9 +9,15 @@
 #include <stdlib.h>
 
 enum {
-    Y_R = 16829, Y_G = 33039, Y_B = 6416,
-    U_R = -9714, U_G = -19070, U_B = 28784,
-    V_R = 28784, V_G = -24103, V_B = -4681,
+    Y_R = 16829,
+    Y_G = 33039,
+    Y_B = 6416,
+    U_R = -9714,
+    U_G = -19070,
+    U_B = 28784,
+    V_R = 28784,
+    V_G = -24103,
+    V_B = -4681,
 };
 
 typedef struct {
@@ -82,8 +88,8 @@ static sl_status y4m_open(void **out, const sl_media_params *params, sl_error *e
     if (self)
         self->planes = malloc(planes_bytes(params));
     if (!self || !self->planes) {
-        status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the frames of \"%s\"",
-                         params->path);
+        status =
+            sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the frames of \"%s\"", params->path);
         goto done;
     }
     self->params = params;
@@ -112,7 +118,8 @@ static sl_status y4m_write_frame(void *ptr, const uint8_t *rgb, sl_error *err)
     convert(self, rgb);
     sl_status status = sl_media_file_write(self->file, "FRAME\n", 6, path, err);
     if (status == SL_OK)
-        status = sl_media_file_write(self->file, self->planes, planes_bytes(self->params), path, err);
+        status =
+            sl_media_file_write(self->file, self->planes, planes_bytes(self->params), path, err);
     return status;
 }
 

@@ -97,9 +97,9 @@ static void push_width(sl_utext *out, uint32_t c)
         return;
     }
     /* Every one of them becomes one character, or a space and a mark. */
-    const utf8proc_ssize_t n = utf8proc_decompose_char((utf8proc_int32_t)c, parts, SL_COUNT(parts),
-                                                       UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT,
-                                                       &boundary);
+    const utf8proc_ssize_t n =
+        utf8proc_decompose_char((utf8proc_int32_t)c, parts, SL_COUNT(parts),
+                                UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT, &boundary);
     if (n < 1 || n > (utf8proc_ssize_t)SL_COUNT(parts)) {
         sl_utext_push(out, c);
         return;
@@ -319,8 +319,8 @@ sl_status sl_clean_prompt(char **out, const char *text, size_t length, sl_error 
     if (!a.no_memory && !b.no_memory && !scratch.no_memory)
         cleaned = encode_prompt(&a);
     if (!cleaned) {
-        status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory cleaning a prompt of %zu bytes",
-                         length);
+        status =
+            sl_fail(err, SL_ERR_NO_MEMORY, "out of memory cleaning a prompt of %zu bytes", length);
         goto done;
     }
     *out = cleaned;

@@ -53,8 +53,17 @@ SL_TEST(ascii_keeps_all_but_white_space)
 SL_TEST(unicode_white_space_collapses)
 {
     static const sample samples[] = {
-        { "a\xc2\xa0" "b\xe2\x80\x83" "c\xe3\x80\x80" "d\xe2\x80\xa8" "e", "a b c d e" },
-        { "a\xe1\x9a\x80" "b\xe2\x80\xaf" "c\xe2\x81\x9f" "d", "a b c d" },
+        { "a\xc2\xa0"
+          "b\xe2\x80\x83"
+          "c\xe3\x80\x80"
+          "d\xe2\x80\xa8"
+          "e",
+          "a b c d e" },
+        { "a\xe1\x9a\x80"
+          "b\xe2\x80\xaf"
+          "c\xe2\x81\x9f"
+          "d",
+          "a b c d" },
         { "zero\xe2\x80\x8bwidth", "zero\xe2\x80\x8bwidth" },
     };
     check_samples(samples, SL_COUNT(samples));
@@ -85,16 +94,23 @@ SL_TEST(html_references)
 SL_TEST(characters)
 {
     static const sample samples[] = {
-        { "\xe2\x80\x9c" "a\xe2\x80\x9d \xe2\x80\x98" "b\xe2\x80\x99 \xca\xbc", "\"a\" 'b' '" },
+        { "\xe2\x80\x9c"
+          "a\xe2\x80\x9d \xe2\x80\x98"
+          "b\xe2\x80\x99 \xca\xbc",
+          "\"a\" 'b' '" },
         { "\xef\xbc\xa1\xef\xbc\x91\xe3\x80\x80\xef\xbd\x9e", "A1 ~" },
-        { "\xef\xbd\xb6\xef\xbe\x9e", "\xe3\x82\xac" },       /* half-width katakana and mark */
-        { "\xef\xbf\xa3x", "\xcc\x84x" },                     /* full-width macron: space and mark */
+        { "\xef\xbd\xb6\xef\xbe\x9e", "\xe3\x82\xac" }, /* half-width katakana and mark */
+        { "\xef\xbf\xa3x", "\xcc\x84x" },               /* full-width macron: space and mark */
         { "\xef\xac\x83 \xc4\xb2 \xc5\x89", "ffi IJ 'n" },
         { "cafe\xcc\x81", "caf\xc3\xa9" },
-        { "q\xcc\x87\xcc\xa3", "q\xcc\xa3\xcc\x87" },         /* canonical order */
+        { "q\xcc\x87\xcc\xa3", "q\xcc\xa3\xcc\x87" }, /* canonical order */
         { "\xe1\x84\x92\xe1\x85\xa1\xe1\x86\xab", "\xed\x95\x9c" },
         { "\x1b[31;1mred\x1b[0m \x1b[x", "red" },
-        { "a\x1b[!b\x07" "c\x7f" "d\xef\xbb\xbf" "e\xef\xbf\xbc", "a[!bcde" },
+        { "a\x1b[!b\x07"
+          "c\x7f"
+          "d\xef\xbb\xbf"
+          "e\xef\xbf\xbc",
+          "a[!bcde" },
         { "x\xc2\x85y \xc2\x93z\xc2\x94", "x\xe2\x80\xa6y \"z\"" }, /* C1 as windows-1252 */
         { "tag \xf3\xa0\x81\xa7", "tag \xf3\xa0\x81\xa7" },
     };
@@ -105,14 +121,16 @@ SL_TEST(garbled_utf8)
 {
     static const sample samples[] = {
         { "caf\xc3\x83\xc2\xa9", "caf\xc3\xa9" },
-        { "caf\xc3\x83\xc6\x92\xc3\x82\xc2\xa9", "caf\xc3\xa9" },                 /* twice */
-        { "it\xc3\xa2\xe2\x82\xac\xe2\x84\xa2s", "it's" },                        /* windows-1252 */
-        { "it\xc3\xa2\xc2\x80\xc2\x99s", "it's" },                                /* latin-1 */
-        { "\xe2\x9c\x93 na\xc3\x83\xc2\xafve", "\xe2\x9c\x93 na\xc3\xafve" },     /* a part only */
-        { "\xc3\xb0\xc5\xb8\xcb\x9c\xe2\x82\xac", "\xf0\x9f\x98\x80" },           /* emoji */
+        { "caf\xc3\x83\xc6\x92\xc3\x82\xc2\xa9", "caf\xc3\xa9" },             /* twice */
+        { "it\xc3\xa2\xe2\x82\xac\xe2\x84\xa2s", "it's" },                    /* windows-1252 */
+        { "it\xc3\xa2\xc2\x80\xc2\x99s", "it's" },                            /* latin-1 */
+        { "\xe2\x9c\x93 na\xc3\x83\xc2\xafve", "\xe2\x9c\x93 na\xc3\xafve" }, /* a part only */
+        { "\xc3\xb0\xc5\xb8\xcb\x9c\xe2\x82\xac", "\xf0\x9f\x98\x80" },       /* emoji */
         /* Ordinary text stays. */
-        { "caf\xc3\xa9 na\xc3\xafve \xc3\x86r\xc3\xb8sk\xc3\xb8" "bing",
-          "caf\xc3\xa9 na\xc3\xafve \xc3\x86r\xc3\xb8sk\xc3\xb8" "bing" },
+        { "caf\xc3\xa9 na\xc3\xafve \xc3\x86r\xc3\xb8sk\xc3\xb8"
+          "bing",
+          "caf\xc3\xa9 na\xc3\xafve \xc3\x86r\xc3\xb8sk\xc3\xb8"
+          "bing" },
         { "CAF\xc3\x89\xe2\x80\xa6 IRM\xc3\x83\xe2\x80\xa6",
           "CAF\xc3\x89\xe2\x80\xa6 IRM\xc3\x83\xe2\x80\xa6" },
         { "2\xc3\x97\xc2\xbd and 5\xc2\xb0", "2\xc3\x97\xc2\xbd and 5\xc2\xb0" },

@@ -12,9 +12,9 @@
 #include <string.h>
 
 typedef struct {
-    const char *name;     /* without & and ; */
-    uint32_t value[2];    /* one or two code points; 0 ends */
-    uint8_t bare;         /* also without a semicolon */
+    const char *name;  /* without & and ; */
+    uint32_t value[2]; /* one or two code points; 0 ends */
+    uint8_t bare;      /* also without a semicolon */
 } entity;
 
 typedef struct {
@@ -254,7 +254,8 @@ void sl_html_unescape_strict(sl_utext *out, const sl_utext *in)
 
         if (in->at[i] == '&') {
             const size_t hash = left > 0 && rest[0] == '#';
-            while (hash + length < left && length < NAME_MAX_STRICT && is_alnum(rest[hash + length]))
+            while (hash + length < left && length < NAME_MAX_STRICT &&
+                   is_alnum(rest[hash + length]))
                 length++;
             if (length > 0 && hash + length < left && rest[hash + length] == ';')
                 done = push_strict(out, rest, length, hash);

@@ -20,8 +20,9 @@ extern "C" {
 
 typedef struct sl_tokenizer sl_tokenizer;
 
-/* SL_ERR_DATA for a file that is not a sentencepiece model, or that has no
- * </s> or no <unk> piece (or byte fallback).  The file is read whole; at most 64 MiB. */
+/* SL_ERR_DATA for a file that is not a sentencepiece unigram model, that is
+ * damaged, or that has no </s> or no <unk> piece.  The file is read whole; at
+ * most 64 MiB.  SL_ERR_UNIMPLEMENTED in a build without sentencepiece. */
 sl_status sl_tokenizer_open(sl_tokenizer **out, const char *path, sl_error *err) SL_MUST_CHECK;
 void sl_tokenizer_close(sl_tokenizer *tokenizer); /* NULL is fine */
 
@@ -41,7 +42,7 @@ sl_status sl_tokenizer_encode_raw(const sl_tokenizer *tokenizer, const char *tex
 
 /* Writes a small sentencepiece unigram model: <pad> </s> <s> <unk>, 256 byte
  * pieces, printable ASCII, then common English words and word pieces, `pieces`
- * in all (at least 512); byte fallback on, identity normaliser, dummy prefix.
+ * in all (512 to 262144); byte fallback on, identity normaliser, dummy prefix.
  * For synthetic checkpoints: deterministic. */
 sl_status sl_tokenizer_write_synthetic(const char *path, int pieces, sl_error *err) SL_MUST_CHECK;
 

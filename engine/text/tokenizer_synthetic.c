@@ -31,29 +31,29 @@ enum {
 };
 
 static const float SCORE_CHARACTER = -12.0f;
-static const float SCORE_WORD = -8.0f;      /* minus a little for each word */
-static const float SCORE_LETTERS = -13.0f;  /* minus one for each letter above two */
+static const float SCORE_WORD = -8.0f;     /* minus a little for each word */
+static const float SCORE_LETTERS = -13.0f; /* minus one for each letter above two */
 
 /* What prompts are made of, the most common first. */
 static const char *const words[] = {
-    "a",         "the",      "of",       "and",       "in",       "with",     "on",       "is",
-    "to",        "at",       "by",       "from",      "as",       "its",      "an",       "for",
-    "are",       "through",  "into",     "over",      "under",    "his",      "her",      "their",
-    "while",     "that",     "it",       "up",        "down",     "out",      "cat",      "dog",
-    "man",       "woman",    "girl",     "boy",       "child",    "person",   "people",   "bird",
-    "horse",     "fish",     "tree",     "forest",    "mountain", "river",    "sea",      "ocean",
-    "beach",     "sky",      "cloud",    "sun",       "moon",     "star",     "rain",     "snow",
-    "wind",      "fire",     "water",    "light",     "shadow",   "night",    "day",      "morning",
-    "evening",   "sunset",   "city",     "street",    "road",     "house",    "room",     "window",
-    "door",      "table",    "car",      "train",     "boat",     "plane",    "camera",   "shot",
-    "close",     "wide",     "slow",     "motion",    "view",     "scene",    "background", "style",
-    "cinematic", "film",     "video",    "realistic", "detailed", "soft",     "bright",   "dark",
-    "warm",      "cold",     "red",      "green",     "blue",     "white",    "black",    "yellow",
-    "orange",    "pink",     "golden",   "silver",    "small",    "large",    "old",      "young",
-    "walking",   "running",  "sitting",  "standing",  "flying",   "looking",  "moving",   "playing",
-    "dancing",   "swimming", "driving",  "wearing",   "holding",  "face",     "hand",     "eyes",
-    "hair",      "dress",    "flower",   "grass",     "leaf",     "field",    "garden",   "glass",
-    "stone",     "wood",     "metal",    "smoke",     "wave",     "fast",     "gently",   "quietly",
+    "a",         "the",      "of",      "and",       "in",       "with",    "on",         "is",
+    "to",        "at",       "by",      "from",      "as",       "its",     "an",         "for",
+    "are",       "through",  "into",    "over",      "under",    "his",     "her",        "their",
+    "while",     "that",     "it",      "up",        "down",     "out",     "cat",        "dog",
+    "man",       "woman",    "girl",    "boy",       "child",    "person",  "people",     "bird",
+    "horse",     "fish",     "tree",    "forest",    "mountain", "river",   "sea",        "ocean",
+    "beach",     "sky",      "cloud",   "sun",       "moon",     "star",    "rain",       "snow",
+    "wind",      "fire",     "water",   "light",     "shadow",   "night",   "day",        "morning",
+    "evening",   "sunset",   "city",    "street",    "road",     "house",   "room",       "window",
+    "door",      "table",    "car",     "train",     "boat",     "plane",   "camera",     "shot",
+    "close",     "wide",     "slow",    "motion",    "view",     "scene",   "background", "style",
+    "cinematic", "film",     "video",   "realistic", "detailed", "soft",    "bright",     "dark",
+    "warm",      "cold",     "red",     "green",     "blue",     "white",   "black",      "yellow",
+    "orange",    "pink",     "golden",  "silver",    "small",    "large",   "old",        "young",
+    "walking",   "running",  "sitting", "standing",  "flying",   "looking", "moving",     "playing",
+    "dancing",   "swimming", "driving", "wearing",   "holding",  "face",    "hand",       "eyes",
+    "hair",      "dress",    "flower",  "grass",     "leaf",     "field",   "garden",     "glass",
+    "stone",     "wood",     "metal",   "smoke",     "wave",     "fast",    "gently",     "quietly",
 };
 
 typedef struct {

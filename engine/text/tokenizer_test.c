@@ -71,7 +71,8 @@ static void check_golden_case(const sl_tokenizer *tokenizer, const cJSON *item)
     char *cleaned = NULL;
 
     SL_CHECK_OK(sl_clean_prompt(&cleaned, text, strlen(text), err));
-    SL_CHECK_OK(sl_tokenizer_encode(tokenizer, cleaned, strlen(cleaned), ids, IDS_MAX, &count, err));
+    SL_CHECK_OK(
+        sl_tokenizer_encode(tokenizer, cleaned, strlen(cleaned), ids, IDS_MAX, &count, err));
     check_ids(text, ids, count, cJSON_GetObjectItem(item, "ids"));
     SL_CHECK_OK(sl_tokenizer_encode_raw(tokenizer, text, strlen(text), ids, IDS_MAX, &count, err));
     check_ids(text, ids, count, cJSON_GetObjectItem(item, "ids_without_cleaning"));
@@ -169,8 +170,9 @@ SL_TEST(long_texts_are_cut)
     SL_CHECK(count == 1 && ids[0] == 1);
     SL_CHECK_STATUS(sl_tokenizer_encode(tokenizer, text, sizeof text, ids, 0, &count, err),
                     SL_ERR_INVALID);
-    SL_CHECK_STATUS(sl_tokenizer_encode_raw(tokenizer, text, sizeof text, ids, IDS_MAX, &count, err),
-                    SL_ERR_TOO_LARGE);
+    SL_CHECK_STATUS(
+        sl_tokenizer_encode_raw(tokenizer, text, sizeof text, ids, IDS_MAX, &count, err),
+        SL_ERR_TOO_LARGE);
     sl_tokenizer_close(tokenizer);
 }
 
@@ -206,11 +208,14 @@ SL_TEST(bad_files_are_refused)
 {
     /* One piece "a" and nothing else; a BPE model; a piece without text; a
      * piece that is not UTF-8; a score that is not a number. */
-    static const char one[] = "\x0a\x03\x0a\x01" "a";
-    static const char bpe[] = "\x0a\x03\x0a\x01" "a\x12\x02\x18\x02";
+    static const char one[] = "\x0a\x03\x0a\x01"
+                              "a";
+    static const char bpe[] = "\x0a\x03\x0a\x01"
+                              "a\x12\x02\x18\x02";
     static const char nameless[] = "\x0a\x02\x18\x01";
     static const char not_text[] = "\x0a\x03\x0a\x01\xff";
-    static const char not_finite[] = "\x0a\x08\x0a\x01" "a\x15\x00\x00\xc0\x7f";
+    static const char not_finite[] = "\x0a\x08\x0a\x01"
+                                     "a\x15\x00\x00\xc0\x7f";
     sl_tokenizer *tokenizer = NULL;
 
     SL_CHECK_STATUS(sl_tokenizer_open(&tokenizer, "/nonexistent/x.model", err), SL_ERR_NOT_FOUND);
@@ -222,6 +227,55 @@ SL_TEST(bad_files_are_refused)
     check_not_opened(nameless, sizeof nameless - 1);
     check_not_opened(not_text, sizeof not_text - 1);
     check_not_opened(not_finite, sizeof not_finite - 1);
+}
+
+/* One piece, then a normaliser whose map is `map`. */
+static void check_map(const uint8_t *map, size_t length, sl_status want)
+{
+    sl_error error_ = { .status = SL_OK };
+    sl_error *err = &error_;
+    uint8_t bytes[2048] = { 0x0a, 0x03, 0x0a, 0x01, 'a', 0x1a };
+    size_t n = 6;
+
+    const size_t inner = length + 3;
+    bytes[n++] = (uint8_t)(inner | 0x80);
+    bytes[n++] = (uint8_t)(inner >> 7);
+    bytes[n++] = 0x12;
+    bytes[n++] = (uint8_t)(length | 0x80);
+    bytes[n++] = (uint8_t)(length >> 7);
+    memcpy(bytes + n, map, length);
+    SL_CHECK_STATUS(sl_tokenizer_check(bytes, n + length, err), want);
+}
+
+/* A trie of 256 units, the first without children, and the string "x". */
+SL_TEST(normaliser_maps_stay_inside)
+{
+    enum { UNITS = 256, LENGTH = 4 + 4 * UNITS + 2 };
+    uint8_t good[LENGTH] = { 0x00, 0x04 };
+    uint8_t map[LENGTH];
+
+    good[LENGTH - 2] = 'x';
+    check_map(good, LENGTH, SL_OK);
+    check_map(good, 3, SL_ERR_DATA);
+
+    memcpy(map, good, LENGTH);
+    map[LENGTH - 1] = 'y'; /* no end */
+    check_map(map, LENGTH, SL_ERR_DATA);
+    memcpy(map, good, LENGTH);
+    map[0] = 0x04; /* one unit more than whole blocks: its children are missing */
+    check_map(map, LENGTH, SL_ERR_DATA);
+    memcpy(map, good, LENGTH);
+    map[1] = 0x08; /* longer than the map */
+    check_map(map, LENGTH, SL_ERR_DATA);
+    memcpy(map, good, LENGTH);
+    map[4 + 4 * 7 + 2] = 0x04; /* unit 7: offset 256 */
+    check_map(map, LENGTH, SL_ERR_DATA);
+    memcpy(map, good, LENGTH);
+    map[4 + 4 * 7 + 3] = 0x80; /* unit 7: value 2, the strings have 2 bytes */
+    map[4 + 4 * 7] = 0x02;
+    check_map(map, LENGTH, SL_ERR_DATA);
+    map[4 + 4 * 7] = 0x01;
+    check_map(map, LENGTH, SL_OK);
 }
 
 SL_TEST(cut_files_are_refused)
@@ -284,5 +338,5 @@ SL_TEST(damaged_files_end_in_a_status)
 
 SL_TEST_MAIN(SL_RUN(golden_ids), SL_RUN(synthetic_is_deterministic), SL_RUN(synthetic_encodes),
              SL_RUN(long_texts_are_cut), SL_RUN(synthetic_sizes_are_checked),
-             SL_RUN(bad_files_are_refused), SL_RUN(cut_files_are_refused),
-             SL_RUN(damaged_files_end_in_a_status))
+             SL_RUN(bad_files_are_refused), SL_RUN(normaliser_maps_stay_inside),
+             SL_RUN(cut_files_are_refused), SL_RUN(damaged_files_end_in_a_status))
