@@ -1,0 +1,67 @@
+/* front.h - the door: every client's connection ends here.
+ *
+ * One thread with epoll.  It speaks SP to clients (sp.h) over streams
+ * (transport.h) and passes whole requests to the service (bridge.h).  nng
+ * never sees the network, and a client never sees nng.
+ *
+ * Bounds, so that no client can hold up another:
+ *   - connections in total; one more is closed at once
+ *   - requests under way in total, and of one identity; a request above that
+ *     waits in its connection, which is not read meanwhile, first come first
+ *     served; after park_ns it is answered with UNAVAILABLE
+ *   - requests and unread reply bytes of one connection: then it is not read
+ *   - a greeting or message that does not become whole, a reader that does not
+ *     read, a connection without traffic: closed after their deadlines
+ *
+ * Life of a connection, with the function that makes each move:
+ *
+ *   greeting --on_greeting--> reading --read_some--> ready --dispatch--> reading
+ *                                                      \--park--> parked --unpark--> reading
+ *   any --drop--> gone; replies that come later are dropped
+ *
+ * Ownership: main creates and destroys it; the auth of its listeners outlives it.
+ * Threads:   create, add, start, stop, destroy from one; the rest is its own thread's.
+ */
+#ifndef SL_SERVICE_FRONT_H
+#define SL_SERVICE_FRONT_H
+
+#include "base/status.h"
+#include "service/sp.h"
+#include "service/transport.h"
+
+#include <stdint.h>
+
+typedef struct {
+    const char *service_url; /* "inproc://sluice" */
+    int connections;         /* 1 to 65536 */
+    int in_flight;           /* below the number of handlers; 1 to 4096 */
+    int in_flight_each;      /* of one identity */
+    sl_sp_bound *bound;      /* size bound by method; borrowed */
+    void *bound_arg;
+    int64_t greeting_ns, message_ns, write_ns, idle_ns, park_ns;
+    int64_t expire_ns; /* a request that the service has not answered by then is given up */
+} sl_front_config;
+
+/* The defaults; service_url and bound are left empty. */
+sl_front_config sl_front_config_default(void);
+
+typedef struct sl_front sl_front;
+
+sl_status sl_front_create(sl_front **out, const sl_front_config *config, sl_error *err) SL_MUST_CHECK;
+/* Takes the listener over, also on failure.  Before start; at most 8. */
+sl_status sl_front_add(sl_front *front, sl_listener *listener, sl_error *err) SL_MUST_CHECK;
+sl_status sl_front_start(sl_front *front, sl_error *err) SL_MUST_CHECK;
+/* Closes the listeners, takes no more requests, delivers what is under way for
+ * at most grace_ns, closes every connection, and joins the thread. */
+void sl_front_stop(sl_front *front, int64_t grace_ns);
+void sl_front_destroy(sl_front *front); /* stops without grace; NULL is fine */
+
+/* For tests and Health; from any thread. */
+typedef struct {
+    int connections, in_flight, parked;
+    uint64_t accepted, refused, dropped;
+} sl_front_stats;
+
+void sl_front_get_stats(sl_front *front, sl_front_stats *out);
+
+#endif
