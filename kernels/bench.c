@@ -4,7 +4,10 @@
  *
  * Every op is timed on shapes of the networks and printed in GFLOP/s beside
  * the matrix library's own best with all threads, or in GB/s beside memcpy by
- * all threads, whichever bounds it.  Figures are medians.
+ * all threads, whichever bounds it.  Times are the median and the best of the
+ * runs; rates and ratios are of the best, which other load disturbs least.
+ * The machine is measured anew before each group of ops, so that both sides of
+ * a ratio saw the same minute.
  */
 #include "base/clock.h"
 #include "base/size.h"
@@ -31,13 +34,17 @@ typedef struct {
     sl_exec *exec;
     bool json;
     int printed;
-    double peak_gflops, peak_gbytes; /* of the machine */
+    double peak_gflops, peak_gbytes; /* of the machine, before this group */
 } bench;
 
 /* One run of an op on operands that its case has set up. */
 typedef sl_status (*run_fn)(bench *b, void *arg, sl_error *err);
 
 /* ---- measuring ---- */
+
+typedef struct {
+    int64_t median_ns, best_ns;
+} timing;
 
 static int by_value(const void *a, const void *b)
 {
@@ -46,7 +53,7 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static sl_status median_ns(bench *b, run_fn run, void *arg, int64_t *out, sl_error *err)
+static sl_status time_runs(bench *b, run_fn run, void *arg, timing *out, sl_error *err)
 {
     int64_t times[MOST_RUNS], total = 0;
     int runs = 0;
@@ -61,21 +68,25 @@ static sl_status median_ns(bench *b, run_fn run, void *arg, int64_t *out, sl_err
     if (status != SL_OK)
         return status;
     qsort(times, (size_t)runs, sizeof *times, by_value);
-    *out = times[runs / 2] > 0 ? times[runs / 2] : 1;
+    out->median_ns = times[runs / 2];
+    out->best_ns = times[0] > 0 ? times[0] : 1;
     return SL_OK;
 }
 
-static void print_case(bench *b, const char *op, const char *shape, int64_t ns, double rate,
-                       const char *unit, double peak)
+static void print_case(bench *b, const char *op, const char *shape, timing t, double rate,
+                       bool flops)
 {
+    const double peak = flops ? b->peak_gflops : b->peak_gbytes, ratio = rate / peak;
+    const double median_ms = (double)t.median_ns / 1e6, best_ms = (double)t.best_ns / 1e6;
+
     if (b->json)
-        printf("%s\n  {\"op\": \"%s\", \"shape\": \"%s\", \"ms\": %.4f, \"%s\": %.2f, "
-               "\"of_peak\": %.3f}",
-               b->printed++ ? "," : "", op, shape, (double)ns / 1e6,
-               strcmp(unit, "GFLOP/s") == 0 ? "gflops" : "gbytes_per_s", rate, rate / peak);
+        printf("%s\n  {\"op\": \"%s\", \"shape\": \"%s\", \"median_ms\": %.4f, "
+               "\"best_ms\": %.4f, \"%s\": %.2f, \"peak\": %.2f, \"of_peak\": %.3f}",
+               b->printed++ ? "," : "", op, shape, median_ms, best_ms,
+               flops ? "gflops" : "gbytes_per_s", rate, peak, ratio);
     else
-        printf("%-12s %-34s %10.3f ms %9.1f %-8s %5.0f%%\n", op, shape, (double)ns / 1e6, rate,
-               unit, 100.0 * rate / peak);
+        printf("%-14s %-26s %10.3f %10.3f ms %8.1f %-7s %5.0f%%\n", op, shape, median_ms, best_ms,
+               rate, flops ? "GFLOP/s" : "GB/s", 100.0 * ratio);
     fflush(stdout);
 }
 
@@ -83,15 +94,12 @@ static void print_case(bench *b, const char *op, const char *shape, int64_t ns, 
 static sl_status measure(bench *b, const char *op, const char *shape, double flops, double bytes,
                          run_fn run, void *arg, sl_error *err)
 {
-    int64_t ns = 0;
-    const sl_status status = median_ns(b, run, arg, &ns, err);
+    timing t;
+    const sl_status status = time_runs(b, run, arg, &t, err);
 
     if (status != SL_OK)
         return sl_error_prefix(err, "%s %s", op, shape);
-    if (flops > 0.0)
-        print_case(b, op, shape, ns, flops / (double)ns, "GFLOP/s", b->peak_gflops);
-    else
-        print_case(b, op, shape, ns, bytes / (double)ns, "GB/s", b->peak_gbytes);
+    print_case(b, op, shape, t, (flops > 0.0 ? flops : bytes) / (double)t.best_ns, flops > 0.0);
     return SL_OK;
 }
 
@@ -150,22 +158,24 @@ static sl_status run_memcpy(bench *b, void *arg, sl_error *err)
 static sl_status measure_machine(bench *b, sl_error *err)
 {
     const size_t mark = sl_scratch_mark(&b->scratch);
-    machine_arg m = { .n = 3072 };
-    int64_t ns = 0;
+    machine_arg m = { .n = 2048 };
+    timing t;
     sl_status status = TAKE(b, &m.x, SL_F32, err, 1, 1 << 26);
 
     if (status == SL_OK)
         status = TAKE(b, &m.y, SL_F32, err, 1, 1 << 26);
     if (status == SL_OK) {
         sl_gemm_set_threads(sl_exec_thread_count(b->exec));
-        status = median_ns(b, run_library, &m, &ns, err);
+        status = time_runs(b, run_library, &m, &t, err);
         sl_gemm_set_threads(1); /* as ops expect it */
-        b->peak_gflops = 2.0 * pow((double)m.n, 3.0) / (double)ns;
+        if (status == SL_OK)
+            b->peak_gflops = 2.0 * pow((double)m.n, 3.0) / (double)t.best_ns;
     }
     if (status == SL_OK) {
         m.n = 1 << 20;
-        status = median_ns(b, run_memcpy, &m, &ns, err);
-        b->peak_gbytes = 2.0 * (double)sl_tensor_bytes(&m.x) / (double)ns;
+        status = time_runs(b, run_memcpy, &m, &t, err);
+        if (status == SL_OK)
+            b->peak_gbytes = 2.0 * (double)sl_tensor_bytes(&m.x) / (double)t.best_ns;
     }
     sl_scratch_release(&b->scratch, mark);
     return status;
@@ -276,6 +286,151 @@ static sl_status bench_attention(bench *b, sl_error *err)
     return status;
 }
 
+/* ---- convolution ---- */
+
+typedef struct {
+    sl_tensor y, x, cache, w, bias;
+    sl_conv_params params;
+} conv_arg;
+
+static sl_status run_conv(bench *b, void *arg, sl_error *err)
+{
+    const conv_arg *a = arg;
+
+    return sl_conv_cpu(b->exec, &a->y, &a->x, &a->cache, &a->w, &a->bias, NULL, &a->params, err);
+}
+
+/* The VAE's 3x3x3 convolutions: T frames out of two cached ones and T. */
+static sl_status bench_conv(bench *b, sl_error *err)
+{
+    static const struct {
+        int64_t T, H, W, C;
+    } shapes[] = {
+        { 1, 60, 104, 384 },
+        { 1, 120, 208, 192 },
+        { 1, 120, 208, 96 },
+    };
+    sl_status status = SL_OK;
+
+    for (size_t i = 0; status == SL_OK && i < SL_COUNT(shapes); i++) {
+        const int64_t T = shapes[i].T, H = shapes[i].H, W = shapes[i].W, C = shapes[i].C;
+        const size_t mark = sl_scratch_mark(&b->scratch);
+        conv_arg a = { .params = { 0, 1, 1, 1, 1, 1, 1, 1 } };
+        char shape[64];
+
+        snprintf(shape, sizeof shape, "%" PRId64 "x%" PRId64 "x%" PRId64 " %" PRId64 " 3x3x3", T, H,
+                 W, C);
+        status = TAKE(b, &a.x, SL_F32, err, 4, T, H, W, C);
+        if (status == SL_OK)
+            status = TAKE(b, &a.cache, SL_F32, err, 4, 2, H, W, C);
+        if (status == SL_OK)
+            status = TAKE(b, &a.w, SL_F32, err, 5, C, 3, 3, 3, C);
+        if (status == SL_OK)
+            status = TAKE(b, &a.bias, SL_F32, err, 1, C);
+        if (status == SL_OK)
+            status = TAKE(b, &a.y, SL_F32, err, 4, T, H, W, C);
+        if (status == SL_OK)
+            status = measure(b, "conv", shape, 54.0 * (double)(T * H * W * C * C), 0.0, run_conv,
+                             &a, err);
+        sl_scratch_release(&b->scratch, mark);
+    }
+    return status;
+}
+
+/* ---- ops bound by memory: [S, C] in and out ---- */
+
+typedef struct {
+    sl_tensor y, x, w, table;
+} rows_arg;
+
+static sl_status run_layer_norm(bench *b, void *arg, sl_error *err)
+{
+    const rows_arg *a = arg;
+
+    return sl_layer_norm_cpu(b->exec, &a->y, &a->x, NULL, NULL, &a->w, &a->w, 1e-6f, err);
+}
+
+static sl_status run_rms_norm(bench *b, void *arg, sl_error *err)
+{
+    const rows_arg *a = arg;
+
+    return sl_rms_norm_cpu(b->exec, &a->y, &a->x, &a->w, 1e-6f, err);
+}
+
+static sl_status run_channel_norm(bench *b, void *arg, sl_error *err)
+{
+    const rows_arg *a = arg;
+
+    return sl_channel_norm_cpu(b->exec, &a->y, &a->x, &a->w, true, err);
+}
+
+static sl_status run_rope(bench *b, void *arg, sl_error *err)
+{
+    const rows_arg *a = arg;
+
+    return sl_rope_cpu(b->exec, &a->x, &a->table, (sl_grid){ 8, 32, 64 }, err);
+}
+
+static sl_status run_add(bench *b, void *arg, sl_error *err)
+{
+    const rows_arg *a = arg;
+
+    return sl_add_cpu(b->exec, &a->y, &a->x, &a->y, err);
+}
+
+static sl_status run_gated_add(bench *b, void *arg, sl_error *err)
+{
+    const rows_arg *a = arg;
+
+    return sl_gated_add_cpu(b->exec, &a->y, &a->x, &a->w, err);
+}
+
+static sl_status run_silu(bench *b, void *arg, sl_error *err)
+{
+    const rows_arg *a = arg;
+
+    return sl_silu_cpu(b->exec, &a->y, &a->x, err);
+}
+
+static sl_status run_randn(bench *b, void *arg, sl_error *err)
+{
+    const rows_arg *a = arg;
+
+    return sl_randn_cpu(b->exec, &a->y, 1, 0, err);
+}
+
+static sl_status bench_rows(bench *b, sl_error *err)
+{
+    enum { S = 8 * 32 * 64, C = 1536, D = 128 };
+    static const struct {
+        const char *op;
+        run_fn run;
+        int moved; /* times that S*C floats are read or written */
+    } ops[] = {
+        { "layer_norm", run_layer_norm, 2 }, { "rms_norm", run_rms_norm, 2 },
+        { "channel_norm", run_channel_norm, 2 }, { "rope", run_rope, 2 },
+        { "add", run_add, 3 }, { "gated_add", run_gated_add, 3 },
+        { "silu", run_silu, 2 }, { "randn", run_randn, 1 },
+    };
+    const size_t mark = sl_scratch_mark(&b->scratch);
+    rows_arg a;
+    sl_status status = TAKE(b, &a.x, SL_F32, err, 2, S, C);
+
+    if (status == SL_OK)
+        status = TAKE(b, &a.y, SL_F32, err, 2, S, C);
+    if (status == SL_OK)
+        status = TAKE(b, &a.w, SL_F32, err, 1, C);
+    if (status == SL_OK)
+        status = TAKE(b, &a.table, SL_F32, err, 3, SL_ROPE_MAX_POS, D / 2, 2);
+    if (status == SL_OK)
+        status = sl_rope_table_cpu(b->exec, &a.table, err);
+    for (size_t i = 0; status == SL_OK && i < SL_COUNT(ops); i++)
+        status = measure(b, ops[i].op, "16384x1536", 0.0, 4.0 * ops[i].moved * (double)S * C,
+                         ops[i].run, &a, err);
+    sl_scratch_release(&b->scratch, mark);
+    return status;
+}
+
 /* ---- program ---- */
 
 static sl_status bench_open(bench *b, sl_error *err)
@@ -303,22 +458,25 @@ static void bench_close(bench *b)
 
 static sl_status bench_kernels(bench *b, sl_error *err)
 {
-    static sl_status (*const groups[])(bench *, sl_error *) = { bench_linear, bench_attention };
-    sl_status status = measure_machine(b, err);
+    static sl_status (*const groups[])(bench *, sl_error *) = {
+        bench_linear, bench_attention, bench_conv, bench_rows
+    };
+    sl_status status = SL_OK;
 
-    if (status != SL_OK)
-        return status;
     if (b->json)
-        printf("{\"threads\": %d, \"library\": \"%s\", \"peak_gflops\": %.1f, "
-               "\"memcpy_gbytes_per_s\": %.2f, \"cases\": [",
-               sl_exec_thread_count(b->exec), sl_gemm_kernels(), b->peak_gflops,
-               b->peak_gbytes);
+        printf("{\"threads\": %d, \"library_kernels\": \"%s\", \"cases\": [",
+               sl_exec_thread_count(b->exec), sl_gemm_kernels());
     else
-        printf("%d threads; matrix library (%s kernels) %.1f GFLOP/s, memcpy %.1f GB/s\n",
-               sl_exec_thread_count(b->exec), sl_gemm_kernels(), b->peak_gflops,
-               b->peak_gbytes);
-    for (size_t i = 0; status == SL_OK && i < SL_COUNT(groups); i++)
-        status = groups[i](b, err);
+        printf("%d threads, matrix library with %s kernels\n", sl_exec_thread_count(b->exec),
+               sl_gemm_kernels());
+    for (size_t i = 0; status == SL_OK && i < SL_COUNT(groups); i++) {
+        status = measure_machine(b, err);
+        if (status == SL_OK && !b->json)
+            printf("the machine: library %.1f GFLOP/s, memcpy %.1f GB/s\n", b->peak_gflops,
+                   b->peak_gbytes);
+        if (status == SL_OK)
+            status = groups[i](b, err);
+    }
     if (b->json)
         printf("\n]}\n");
     return status;

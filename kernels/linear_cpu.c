@@ -22,7 +22,7 @@ enum {
     TILE_ROWS = 512,     /* the most rows and columns of y in a tile */
     TILE_COLS = 512,
     TILE_LEAST = 128,    /* the least, but for what remains */
-    TILES_WANTED = 64,   /* smaller tiles are not worth it past this many */
+    TILES_WANTED = 48,   /* smaller tiles are not worth it past this many */
     STEP = 768,          /* of I; the cancel word is polled in between */
 };
 
