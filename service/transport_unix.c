@@ -1,6 +1,7 @@
 #include "service/transport.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,9 +15,9 @@ typedef struct {
     sl_listener base;
     const sl_auth *auth;
     char *path;
-    dev_t dev; /* of the socket's file, so that close removes no other's */
-    ino_t ino;
-    bool bound;
+    /* O_PATH on the socket's file: as long as it is open its inode number is not
+     * given to another file, so that close can tell ours from a successor's. */
+    int file;
 } unix_listener;
 
 static sl_io from_errno(sl_io again)
@@ -76,11 +77,13 @@ static sl_status unix_accept(sl_listener *listener, int fd, sl_transport *out, s
 static void unix_listener_close(sl_listener *listener)
 {
     unix_listener *self = (unix_listener *)listener;
-    struct stat st;
+    struct stat ours, there;
 
-    if (self->bound && lstat(self->path, &st) == 0 && st.st_dev == self->dev
-        && st.st_ino == self->ino)
+    if (self->file >= 0 && fstat(self->file, &ours) == 0 && lstat(self->path, &there) == 0
+        && there.st_dev == ours.st_dev && there.st_ino == ours.st_ino)
         unlink(self->path);
+    if (self->file >= 0)
+        close(self->file);
     if (self->base.fd >= 0)
         close(self->base.fd);
     free(self->path);
@@ -120,7 +123,6 @@ sl_status sl_unix_listen(sl_listener **out, const char *path, mode_t mode, const
                          sl_error *err)
 {
     struct sockaddr_un address = { .sun_family = AF_UNIX };
-    struct stat st;
     sl_status status = SL_OK;
     unix_listener *self = NULL;
 
@@ -134,6 +136,7 @@ sl_status sl_unix_listen(sl_listener **out, const char *path, mode_t mode, const
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the socket \"%s\"", path);
     }
     self->base = (sl_listener){ -1, unix_accept, unix_listener_close };
+    self->file = -1;
     self->auth = auth;
     status = remove_stale(&address, err);
     if (status != SL_OK)
@@ -143,13 +146,10 @@ sl_status sl_unix_listen(sl_listener **out, const char *path, mode_t mode, const
      * for all needs the chmod and a private one is private at once. */
     if (self->base.fd < 0 || fchmod(self->base.fd, mode) != 0
         || bind(self->base.fd, (const struct sockaddr *)&address, sizeof address) != 0
-        || lstat(path, &st) != 0) {
+        || (self->file = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC)) < 0) {
         status = sl_fail_errno(err, "could not make the socket \"%s\"", path);
         goto done;
     }
-    self->dev = st.st_dev;
-    self->ino = st.st_ino;
-    self->bound = true;
     if (chmod(path, mode) != 0 || listen(self->base.fd, BACKLOG) != 0) {
         status = sl_fail_errno(err, "could not listen on \"%s\"", path);
         goto done;
