@@ -143,7 +143,10 @@ static sl_status make_core(cli *c, budget *b)
     sl_core_config config =
         sl_core_config_default(b->device.kind, b->device.limit_bytes, b->workspace_bytes);
     config.table = b->table;
-    return sl_core_create(&b->core, &config, &c->err);
+    const sl_status status = sl_core_create(&b->core, &config, &c->err);
+    if (status == SL_OK)
+        sl_core_worker_up(b->core, b->workspace_bytes);
+    return status;
 }
 
 /* ---- the answer ---- */

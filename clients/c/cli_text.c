@@ -216,17 +216,16 @@ void cli_print_refusal(FILE *f, const Sluice__V1__Refusal *refusal)
         snprintf(label, sizeof label, "held by %s", refusal->held_by[i]->what);
         print_line(f, label, refusal->held_by[i]->size_bytes, "");
     }
-    if (refusal->table_row[0])
-        fprintf(f, "  budget table row: %s\n", refusal->table_row);
     if (refusal->table_rule[0])
-        fprintf(f, "  its rule: %s\n", refusal->table_rule);
+        fprintf(f, "  the budget table forbids it, row \"%s\": %s\n", refusal->table_row,
+                refusal->table_rule);
     if (nearest && nearest->exists) {
         char human[CLI_BYTES_TEXT];
 
         fprintf(f, "  nearest that fits: %dx%d, %d frames, %s (%s)\n", nearest->width,
                 nearest->height, nearest->frames, cli_precision_text(nearest->precision),
                 cli_bytes_human(nearest->need_bytes, human));
-    } else if (nearest) {
+    } else if (nearest && refusal->when == SLUICE__V1__REFUSAL__WHEN__NEVER) {
         fputs("  no smaller request of this model fits either\n", f);
     }
 }
@@ -370,7 +369,7 @@ void cli_draw_progress(Sluice__V1__JobState state, int step, int step_count, int
                        int64_t elapsed_ns)
 {
     enum { BAR = 30 };
-    char bar[BAR + 1], phase[64], text[160], duration[CLI_BYTES_TEXT];
+    char bar[BAR + 1], phase[64], text[200], duration[CLI_BYTES_TEXT];
     const int filled = (int)(progress_of(state, step, step_count) * BAR / 100);
     struct winsize size = { 0 };
     int columns = 80;
