@@ -10,7 +10,9 @@
  *   config.json beside the DiT (official keys: dim, ffn_dim, num_heads,
  *     num_layers, in_dim, out_dim, text_len, freq_dim, eps, model_type) supplies what
  *     tensor shapes do not tell (num_heads, text_len); without it: dim / 128, 512
- * Dimensions come from tensor shapes and must agree with config.json.
+ * Dimensions come from tensor shapes and must agree with config.json.  Of two
+ * files of one kind the published name wins.  A model has at least a DiT; for
+ * other components that are absent `arch` holds what the table has for that DiT.
  *
  * Ownership: open/close.  Threads: read-only after open.
  */
@@ -21,6 +23,10 @@
 #include "engine/ckpt/ckpt.h"
 #include "engine/model/component.h"
 #include "engine/model/config.h"
+#include "engine/model/weights.h"
+
+#include <stdbool.h>
+#include <stddef.h>
 
 typedef struct {
     const char *name;      /* the last path element: the model's name for clients */
@@ -31,6 +37,7 @@ typedef struct {
     const char *files[SL_COMPONENT_COUNT]; /* checkpoint path per component; NULL: absent */
     const char *tokenizer; /* NULL: absent */
     size_t file_bytes;     /* all checkpoints together */
+    bool synthetic;        /* made by sl_synth_model: its videos are noise */
 } sl_model_info;
 
 typedef struct sl_model_dir sl_model_dir;
@@ -48,7 +55,7 @@ sl_status sl_model_dir_inspect(const sl_model_dir *dir, void (*say)(void *arg, c
 
 /* Finds a model by name under the roots: a direct sub-directory with that
  * name.  A name with '/', or "." / "..", or one that leaves the root through a
- * link, is SL_ERR_INVALID. */
+ * link, is SL_ERR_INVALID.  The caller frees *path_out. */
 sl_status sl_model_find(char **path_out, const char *const *roots, int root_count,
                         const char *name, sl_error *err) SL_MUST_CHECK;
 

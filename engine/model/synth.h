@@ -13,6 +13,9 @@
 #include "engine/model/config.h"
 #include "engine/model/weights.h"
 
+#include <stddef.h>
+#include <stdint.h>
+
 /* Values [first, first + count) of tensor `name` (fan_in = product of the
  * dims after the first), as bf16 bits / as f32. */
 void sl_synth_bf16(uint16_t *out, const char *name, uint64_t seed, int64_t fan_in, int64_t first,
@@ -23,7 +26,13 @@ void sl_synth_f32(float *out, const char *name, uint64_t seed, int64_t fan_in, i
 void sl_synth_f32_scaled(float *out, const char *name, uint64_t seed, float a, int64_t first,
                          int64_t count);
 
-/* dir is made if absent and must be empty or hold only files of ours.
+/* In every directory that sl_synth_model made: {"arch": ..., "seed": ...}. */
+#define SL_SYNTH_MARKER "synthetic.json"
+
+/* dir is made if absent and must be empty or have our marker (then the files of
+ * the earlier model are replaced).  The low-noise expert of a two-expert model
+ * uses seed + 1.  SL_ERR_TOO_LARGE if the disk has not enough space, before
+ * anything is written.
  * progress(arg, done_bytes, total_bytes) may be NULL. */
 sl_status sl_synth_model(const char *dir, const sl_arch *arch, uint64_t seed,
                          void (*progress)(void *arg, size_t done_bytes, size_t total_bytes),
