@@ -24,8 +24,8 @@
 #include <string.h>
 
 enum {
-    PANEL_FLOATS = 1 << 20, /* half of the workspace; the other half: bf16 weights as f32 */
-    UPCAST_FLOATS = 1 << 20,
+    PANEL_FLOATS = 1 << 18,  /* small enough to stay in the second level of cache */
+    UPCAST_FLOATS = 1 << 20, /* bf16 weights as f32 */
     TILE_ROWS_LEAST = 64,
     TILE_ROWS_MOST = 1024,
     MAX_CACHED = 2,
@@ -39,7 +39,7 @@ static const int64_t max_side = (int64_t)1 << 24;  /* pixels; keeps sums far fro
 static const int64_t max_frames = (int64_t)1 << 40;
 
 _Static_assert((PANEL_FLOATS + UPCAST_FLOATS) * sizeof(float) <= SL_CPU_WORKSPACE_PER_THREAD,
-               "both halves fit the workspace");
+               "both fit the workspace");
 
 typedef struct {
     float *y;
@@ -171,7 +171,7 @@ SL_MULTIARCH static void start_rows(float *y, const float *bias, const float *re
     for (int64_t m = 0; m < rows; m++, y += O) {
         const float *r = residual ? residual + m * O : NULL;
         if (r && bias) {
-#pragma GCC ivdep /* residual is y or apart */
+            SL_IVDEP
             for (int64_t o = 0; o < O; o++)
                 y[o] = r[o] + bias[o];
         } else if (r && r != y) {
@@ -370,10 +370,10 @@ sl_status sl_pair_frames_check(sl_exec *exec, const sl_tensor *y, const sl_tenso
 
     (void)exec;
     if (status == SL_OK && (x->dim[3] % 2 || x->dim[0] > max_frames))
-        status =
-            sl_fail(err, SL_ERR_INVALID,
-                    "%s: x has %" PRId64 " channels in %" PRId64 " frames, expected an even number",
-                    op, x->dim[3], x->dim[0]);
+        status = sl_fail(err, SL_ERR_INVALID,
+                         "%s: x has %" PRId64 " frames of %" PRId64
+                         " channels, expected an even number of channels",
+                         op, x->dim[0], x->dim[3]);
     if (status == SL_OK)
         status = SL_OP_EXPECT(op, "y", y, F32, err, 4, 2 * x->dim[0], x->dim[1], x->dim[2],
                               x->dim[3] / 2);

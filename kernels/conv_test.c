@@ -41,11 +41,13 @@ static const shape shapes[] = {
     /* kernels and borders larger than the frame; uneven borders */
     { 1, 2, 2, 3, 2, 1, 5, 4, -1, PLAIN(0, 3), SL_F32, SL_F32, true, false },
     { 3, 4, 3, 2, 3, 2, 3, 2, -1, { 3, 2, 2, 0, 3, 1, 2, 1 }, SL_F32, SL_F32, true, true },
-    /* several tiles in a frame; K in several steps, of whole runs, of a tap's
-     * channels, and of part of them */
+    /* several tiles in a frame; K in several steps: of whole runs, of whole
+     * taps, of part of a tap's channels */
     { 1, 40, 67, 8, 5, 1, 3, 3, -1, PLAIN(0, 1), SL_BF16, SL_F32, true, true },
+    { 2, 33, 32, 64, 3, 2, 3, 3, -1, PLAIN(1, 1), SL_BF16, SL_F32, true, false },
+    { 1, 32, 33, 100, 2, 1, 3, 3, -1, PLAIN(0, 1), SL_F32, SL_F32, true, false },
     { 1, 34, 35, 512, 3, 3, 3, 3, 2, PLAIN(0, 1), SL_F32, SL_F32, true, false },
-    { 1, 32, 33, 700, 2, 1, 1, 3, -1, PLAIN(0, 0), SL_BF16, SL_F32, true, false },
+    { 1, 16, 17, 700, 2, 1, 3, 3, -1, { 0, 1, 1, 1, 1, 1, 1, 2 }, SL_BF16, SL_F32, true, false },
     { 1, 32, 33, 1500, 2, 1, 2, 2, -1, PLAIN(0, 1), SL_F32, SL_F32, true, false },
     { 1, 2, 3, 5000, 300, 1, 1, 1, -1, PLAIN(0, 0), SL_BF16, SL_F32, true, false },
     /* nothing but zeros is seen; too few frames; no frames; no pixels */

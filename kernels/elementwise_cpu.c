@@ -48,14 +48,14 @@ sl_status sl_add_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *a, co
 
 SL_MULTIARCH static void add_f32(float *y, const float *a, const float *b, int64_t count)
 {
-#pragma GCC ivdep /* y is a, is b, or overlaps neither */
+    SL_IVDEP
     for (int64_t i = 0; i < count; i++)
         y[i] = a[i] + b[i];
 }
 
 SL_MULTIARCH static void add_bf16(float *y, const float *a, const uint16_t *b, int64_t count)
 {
-#pragma GCC ivdep
+    SL_IVDEP
     for (int64_t i = 0; i < count; i++)
         y[i] = a[i] + sl_bf16_to_f32(b[i]);
 }
@@ -107,7 +107,7 @@ sl_status sl_mul_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *a, co
 
 SL_MULTIARCH static void mul_f32(float *y, const float *a, const float *b, int64_t count)
 {
-#pragma GCC ivdep
+    SL_IVDEP
     for (int64_t i = 0; i < count; i++)
         y[i] = a[i] * b[i];
 }
@@ -208,7 +208,7 @@ sl_status sl_silu_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, s
 
 SL_MULTIARCH static void silu_f32(float *y, const float *x, int64_t count)
 {
-#pragma GCC ivdep
+    SL_IVDEP
     for (int64_t i = 0; i < count; i++)
         y[i] = sl_siluf(x[i]);
 }

@@ -7,8 +7,8 @@
  * channel_norm  y = x / max(||x||_2, 1e-12) * sqrt(C) * gamma, then silu if
  *               `silu`: the VAE's RMS_norm.  Source: wan.md 8.1.
  *
- * Shapes    x, y [..., C] of any rank (rows = all leading dims); parameters [C]
- *           (or any shape with C elements)
+ * Shapes    x, y [..., C] of any rank (rows = all leading dims), C 1 to 2^19;
+ *           parameters [C] (or any shape with C elements)
  * Dtypes    x, y f32; parameters f32 or bf16; sums in f32 or better
  * Aliasing  y may be x
  */

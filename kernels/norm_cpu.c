@@ -154,16 +154,16 @@ SL_MULTIARCH static void layer_norm_row(float *y, const float *x, const float *c
     const float *w = params[LN_W], *b = params[LN_B];
     const float *scale = params[LN_SCALE], *shift = params[LN_SHIFT];
 
-#pragma GCC ivdep /* y is x or apart, here and below */
+    SL_IVDEP
     for (int64_t c = 0; c < C; c++)
         y[c] = (x[c] - center) * factor;
     if (w) {
-#pragma GCC ivdep
+        SL_IVDEP
         for (int64_t c = 0; c < C; c++)
             y[c] = y[c] * w[c] + b[c];
     }
     if (scale) {
-#pragma GCC ivdep
+        SL_IVDEP
         for (int64_t c = 0; c < C; c++)
             y[c] = y[c] * (1.0f + scale[c]) + shift[c];
     }
@@ -216,7 +216,7 @@ SL_MULTIARCH static void rms_norm_row(float *y, const float *x, const float *w, 
     const double mean_square = sum_squares(x, 0.0, C) / (double)C;
     const float factor = (float)(1.0 / sqrt(mean_square + (double)eps));
 
-#pragma GCC ivdep
+    SL_IVDEP
     for (int64_t c = 0; c < C; c++)
         y[c] = x[c] * factor * w[c];
 }
@@ -268,11 +268,11 @@ SL_MULTIARCH static void channel_norm_rows(float *y, const float *x, const float
         const double norm = sqrt(sum_squares(x, 0.0, C));
         const float factor = (float)(root / (norm > 1e-12 ? norm : 1e-12));
         if (silu) {
-#pragma GCC ivdep
+            SL_IVDEP
             for (int64_t c = 0; c < C; c++)
                 y[c] = sl_siluf(x[c] * factor * gamma[c]);
         } else {
-#pragma GCC ivdep
+            SL_IVDEP
             for (int64_t c = 0; c < C; c++)
                 y[c] = x[c] * factor * gamma[c];
         }

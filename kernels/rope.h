@@ -1,10 +1,10 @@
 /* rope.h - rotary embedding over a T x H x W grid of tokens.
  *
- * A head of D dims has P = D/2 pairs of adjacent elements (2j, 2j+1), split
- * over the axes t, h, w: P_h = P_w = D/6 (integer division), P_t = P - 2*(D/6);
- * for D = 128 that is 22/21/21.  Pair j with index i inside its axis, whose
- * dimension is m = 2*P_axis, turns by pos * 10000^(-2i/m).  Powers, products,
- * cos and sin in f32.  Source: wan.md 4.4.
+ * A head of D dims (even, at most 1024) has P = D/2 pairs of adjacent elements
+ * (2j, 2j+1), split over the axes t, h, w: P_h = P_w = D/6 (integer division),
+ * P_t = P - 2*(D/6); for D = 128 that is 22/21/21.  Pair j with index i inside
+ * its axis, whose dimension is m = 2*P_axis, turns by pos * 10000^(-2i/m).
+ * Powers, products, cos and sin in f32.  Source: wan.md 4.4.
  *
  * rope_table  fills table [max_pos, D/2, 2] f32 with (cos, sin) of each
  *             position 0..max_pos-1 for each pair (of that pair's axis)

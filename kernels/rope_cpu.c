@@ -50,7 +50,7 @@ static void table_tile(void *arg, int64_t j, int thread, void *workspace)
     (void)thread, (void)workspace;
     split_pairs(pairs, axis_pairs);
     int axis = 0;
-    while (i >= axis_pairs[axis])
+    while (axis < 2 && i >= axis_pairs[axis])
         i -= axis_pairs[axis++];
     const float exponent = (float)i / (float)axis_pairs[axis];
     const float frequency = 1.0f / (float)pow(10000.0, (double)exponent);

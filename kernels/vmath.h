@@ -18,6 +18,13 @@
 #define SL_MULTIARCH
 #endif
 
+/* Before a loop whose output is one of its inputs or overlaps none of them. */
+#ifdef __clang__
+#define SL_IVDEP _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define SL_IVDEP _Pragma("GCC ivdep")
+#endif
+
 #define SL_INLINE static inline __attribute__((always_inline))
 
 /* 2^n for n in [-126, 127]. */
