@@ -24,10 +24,10 @@ enum {
 
 /* One thread's workspace. */
 typedef struct {
-    float scores[QUERIES * KEYS];    /* [rows, keys] */
+    float scores[QUERIES * KEYS];      /* [rows, keys] */
     float product[QUERIES * MAX_HEAD]; /* [rows, D] */
-    float top[QUERIES];              /* the maximum so far */
-    double sum[QUERIES];             /* of exp(score - top) */
+    float top[QUERIES];                /* the maximum so far */
+    double sum[QUERIES];               /* of exp(score - top) */
 } tile_space;
 
 _Static_assert(sizeof(tile_space) <= SL_CPU_WORKSPACE_PER_THREAD, "a tile fits the workspace");
@@ -68,8 +68,7 @@ sl_status sl_attention_check(sl_exec *exec, const sl_tensor *o, const sl_tensor 
     if (status == SL_OK)
         status = SL_OP_EXPECT("attention", "o", o, f32, err, 2, q->dim[0], width);
     if (status == SL_OK && bias && q->dim[0] > 0)
-        status = SL_OP_EXPECT("attention", "bias", bias, f32, err, 2, N,
-                              q->dim[0] + k->dim[0] - 1);
+        status = SL_OP_EXPECT("attention", "bias", bias, f32, err, 2, N, q->dim[0] + k->dim[0] - 1);
     if (status == SL_OK)
         status = sl_op_expect_apart_or_same("attention", "o", o, "q", q, err);
     if (status == SL_OK)
@@ -141,8 +140,8 @@ static void soften(const attention *a, tile_space *t, int64_t n, int64_t first_q
         float *s = t->scores + r * keys;
 
         if (a->bias)
-            row_add(s,
-                    a->bias + n * (a->Sq + a->Sk - 1) + first_k - (first_q + r) + a->Sq - 1, keys);
+            row_add(s, a->bias + n * (a->Sq + a->Sk - 1) + first_k - (first_q + r) + a->Sq - 1,
+                    keys);
         const float top = row_max(s, keys, t->top[r]);
         if (first_k > 0 && top > t->top[r]) {
             const float by = sl_expf(t->top[r] - top);
@@ -185,8 +184,8 @@ static void attention_tile(void *arg, int64_t i, int thread, void *workspace)
 }
 
 sl_status sl_attention_cpu(sl_exec *exec, const sl_tensor *o, const sl_tensor *q,
-                           const sl_tensor *k, const sl_tensor *v, const sl_tensor *bias,
-                           int64_t N, float scale, sl_error *err)
+                           const sl_tensor *k, const sl_tensor *v, const sl_tensor *bias, int64_t N,
+                           float scale, sl_error *err)
 {
     const sl_status status = sl_attention_check(exec, o, q, k, v, bias, N, scale, err);
 

@@ -13,15 +13,15 @@ typedef struct {
 } shape;
 
 static const shape shapes[] = {
-    { 0, 5, 2, 32, false, 1.0f },     /* no queries */
-    { 1, 1, 1, 4, false, 1.0f },      /* smallest */
-    { 1, 700, 3, 64, true, 1.0f },    /* one query, two key blocks */
+    { 0, 5, 2, 32, false, 1.0f },      /* no queries */
+    { 1, 1, 1, 4, false, 1.0f },       /* smallest */
+    { 1, 700, 3, 64, true, 1.0f },     /* one query, two key blocks */
     { 257, 193, 2, 128, false, 1.0f }, /* ragged */
-    { 65, 1025, 2, 32, true, 1.0f },  /* one past two key blocks */
-    { 130, 514, 4, 64, true, 8.0f },  /* sharp: the maximum moves between blocks */
+    { 65, 1025, 2, 32, true, 1.0f },   /* one past two key blocks */
+    { 130, 514, 4, 64, true, 8.0f },   /* sharp: the maximum moves between blocks */
     { 300, 300, 1, 384, false, 1.0f }, /* the VAE's head */
-    { 33, 40, 1, 512, false, 1.0f },  /* the largest head */
-    { 40, 600, 2, 12, true, 30.0f },  /* scores in the thousands do not overflow */
+    { 33, 40, 1, 512, false, 1.0f },   /* the largest head */
+    { 40, 600, 2, 12, true, 30.0f },   /* scores in the thousands do not overflow */
 };
 
 typedef struct {
@@ -130,10 +130,10 @@ SL_TEST(output_may_be_the_queries)
         operands t = make(c, i);
         const sl_tensor *bias = c->bias ? &t.bias : NULL;
 
-        SL_CHECK_OK(sl_attention_cpu(run.exec, &t.o, &t.q, &t.k, &t.v, bias, c->N,
-                                     usual_scale(c), err));
-        SL_CHECK_OK(sl_attention_cpu(run.exec, &t.q, &t.q, &t.k, &t.v, bias, c->N,
-                                     usual_scale(c), err));
+        SL_CHECK_OK(
+            sl_attention_cpu(run.exec, &t.o, &t.q, &t.k, &t.v, bias, c->N, usual_scale(c), err));
+        SL_CHECK_OK(
+            sl_attention_cpu(run.exec, &t.q, &t.q, &t.k, &t.v, bias, c->N, usual_scale(c), err));
         SL_CHECK(memcmp(t.o.data, t.q.data, sl_tensor_bytes(&t.o)) == 0);
         drop(&t);
     }

@@ -25,7 +25,7 @@ enum {
     LEAST_RUNS = 3,
     MOST_RUNS = 50,
 };
-#define CASE_NS (300 * SL_NS_PER_MS)
+#define CASE_NS (200 * SL_NS_PER_MS)
 
 typedef struct {
     sl_device *device;
@@ -202,16 +202,11 @@ static sl_status bench_linear(bench *b, sl_error *err)
         sl_dtype w;
         sl_act act;
     } shapes[] = {
-        { 1024, 1536, 1536, SL_F32, SL_ACT_NONE },
-        { 1024, 1536, 1536, SL_BF16, SL_ACT_NONE },
-        { 4096, 1536, 1536, SL_BF16, SL_ACT_NONE },
-        { 1024, 1536, 8960, SL_BF16, SL_ACT_GELU_TANH },
-        { 1024, 8960, 1536, SL_BF16, SL_ACT_NONE },
-        { 4096, 1536, 8960, SL_BF16, SL_ACT_GELU_TANH },
-        { 512, 4096, 10240, SL_BF16, SL_ACT_NONE },
-        { 32, 1536, 8960, SL_BF16, SL_ACT_NONE },
-        { 1, 1536, 9216, SL_BF16, SL_ACT_SILU },
-        { 1, 1536, 9216, SL_F32, SL_ACT_SILU },
+        { 1024, 1536, 1536, SL_F32, SL_ACT_NONE },  { 1024, 1536, 1536, SL_BF16, SL_ACT_NONE },
+        { 4096, 1536, 1536, SL_BF16, SL_ACT_NONE }, { 1024, 1536, 8960, SL_BF16, SL_ACT_GELU_TANH },
+        { 1024, 8960, 1536, SL_BF16, SL_ACT_NONE }, { 4096, 1536, 8960, SL_BF16, SL_ACT_GELU_TANH },
+        { 512, 4096, 10240, SL_BF16, SL_ACT_NONE }, { 32, 1536, 8960, SL_BF16, SL_ACT_NONE },
+        { 1, 1536, 9216, SL_BF16, SL_ACT_SILU },    { 1, 1536, 9216, SL_F32, SL_ACT_SILU },
     };
     sl_status status = SL_OK;
 
@@ -407,10 +402,14 @@ static sl_status bench_rows(bench *b, sl_error *err)
         run_fn run;
         int moved; /* times that S*C floats are read or written */
     } ops[] = {
-        { "layer_norm", run_layer_norm, 2 }, { "rms_norm", run_rms_norm, 2 },
-        { "channel_norm", run_channel_norm, 2 }, { "rope", run_rope, 2 },
-        { "add", run_add, 3 }, { "gated_add", run_gated_add, 3 },
-        { "silu", run_silu, 2 }, { "randn", run_randn, 1 },
+        { "layer_norm", run_layer_norm, 2 },
+        { "rms_norm", run_rms_norm, 2 },
+        { "channel_norm", run_channel_norm, 2 },
+        { "rope", run_rope, 2 },
+        { "add", run_add, 3 },
+        { "gated_add", run_gated_add, 3 },
+        { "silu", run_silu, 2 },
+        { "randn", run_randn, 1 },
     };
     const size_t mark = sl_scratch_mark(&b->scratch);
     rows_arg a;
@@ -458,9 +457,8 @@ static void bench_close(bench *b)
 
 static sl_status bench_kernels(bench *b, sl_error *err)
 {
-    static sl_status (*const groups[])(bench *, sl_error *) = {
-        bench_linear, bench_attention, bench_conv, bench_rows
-    };
+    static sl_status (*const groups[])(bench *, sl_error *) = { bench_linear, bench_attention,
+                                                                bench_conv, bench_rows };
     sl_status status = SL_OK;
 
     if (b->json)

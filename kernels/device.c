@@ -237,8 +237,8 @@ static sl_status region_grow(sl_region *region, size_t target, sl_error *err)
                          "could not map region \"%s\": need %zu bytes, have %zu of a limit of %zu",
                          region->name, need, have, stats->limit_bytes);
     else
-        status = device->backend->map(&region->range, region->mapped_bytes, need, region->name,
-                                      err);
+        status =
+            device->backend->map(&region->range, region->mapped_bytes, need, region->name, err);
     if (status == SL_OK) {
         stats->mapped_bytes += need;
         region->mapped_bytes = target;

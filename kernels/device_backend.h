@@ -9,9 +9,9 @@
 #include "kernels/device.h"
 
 typedef struct {
-    void *base;          /* what users see, aligned to a granule */
-    size_t va_bytes;     /* usable from base */
-    void *reserved;      /* what the system gave, which contains base */
+    void *base;      /* what users see, aligned to a granule */
+    size_t va_bytes; /* usable from base */
+    void *reserved;  /* what the system gave, which contains base */
     size_t reserved_bytes;
 } sl_range;
 

@@ -44,9 +44,9 @@ SL_TEST(parses_specs)
         { "cuda:12:24GiB", SL_DEVICE_CUDA, 12, 24 * SL_GIB, "cuda:12:25769803776" },
     };
     static const char *const bad[] = {
-        "",        "gpu",       "cpu:",      "cpu:0",    "cpu:1MiB", "cpu:many", "cpu8GiB",
-        "cuda",    "cuda:",     "cuda:x",    "cuda:-1",  "cuda:0:",  "cuda:0x",  "cuda:0:1B",
-        "CPU:1GiB", "cpu: 8GiB", "cuda:99999", "cpu:8GiB:1",
+        "",        "gpu",       "cpu:",     "cpu:0",     "cpu:1MiB",   "cpu:many",
+        "cpu8GiB", "cuda",      "cuda:",    "cuda:x",    "cuda:-1",    "cuda:0:",
+        "cuda:0x", "cuda:0:1B", "CPU:1GiB", "cpu: 8GiB", "cuda:99999", "cpu:8GiB:1",
     };
     sl_device_spec spec;
     char buf[64];
@@ -231,5 +231,4 @@ SL_TEST(accounts_exactly_from_many_threads)
 SL_TEST_MAIN(SL_RUN(parses_specs), SL_RUN(cuda_is_refused_without_cuda),
              SL_RUN(the_limit_is_never_passed), SL_RUN(sizes_outside_are_refused),
              SL_RUN(unmapped_pages_go_back_and_come_again_as_zero),
-             SL_RUN(unmapped_memory_cannot_be_touched),
-             SL_RUN(accounts_exactly_from_many_threads))
+             SL_RUN(unmapped_memory_cannot_be_touched), SL_RUN(accounts_exactly_from_many_threads))

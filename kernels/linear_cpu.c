@@ -16,17 +16,17 @@
 #include "kernels/vmath.h"
 
 enum {
-    FEW_ROWS = 8,        /* S below this: dot products */
-    LANES = 16,          /* partial sums of one dot product */
+    FEW_ROWS = 8,             /* S below this: dot products */
+    LANES = 16,               /* partial sums of one dot product */
     DOT_TILE_BYTES = 1 << 18, /* weights of one tile of dot products */
-    TILE_ROWS = 512,     /* the most rows and columns of y in a tile */
+    TILE_ROWS = 512,          /* the most rows and columns of y in a tile */
     TILE_COLS = 512,
-    TILE_LEAST = 128,    /* the least, but for what remains */
-    TILES_WANTED = 48,   /* smaller tiles are not worth it past this many */
-    STEP = 768,          /* of I; the cancel word is polled in between */
+    TILE_LEAST = 128,  /* the least, but for what remains */
+    TILES_WANTED = 48, /* smaller tiles are not worth it past this many */
+    STEP = 768,        /* of I; the cancel word is polled in between */
 };
 
-_Static_assert((size_t)TILE_COLS * STEP * sizeof(float) <= SL_CPU_WORKSPACE_PER_THREAD,
+_Static_assert((size_t)TILE_COLS *STEP * sizeof(float) <= SL_CPU_WORKSPACE_PER_THREAD,
                "an upcast block fits the workspace");
 
 typedef struct {
@@ -41,8 +41,8 @@ typedef struct {
     int64_t tile_rows, tile_cols, row_tiles;
 } linear;
 
-sl_status sl_linear_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
-                          const sl_tensor *w, const sl_tensor *b, sl_act act, sl_error *err)
+sl_status sl_linear_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                          const sl_tensor *b, sl_act act, sl_error *err)
 {
     const unsigned f32 = SL_BIT(SL_F32), weights = f32 | SL_BIT(SL_BF16);
     sl_status status = SL_OP_EXPECT("linear", "x", x, f32, err, 2, -1, -1);

@@ -14,17 +14,17 @@ typedef struct {
 } shape;
 
 static const shape shapes[] = {
-    { 0, 12, 8, SL_F32, SL_F32, true, SL_ACT_NONE },            /* no rows */
-    { 1, 1, 1, SL_F32, SL_F32, false, SL_ACT_NONE },            /* smallest */
-    { 1, 256, 1536, SL_F32, SL_F32, true, SL_ACT_SILU },        /* time embedding */
-    { 1, 1536, 9216, SL_BF16, SL_BF16, true, SL_ACT_NONE },     /* time projection */
-    { 7, 333, 65, SL_BF16, SL_F32, true, SL_ACT_GELU_TANH },    /* most rows without the library */
-    { 8, 333, 65, SL_BF16, SL_F32, true, SL_ACT_GELU_TANH },    /* fewest with it */
-    { 257, 193, 130, SL_F32, SL_F32, true, SL_ACT_GELU_TANH },  /* ragged */
-    { 257, 1537, 193, SL_BF16, SL_BF16, true, SL_ACT_SILU },    /* ragged, three steps over I */
-    { 1025, 64, 513, SL_F32, SL_BF16, true, SL_ACT_NONE },      /* one past the tile */
-    { 64, 13824, 33, SL_BF16, SL_F32, false, SL_ACT_NONE },     /* Wan 14B's longest sum */
-    { 5, 0, 7, SL_F32, SL_F32, true, SL_ACT_NONE },             /* an empty sum is the bias */
+    { 0, 12, 8, SL_F32, SL_F32, true, SL_ACT_NONE },           /* no rows */
+    { 1, 1, 1, SL_F32, SL_F32, false, SL_ACT_NONE },           /* smallest */
+    { 1, 256, 1536, SL_F32, SL_F32, true, SL_ACT_SILU },       /* time embedding */
+    { 1, 1536, 9216, SL_BF16, SL_BF16, true, SL_ACT_NONE },    /* time projection */
+    { 7, 333, 65, SL_BF16, SL_F32, true, SL_ACT_GELU_TANH },   /* most rows without the library */
+    { 8, 333, 65, SL_BF16, SL_F32, true, SL_ACT_GELU_TANH },   /* fewest with it */
+    { 257, 193, 130, SL_F32, SL_F32, true, SL_ACT_GELU_TANH }, /* ragged */
+    { 257, 1537, 193, SL_BF16, SL_BF16, true, SL_ACT_SILU },   /* ragged, three steps over I */
+    { 1025, 64, 513, SL_F32, SL_BF16, true, SL_ACT_NONE },     /* one past the tile */
+    { 64, 13824, 33, SL_BF16, SL_F32, false, SL_ACT_NONE },    /* Wan 14B's longest sum */
+    { 5, 0, 7, SL_F32, SL_F32, true, SL_ACT_NONE },            /* an empty sum is the bias */
 };
 
 static double act_f64(sl_act act, double v)
@@ -157,9 +157,9 @@ SL_TEST(refuses_what_the_contract_does_not_allow)
         { t.y, t.x, t.w, t.b, (sl_act)17 },
     };
     for (size_t i = 0; i < SL_COUNT(bad); i++) {
-        SL_CHECK_STATUS(sl_linear_cpu(run.exec, &bad[i].y, &bad[i].x, &bad[i].w, &bad[i].b,
-                                      bad[i].act, err),
-                        SL_ERR_INVALID);
+        SL_CHECK_STATUS(
+            sl_linear_cpu(run.exec, &bad[i].y, &bad[i].x, &bad[i].w, &bad[i].b, bad[i].act, err),
+            SL_ERR_INVALID);
         SL_CHECK(op_test_is_poison(&t.y));
     }
     const sl_tensor inside = sl_tensor_of((float *)t.x.data + 8, SL_F32, 2, 4, 8);
@@ -171,8 +171,10 @@ SL_TEST(refuses_what_the_contract_does_not_allow)
 
 SL_TEST(counting_reads_nothing)
 {
-    const sl_tensor x = sl_tensor_of(NULL, SL_F32, 2, 4, 12), w = sl_tensor_of(NULL, SL_BF16, 2, 8, 12);
-    const sl_tensor y = sl_tensor_of(NULL, SL_F32, 2, 4, 8), bad = sl_tensor_of(NULL, SL_F32, 2, 4, 9);
+    const sl_tensor x = sl_tensor_of(NULL, SL_F32, 2, 4, 12),
+                    w = sl_tensor_of(NULL, SL_BF16, 2, 8, 12);
+    const sl_tensor y = sl_tensor_of(NULL, SL_F32, 2, 4, 8),
+                    bad = sl_tensor_of(NULL, SL_F32, 2, 4, 9);
     sl_exec *exec;
 
     SL_CHECK_OK(sl_exec_create_counting(&exec, err));
@@ -198,14 +200,12 @@ SL_TEST(cancel_stops_it)
     op_test_open(&run, 2);
     SL_CHECK(pthread_create(&thread, NULL, cancel_soon, &run.cancel) == 0);
     const int64_t start_ns = sl_clock_now_ns();
-    SL_CHECK_STATUS(sl_linear_cpu(run.exec, &t.y, &t.x, &t.w, &t.b, c.act, err),
-                    SL_ERR_CANCELLED);
+    SL_CHECK_STATUS(sl_linear_cpu(run.exec, &t.y, &t.x, &t.w, &t.b, c.act, err), SL_ERR_CANCELLED);
     SL_CHECK(sl_clock_now_ns() - start_ns < 230 * SL_NS_PER_MS);
     SL_CHECK(pthread_join(thread, NULL) == 0);
 
     op_test_poison(&t.y);
-    SL_CHECK_STATUS(sl_linear_cpu(run.exec, &t.y, &t.x, &t.w, &t.b, c.act, err),
-                    SL_ERR_CANCELLED);
+    SL_CHECK_STATUS(sl_linear_cpu(run.exec, &t.y, &t.x, &t.w, &t.b, c.act, err), SL_ERR_CANCELLED);
     SL_CHECK(op_test_is_poison(&t.y));
     op_test_close(&run);
     drop(&t);

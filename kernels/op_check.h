@@ -36,7 +36,7 @@ sl_status sl_op_expect_apart_or_same(const char *op, const char *a_name, const s
                                      sl_error *err) SL_MUST_CHECK;
 
 #define SL_OP_EXPECT(op, name, t, dtypes, err, rank, ...)                                          \
-    sl_op_expect((op), (name), (t), (dtypes), (rank),                                              \
-                 (const int64_t[SL_MAX_RANK]){ __VA_ARGS__ }, (err))
+    sl_op_expect((op), (name), (t), (dtypes), (rank), (const int64_t[SL_MAX_RANK]){ __VA_ARGS__ }, \
+                 (err))
 
 #endif

@@ -10,12 +10,10 @@ static const struct {
     const char *name;
     size_t bytes;
 } dtypes[SL_DTYPE_COUNT] = {
-    [SL_F32] = { "F32", 4 },         [SL_BF16] = { "BF16", 2 },
-    [SL_F16] = { "F16", 2 },         [SL_F64] = { "F64", 8 },
-    [SL_I8] = { "I8", 1 },           [SL_U8] = { "U8", 1 },
-    [SL_I16] = { "I16", 2 },         [SL_I32] = { "I32", 4 },
-    [SL_I64] = { "I64", 8 },         [SL_BOOL] = { "BOOL", 1 },
-    [SL_F8_E4M3] = { "F8_E4M3", 1 }, [SL_F8_E5M2] = { "F8_E5M2", 1 },
+    [SL_F32] = { "F32", 4 },   [SL_BF16] = { "BF16", 2 },       [SL_F16] = { "F16", 2 },
+    [SL_F64] = { "F64", 8 },   [SL_I8] = { "I8", 1 },           [SL_U8] = { "U8", 1 },
+    [SL_I16] = { "I16", 2 },   [SL_I32] = { "I32", 4 },         [SL_I64] = { "I64", 8 },
+    [SL_BOOL] = { "BOOL", 1 }, [SL_F8_E4M3] = { "F8_E4M3", 1 }, [SL_F8_E5M2] = { "F8_E5M2", 1 },
 };
 
 size_t sl_dtype_bytes(sl_dtype dtype)

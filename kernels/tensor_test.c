@@ -53,9 +53,9 @@ SL_TEST(bf16_rounds_to_nearest_even)
         const uint16_t back = sl_bf16_from_f32(x);
         SL_CHECK(isnan(x) ? isnan(sl_bf16_to_f32(back)) : back == bits);
     }
-    SL_CHECK(sl_bf16_from_f32(0x1.01p0f) == 0x3f80);          /* a tie goes down to even */
-    SL_CHECK(sl_bf16_from_f32(0x1.03p0f) == 0x3f82);          /* a tie goes up to even */
-    SL_CHECK(sl_bf16_from_f32(0x1.0100020p0f) == 0x3f81);     /* above the tie */
+    SL_CHECK(sl_bf16_from_f32(0x1.01p0f) == 0x3f80);            /* a tie goes down to even */
+    SL_CHECK(sl_bf16_from_f32(0x1.03p0f) == 0x3f82);            /* a tie goes up to even */
+    SL_CHECK(sl_bf16_from_f32(0x1.0100020p0f) == 0x3f81);       /* above the tie */
     SL_CHECK(isinf(sl_bf16_to_f32(sl_bf16_from_f32(3.4e38f)))); /* past the largest */
 }
 

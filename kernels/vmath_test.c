@@ -47,7 +47,9 @@ SL_TEST(exp_is_within_its_bound)
 
 SL_TEST(exp_at_the_ends)
 {
-    const float x[] = { 0.0f, -0.0f, 88.8f, 1e30f, INFINITY, -104.1f, -INFINITY, NAN, -NAN, -100.0f };
+    const float x[] = {
+        0.0f, -0.0f, 88.8f, 1e30f, INFINITY, -104.1f, -INFINITY, NAN, -NAN, -100.0f
+    };
     float y[SL_COUNT(x)];
 
     exp_all(y, x, SL_COUNT(x));
