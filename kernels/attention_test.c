@@ -233,6 +233,29 @@ SL_TEST(cancel_stops_it)
     drop(&t);
 }
 
+/* Tiles of 256 queries on 65536 keys take far longer than the 30 ms until the
+ * word is set, and write only at their end: none may have got there. */
+SL_TEST(cancel_is_seen_inside_a_tile)
+{
+    sl_tensor q = OP_TEST_TENSOR(SL_F32, 2, 12288, 512), o = OP_TEST_TENSOR(SL_F32, 2, 12288, 512);
+    sl_tensor kv = OP_TEST_TENSOR(SL_F32, 2, 65536, 512);
+    pthread_t thread;
+    op_test run;
+
+    op_test_poison(&o);
+    op_test_open(&run, 2);
+    SL_CHECK(pthread_create(&thread, NULL, cancel_soon, &run.cancel) == 0);
+    SL_CHECK_STATUS(sl_attention_cpu(run.exec, &o, &q, &kv, &kv, NULL, 1, 0.1f, err),
+                    SL_ERR_CANCELLED);
+    SL_CHECK(op_test_is_poison(&o));
+    SL_CHECK(pthread_join(thread, NULL) == 0);
+    op_test_close(&run);
+    op_test_free(&q);
+    op_test_free(&o);
+    op_test_free(&kv);
+}
+
 SL_TEST_MAIN(SL_RUN(matches_f64), SL_RUN(output_may_be_the_queries),
              SL_RUN(same_bytes_for_any_number_of_threads), SL_RUN(not_a_number_goes_through),
-             SL_RUN(refuses_what_the_contract_does_not_allow), SL_RUN(cancel_stops_it))
+             SL_RUN(refuses_what_the_contract_does_not_allow), SL_RUN(cancel_stops_it),
+             SL_RUN(cancel_is_seen_inside_a_tile))
