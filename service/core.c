@@ -434,6 +434,8 @@ bool sl_core_command_done(sl_core *core, uint64_t command_id, const sl_core_done
     if (done->status == SL_ERR_DEVICE) {
         /* The context is poisoned; what was under way is dealt with when the
          * worker is gone. */
+        if (ended.kind == SL_CORE_RUN)
+            core->active->started = false; /* unmapped all the same */
         want_restart(core, message);
         return true;
     }
@@ -525,7 +527,7 @@ static void admit(sl_core *core, int64_t now_ns)
 
     if (j && j->not_before_ns <= now_ns)
         j->not_before_ns = 0; /* so that sl_core_wake_ns is never in the past */
-    if (!j || !sl_core_is_calm(core) || sl_core_has_open_tickets(core) || j->not_before_ns > 0)
+    if (!j || !sl_core_is_calm(core) || j->not_before_ns > 0)
         return;
     const demand d = sl_core_demand_of(&j->spec);
     sl_core_answer_demand(core, &d, 0, &answer);

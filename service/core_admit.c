@@ -195,9 +195,10 @@ static size_t most_bytes(const sl_core *core)
 
 /* ---- evictions ---- */
 
-static bool is_idle(const sl_core *core, const demand *d, const node *n)
+/* No job is active when something is evicted. */
+static bool is_idle(const demand *d, const node *n)
 {
-    return is_other(d, n) && !n->pinned && !sl_core_in_use(core, n);
+    return is_other(d, n) && !n->pinned;
 }
 
 static node *smallest_unpicked(const sl_core *core, const demand *d)
@@ -205,7 +206,7 @@ static node *smallest_unpicked(const sl_core *core, const demand *d)
     node *best = NULL;
 
     for (node *n = core->nodes; n; n = n->next)
-        if (!n->pick && is_idle(core, d, n) && (!best || n->size_bytes < best->size_bytes))
+        if (!n->pick && is_idle(d, n) && (!best || n->size_bytes < best->size_bytes))
             best = n;
     return best;
 }
@@ -231,7 +232,7 @@ static void pick_victims(const sl_core *core, const demand *d)
     node *n;
 
     for (n = core->nodes; n; n = n->next) {
-        n->pick = is_idle(core, d, n) && must_go(core, d, n);
+        n->pick = is_idle(d, n) && must_go(core, d, n);
         if (is_other(d, n) && !n->pick)
             booked += n->size_bytes;
     }

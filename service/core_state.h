@@ -127,7 +127,6 @@ void sl_core_relent(sl_core *core, uint64_t for_ticket);
 
 /* Starts and ends the tickets that can be. */
 void sl_core_settle_tickets(sl_core *core);
-bool sl_core_has_open_tickets(const sl_core *core);
 /* An open load ticket set this pin and nobody else wants it. */
 bool sl_core_is_pinned_by_ticket(const sl_core *core, const sl_core_key *key);
 /* Ends the started loads of a component that is not coming. */

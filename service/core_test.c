@@ -343,22 +343,89 @@ SL_TEST(a_joined_load_survives_the_job)
 {
     sl_core *core = make_core(100, 0, err);
 
-    submit(core, job_of("i", "m", 10, 60, 10, 10), err);
+    submit(core, job_of("i", "m", 30, 30, 10, 10), err);
     expect(core, SL_CORE_JOB_ADMITTED);
     let(core, SL_CORE_LOAD, 3);
     let(core, SL_CORE_RUN, 1);
     expect(core, SL_CORE_JOB_ENDED);
-    submit(core, job_of("j", "n", 10, 50, 10, 10), err);
-    expect(core, SL_CORE_JOB_ADMITTED); /* evicts 60 */
-    load(core, need_of("n", SL_COMPONENT_DIT, 50), err);
+    submit(core, job_of("j", "n", 10, 75, 5, 5), err);
+    expect(core, SL_CORE_JOB_ADMITTED); /* all three have to go */
+    load(core, need_of("n", SL_COMPONENT_DIT, 75), err);
     const sl_core_action unload = expect(core, SL_CORE_UNLOAD);
     SL_CHECK_OK(sl_core_cancel(core, "j", 0, err));
     SL_CHECK(expect(core, SL_CORE_JOB_ENDED).status == SL_ERR_CANCELLED);
     done(core, &unload, SL_OK);
+    let(core, SL_CORE_UNLOAD, 2); /* with 30 and 10 still there, 75 would not fit */
     let(core, SL_CORE_LOAD, 1);
     SL_CHECK(expect(core, SL_CORE_TICKET_ENDED).status == SL_OK);
     expect(core, SL_CORE_NONE);
-    SL_CHECK(resident(core, "n", SL_COMPONENT_DIT) && resident(core, "m", SL_COMPONENT_VAE));
+    SL_CHECK(resident(core, "n", SL_COMPONENT_DIT) && sl_core_component_count(core) == 1);
+    sl_core_destroy(core);
+}
+
+SL_TEST(a_cancelled_job_leaves_what_it_has_not_evicted)
+{
+    sl_core *core = make_core(100, 0, err);
+
+    submit(core, job_of("i", "m", 30, 30, 10, 10), err);
+    expect(core, SL_CORE_JOB_ADMITTED);
+    let(core, SL_CORE_LOAD, 3);
+    let(core, SL_CORE_RUN, 1);
+    expect(core, SL_CORE_JOB_ENDED);
+    submit(core, job_of("j", "n", 10, 75, 5, 5), err);
+    expect(core, SL_CORE_JOB_ADMITTED);
+    let(core, SL_CORE_UNLOAD, 1);
+    SL_CHECK_OK(sl_core_cancel(core, "j", 0, err));
+    expect(core, SL_CORE_JOB_ENDED);
+    expect(core, SL_CORE_NONE);
+    SL_CHECK(sl_core_component_count(core) == 2);
+    sl_core_destroy(core);
+}
+
+/* All or nothing: what a failed load had pinned is idle again. */
+SL_TEST(a_failed_load_leaves_no_pin)
+{
+    sl_core *core = make_core(100, 0, err);
+    const sl_core_need needs[] = { need_of("m", SL_COMPONENT_TEXT_ENCODER, 10),
+                                   need_of("m", SL_COMPONENT_DIT, 20),
+                                   need_of("m", SL_COMPONENT_VAE, 5) };
+    const sl_budget_facts facts = { .model = "m" };
+    uint64_t ticket;
+
+    SL_CHECK_OK(sl_core_load(core, needs, 3, &facts, &ticket, NULL, err));
+    let(core, SL_CORE_LOAD, 1);
+    const sl_core_action second = expect(core, SL_CORE_LOAD);
+    done(core, &second, SL_ERR_DATA);
+    const sl_core_action ended = expect(core, SL_CORE_TICKET_ENDED);
+    SL_CHECK(ended.ticket == ticket && ended.status == SL_ERR_DATA);
+    SL_CHECK(ended.receipt.lines[0].measured_bytes == 10 * G);
+    SL_CHECK(ended.receipt.lines[1].measured_bytes == 0);
+    expect(core, SL_CORE_NONE); /* the third is not wanted any more */
+    SL_CHECK(sl_core_component_count(core) == 1);
+    submit(core, job_of("j", "n", 10, 60, 10, 15), err);
+    expect(core, SL_CORE_JOB_ADMITTED);
+    let(core, SL_CORE_UNLOAD, 1);
+    sl_core_destroy(core);
+}
+
+SL_TEST(a_load_replaces_files_that_have_changed)
+{
+    sl_core *core = make_core(100, 0, err);
+    const sl_core_need need = need_of("m", SL_COMPONENT_DIT, 20);
+    uint64_t ticket;
+
+    load(core, need, err);
+    let(core, SL_CORE_LOAD, 1);
+    expect(core, SL_CORE_TICKET_ENDED);
+    load(core, need_of("m", SL_COMPONENT_DIT, 22), err); /* pinned as it was */
+    const sl_core_action refused = expect(core, SL_CORE_TICKET_ENDED);
+    SL_CHECK(refused.status == SL_ERR_BUSY);
+    SL_CHECK(strcmp(refused.answer.after, "m/dit (bf16) is unloaded") == 0);
+    SL_CHECK_OK(sl_core_unload(core, &need.key, 1, &ticket, err));
+    load(core, need_of("m", SL_COMPONENT_DIT, 22), err);
+    let(core, SL_CORE_UNLOAD, 1);
+    expect(core, SL_CORE_TICKET_ENDED);
+    SL_CHECK(expect(core, SL_CORE_LOAD).size_bytes == 22 * G);
     sl_core_destroy(core);
 }
 
@@ -660,7 +727,10 @@ SL_TEST_MAIN(SL_RUN(a_job_loads_what_it_lacks_and_runs),
              SL_RUN(what_never_fits_is_refused_with_numbers), SL_RUN(the_table_refuses),
              SL_RUN(experts_are_kept_apart_by_rule), SL_RUN(only_what_is_necessary_is_evicted),
              SL_RUN(pinned_components_make_a_job_wait), SL_RUN(loads_of_one_component_join),
-             SL_RUN(a_joined_load_survives_the_job), SL_RUN(a_component_in_use_is_not_unloaded),
+             SL_RUN(a_joined_load_survives_the_job),
+             SL_RUN(a_cancelled_job_leaves_what_it_has_not_evicted),
+             SL_RUN(a_failed_load_leaves_no_pin), SL_RUN(a_load_replaces_files_that_have_changed),
+             SL_RUN(a_component_in_use_is_not_unloaded),
              SL_RUN(tickets_are_served_in_order_before_the_next_job),
              SL_RUN(cancel_takes_effect_in_every_state),
              SL_RUN(a_cancel_that_is_not_obeyed_restarts_the_worker),

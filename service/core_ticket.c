@@ -252,15 +252,6 @@ void sl_core_settle_tickets(sl_core *core)
     }
 }
 
-bool sl_core_has_open_tickets(const sl_core *core)
-{
-    for (const ticket *t = core->tickets; t; t = t->next)
-        if (!t->ended)
-            return true;
-    return false;
-}
-
-/* Started loads of a component that is not coming. */
 void sl_core_fail_tickets(sl_core *core, const sl_core_key *key, sl_status status,
                          const char *message)
 {
@@ -269,7 +260,6 @@ void sl_core_fail_tickets(sl_core *core, const sl_core_key *key, sl_status statu
             end_ticket(core, t, status, message);
 }
 
-/* A command's numbers go into the receipts of the tickets it served. */
 void sl_core_note_receipts(sl_core *core, const node *n, bool is_load, const sl_core_done *done)
 {
     const int64_t measured = (int64_t)done->after_bytes - (int64_t)done->before_bytes;
