@@ -12,6 +12,7 @@
 #include "base/arena.h"
 #include "engine/ckpt/ckpt.h"
 #include "engine/model/component.h"
+#include "engine/nets/tap.h"
 #include "kernels/exec.h"
 #include "kernels/scratch.h"
 
@@ -105,6 +106,25 @@ sl_status golden_load(golden_case *c, const char *file, sl_component_kind kind,
 /* True when the file's linear weights are bf16 already, so that keeping them as
  * bf16 changes nothing. */
 bool golden_stored_bf16(golden_case *c, const char *file);
+
+sl_status golden_make_spec(sl_component_spec *spec, sl_component_kind kind, sl_precision precision,
+                           const void *config, sl_error *err) SL_MUST_CHECK;
+
+/* ---- one network, run and compared with "out.*" (golden_test_nets.c) ---- */
+
+sl_status golden_forward(golden_case *c, const sl_dit_weights *weights,
+                         const sl_dit_config *config, const sl_tensor *latent,
+                         const sl_tensor *text, double t, const sl_tap *tap,
+                         const char *rel_l2_key, const char *max_abs_key,
+                         sl_error *err) SL_MUST_CHECK;
+sl_status golden_encode_text(golden_case *c, const sl_t5_weights *weights,
+                             const sl_t5_config *config, const sl_tap *tap,
+                             const char *rel_l2_key, const char *max_abs_key,
+                             sl_error *err) SL_MUST_CHECK;
+sl_status golden_decode(golden_case *c, const sl_vae_weights *weights, const sl_vae_config *config,
+                        const sl_tensor *latent, const char *out, const sl_tap *tap,
+                        const char *rel_l2_key, const char *max_abs_key,
+                        sl_error *err) SL_MUST_CHECK;
 
 #define GOLDEN_TRY(expr)                                                                           \
     do {                                                                                           \

@@ -306,8 +306,8 @@ sl_vae_config golden_vae_config(const cJSON *config)
     return vae;
 }
 
-static sl_status make_spec(sl_component_spec *spec, sl_component_kind kind,
-                           sl_precision precision, const void *config, sl_error *err)
+sl_status golden_make_spec(sl_component_spec *spec, sl_component_kind kind, sl_precision precision,
+                           const void *config, sl_error *err)
 {
     *spec = (sl_component_spec){ .kind = kind, .precision = precision };
     switch (kind) {
@@ -333,7 +333,7 @@ sl_status golden_load(golden_case *c, const char *file, sl_component_kind kind,
 
     if (!path)
         return SL_ERR_NO_MEMORY;
-    GOLDEN_TRY(make_spec(&spec, kind, precision, config, err));
+    GOLDEN_TRY(golden_make_spec(&spec, kind, precision, config, err));
     GOLDEN_TRY(sl_ckpt_open(&ckpt, path, err));
     GOLDEN_TRY(sl_component_load(out, &spec, c->env->device, c->env->exec, ckpt, err));
 done:

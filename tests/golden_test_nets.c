@@ -193,41 +193,60 @@ done:
     return status;
 }
 
+sl_status golden_forward(golden_case *c, const sl_dit_weights *weights,
+                         const sl_dit_config *config, const sl_tensor *latent,
+                         const sl_tensor *text, double t, const sl_tap *tap,
+                         const char *rel_l2_key, const char *max_abs_key, sl_error *err)
+{
+    sl_scratch *scratch = &c->env->scratch;
+    const size_t mark = sl_scratch_mark(scratch);
+    sl_status status = SL_OK;
+    sl_tensor velocity = *latent;
+    sl_dit_text prepared;
+    golden_array want;
+
+    velocity.dim[0] = config->out_dim;
+    GOLDEN_TRY(golden_get(c, "out.velocity", &want, err));
+    GOLDEN_TRY(sl_scratch_take(scratch, &velocity, err, SL_F32, velocity.rank, velocity.dim));
+    GOLDEN_TRY(sl_dit_prepare(c->env->exec, scratch, weights, config, text, &prepared, tap, err));
+    const size_t before = sl_scratch_mark(scratch);
+    GOLDEN_TRY(sl_dit_forward(c->env->exec, scratch, weights, config, &prepared, t, latent,
+                              &velocity, tap, err));
+    if (sl_scratch_mark(scratch) != before)
+        golden_note_failure(c, "activations were not given back");
+    golden_compare(c, "out.velocity", golden_f64_of(c, &velocity, err), sl_tensor_count(&velocity),
+                   &want, rel_l2_key, max_abs_key);
+done:
+    sl_scratch_release(scratch, mark);
+    return status;
+}
+
 static sl_status run_dit(golden_case *c, sl_precision precision, const char *rel_l2_key,
                          const char *max_abs_key, sl_error *err)
 {
     const sl_dit_config config = golden_dit_config(c->config);
-    sl_scratch *scratch = &c->env->scratch;
-    const size_t mark = sl_scratch_mark(scratch);
+    const size_t mark = sl_scratch_mark(&c->env->scratch);
     observer o = { .c = c };
     const sl_tap tap = { .fn = observe, .arg = &o };
     sl_component *dit = NULL;
     sl_status status = SL_OK;
-    sl_tensor latent, text, velocity;
-    sl_dit_text prepared;
-    golden_array t, want;
+    sl_tensor latent, text;
+    golden_array t;
 
     GOLDEN_TRY(golden_load(c, checkpoint_file(c), SL_COMPONENT_DIT, precision, &config, &dit, err));
     GOLDEN_TRY(upload_latent(c, &latent, err));
     GOLDEN_TRY(upload(c, "in.text", &text, err));
     GOLDEN_TRY(golden_get(c, "in.t", &t, err));
-    velocity = latent;
-    velocity.dim[0] = config.out_dim;
-    GOLDEN_TRY(sl_scratch_take(scratch, &velocity, err, SL_F32, 4, velocity.dim));
-    GOLDEN_TRY(sl_dit_prepare(c->env->exec, scratch, sl_component_dit(dit), &config, &text,
-                              &prepared, &tap, err));
-    const size_t before = sl_scratch_mark(scratch);
-    GOLDEN_TRY(sl_dit_forward(c->env->exec, scratch, sl_component_dit(dit), &config, &prepared,
-                              t.v[0], &latent, &velocity, &tap, err));
-    if (sl_scratch_mark(scratch) != before)
-        golden_note_failure(c, "activations were not given back");
-    GOLDEN_TRY(golden_get(c, "out.velocity", &want, err));
-    golden_compare(c, "out.velocity", golden_f64_of(c, &velocity, err), sl_tensor_count(&velocity),
-                   &want, rel_l2_key, max_abs_key);
+    if (t.count != 1) {
+        status = sl_fail(err, SL_ERR_DATA, "\"in.t\" is not one number");
+        goto done;
+    }
+    GOLDEN_TRY(golden_forward(c, sl_component_dit(dit), &config, &latent, &text, t.v[0], &tap,
+                              rel_l2_key, max_abs_key, err));
     GOLDEN_TRY(compare_seen(c, &o, "mid.", false, rel_l2_key, err));
 done:
     sl_component_destroy(dit);
-    sl_scratch_release(scratch, mark);
+    sl_scratch_release(&c->env->scratch, mark);
     return status;
 }
 
@@ -238,42 +257,59 @@ sl_status golden_run_dit(golden_case *c, sl_error *err)
 
 /* ---- text encoder ---- */
 
+/* Without a mask every id is a real token. */
+sl_status golden_encode_text(golden_case *c, const sl_t5_weights *weights,
+                             const sl_t5_config *config, const sl_tap *tap,
+                             const char *rel_l2_key, const char *max_abs_key, sl_error *err)
+{
+    sl_scratch *scratch = &c->env->scratch;
+    const size_t mark = sl_scratch_mark(scratch);
+    sl_status status = SL_OK;
+    golden_array ids, mask = { .count = 0 }, want;
+    int32_t *host_ids = NULL;
+    sl_tensor out;
+    int64_t count = 0;
+
+    GOLDEN_TRY(golden_get(c, "out.embedding", &want, err));
+    GOLDEN_TRY(golden_get(c, "in.ids", &ids, err));
+    if (golden_has(c, "in.mask"))
+        GOLDEN_TRY(golden_get(c, "in.mask", &mask, err));
+    host_ids = golden_alloc(c, ids.count, sizeof *host_ids, err);
+    if (!host_ids) {
+        status = SL_ERR_NO_MEMORY;
+        goto done;
+    }
+    for (int64_t i = 0; i < ids.count; i++) {
+        host_ids[i] = (int32_t)ids.v[i];
+        count += !golden_has(c, "in.mask") || (i < mask.count && mask.v[i] != 0.0);
+    }
+    GOLDEN_TRY(sl_scratch_tensor(scratch, &out, err, SL_F32, 2, ids.count, config->dim));
+    memset(out.data, 0xff, sl_tensor_bytes(&out)); /* NaN: every row must be written */
+    GOLDEN_TRY(sl_umt5_encode(c->env->exec, scratch, weights, config, host_ids, count, &out, tap,
+                              err));
+    golden_compare(c, "out.embedding", golden_f64_of(c, &out, err), sl_tensor_count(&out), &want,
+                   rel_l2_key, max_abs_key);
+done:
+    sl_scratch_release(scratch, mark);
+    return status;
+}
+
 static sl_status run_t5(golden_case *c, sl_precision precision, const char *rel_l2_key,
                         const char *max_abs_key, sl_error *err)
 {
     const sl_t5_config config = golden_t5_config(c->config);
-    sl_scratch *scratch = &c->env->scratch;
-    const size_t mark = sl_scratch_mark(scratch);
     observer o = { .c = c };
     const sl_tap tap = { .fn = observe, .arg = &o };
     sl_component *t5 = NULL;
     sl_status status = SL_OK;
-    golden_array ids, mask, want;
-    sl_tensor out;
-    int64_t count = 0;
 
     GOLDEN_TRY(golden_load(c, checkpoint_file(c), SL_COMPONENT_TEXT_ENCODER, precision, &config,
                            &t5, err));
-    GOLDEN_TRY(golden_get(c, "in.ids", &ids, err));
-    GOLDEN_TRY(golden_get(c, "in.mask", &mask, err));
-    int32_t *host_ids = golden_alloc(c, ids.count, sizeof *host_ids, err);
-    if (!host_ids)
-        return SL_ERR_NO_MEMORY;
-    for (int64_t i = 0; i < ids.count; i++) {
-        host_ids[i] = (int32_t)ids.v[i];
-        count += i < mask.count && mask.v[i] != 0.0;
-    }
-    GOLDEN_TRY(sl_scratch_tensor(scratch, &out, err, SL_F32, 2, ids.count, config.dim));
-    memset(out.data, 0xff, sl_tensor_bytes(&out)); /* NaN: every row must be written */
-    GOLDEN_TRY(sl_umt5_encode(c->env->exec, scratch, sl_component_t5(t5), &config, host_ids, count,
-                              &out, &tap, err));
-    GOLDEN_TRY(golden_get(c, "out.embedding", &want, err));
-    golden_compare(c, "out.embedding", golden_f64_of(c, &out, err), sl_tensor_count(&out), &want,
-                   rel_l2_key, max_abs_key);
+    GOLDEN_TRY(golden_encode_text(c, sl_component_t5(t5), &config, &tap, rel_l2_key, max_abs_key,
+                                  err));
     GOLDEN_TRY(compare_seen(c, &o, "mid.", false, rel_l2_key, err));
 done:
     sl_component_destroy(t5);
-    sl_scratch_release(scratch, mark);
     return status;
 }
 
@@ -302,36 +338,35 @@ sl_status golden_run_t5(golden_case *c, sl_error *err)
 
 /* ---- video VAE ---- */
 
-static sl_status decode(golden_case *c, const sl_component *vae, const sl_vae_config *config,
-                        const char *in, const char *out, const sl_tap *tap, const char *rel_l2_key,
-                        const char *max_abs_key, sl_error *err)
+sl_status golden_decode(golden_case *c, const sl_vae_weights *weights, const sl_vae_config *config,
+                        const sl_tensor *latent, const char *out, const sl_tap *tap,
+                        const char *rel_l2_key, const char *max_abs_key, sl_error *err)
 {
     sl_scratch *scratch = &c->env->scratch;
     const size_t mark = sl_scratch_mark(scratch);
+    const int64_t T = latent->dim[1], h = latent->dim[2], w = latent->dim[3];
     sl_status status = SL_OK;
     sl_vae_decoder decoder;
-    sl_tensor latent, frames;
+    sl_tensor frames;
     golden_array want;
-    double *video = NULL;
-    int64_t done_count = 0;
+    int64_t seen = 0;
 
-    GOLDEN_TRY(upload(c, in, &latent, err));
     GOLDEN_TRY(golden_get(c, out, &want, err));
-    const int64_t T = latent.dim[1];
-    const int64_t pixels = 64 * latent.dim[2] * latent.dim[3];
-    const int64_t count = sl_vae_frame_count(config, T) * pixels * 3;
-    video = golden_alloc(c, count, sizeof *video, err);
-    if (!video)
-        return SL_ERR_NO_MEMORY;
-    GOLDEN_TRY(sl_vae_decoder_begin(&decoder, c->env->exec, scratch, sl_component_vae(vae), config,
-                                    T, latent.dim[2], latent.dim[3], tap, err));
+    GOLDEN_TRY(sl_vae_decoder_begin(&decoder, c->env->exec, scratch, weights, config, T, h, w, tap,
+                                    err));
+    const int64_t count = sl_vae_frame_count(config, T) * 64 * h * w * 3;
+    double *video = golden_alloc(c, count, sizeof *video, err);
+    if (!video) {
+        status = SL_ERR_NO_MEMORY;
+        goto done;
+    }
     for (int64_t t = 0; t < T; t++) {
-        GOLDEN_TRY(sl_vae_decoder_next(&decoder, &latent, t, &frames, err));
-        for (int64_t i = 0; i < sl_tensor_count(&frames) && done_count < count; i++)
-            video[done_count++] = (double)((const float *)frames.data)[i];
+        GOLDEN_TRY(sl_vae_decoder_next(&decoder, latent, t, &frames, err));
+        for (int64_t i = 0; i < sl_tensor_count(&frames) && seen < count; i++)
+            video[seen++] = (double)((const float *)frames.data)[i];
     }
     video = channels_first(c, video, count / 3, 3, err);
-    golden_compare(c, out, video, done_count, &want, rel_l2_key, max_abs_key);
+    golden_compare(c, out, video, seen, &want, rel_l2_key, max_abs_key);
 done:
     sl_scratch_release(scratch, mark);
     return status;
@@ -341,20 +376,26 @@ static sl_status run_vae(golden_case *c, sl_precision precision, const char *rel
                          const char *max_abs_key, sl_error *err)
 {
     const sl_vae_config config = golden_vae_config(c->config);
+    const size_t mark = sl_scratch_mark(&c->env->scratch);
     observer o = { .c = c };
     const sl_tap tap = { .fn = observe, .arg = &o };
     sl_component *vae = NULL;
     sl_status status = SL_OK;
+    sl_tensor latent;
 
     GOLDEN_TRY(golden_load(c, checkpoint_file(c), SL_COMPONENT_VAE, precision, &config, &vae, err));
-    GOLDEN_TRY(decode(c, vae, &config, "in.latent", "out.video", &tap, rel_l2_key, max_abs_key,
-                      err));
+    GOLDEN_TRY(upload(c, "in.latent", &latent, err));
+    GOLDEN_TRY(golden_decode(c, sl_component_vae(vae), &config, &latent, "out.video", &tap,
+                             rel_l2_key, max_abs_key, err));
     GOLDEN_TRY(compare_seen(c, &o, "mid.dec.", true, rel_l2_key, err));
-    if (golden_has(c, "in.latent1"))
-        GOLDEN_TRY(decode(c, vae, &config, "in.latent1", "out.video1", NULL, rel_l2_key,
-                          max_abs_key, err));
+    if (golden_has(c, "in.latent1")) {
+        GOLDEN_TRY(upload(c, "in.latent1", &latent, err));
+        GOLDEN_TRY(golden_decode(c, sl_component_vae(vae), &config, &latent, "out.video1", NULL,
+                                 rel_l2_key, max_abs_key, err));
+    }
 done:
     sl_component_destroy(vae);
+    sl_scratch_release(&c->env->scratch, mark);
     return status;
 }
 
