@@ -4,6 +4,7 @@
 #include "engine/ckpt/json_scan.h"
 #include "engine/ckpt/st_file.h"
 
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,7 +13,7 @@
 #include <unistd.h>
 
 /* Real checkpoints have 6 to 14 shards. */
-enum { MAX_SHARDS = 1024 };
+enum { MAX_SHARDS = 256 };
 
 struct sl_ckpt {
     char *path;
@@ -126,29 +127,33 @@ static sl_status parse_index(shard_index *index, const char *text, size_t text_b
 
 static sl_status read_index(shard_index *index, const char *path, sl_error *err)
 {
-    void *map = NULL;
-    size_t map_bytes = 0;
+    char *text = NULL;
+    size_t size_bytes = 0;
+    int fd = -1;
     sl_status status;
 
     *index = (shard_index){ .strings = NULL };
-    status = sl_st_map(path, &map, &map_bytes, err);
+    status = sl_st_open(path, &fd, &size_bytes, err);
     if (status != SL_OK)
         return status;
-    if (map_bytes > SL_ST_MAX_HEADER_BYTES) {
+    if (size_bytes > SL_ST_MAX_HEADER_BYTES) {
         status = sl_fail(err, SL_ERR_DATA, "an index of %zu bytes is above the limit of %zu",
-                         map_bytes, SL_ST_MAX_HEADER_BYTES);
+                         size_bytes, SL_ST_MAX_HEADER_BYTES);
         goto done;
     }
-    index->strings = malloc(map_bytes + 1);
-    if (!index->strings) {
+    index->strings = malloc(size_bytes + 1);
+    text = malloc(size_bytes + 1);
+    if (!index->strings || !text) {
         status =
-            sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for an index of %zu bytes", map_bytes);
+            sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for an index of %zu bytes", size_bytes);
         goto done;
     }
-    status = parse_index(index, map, map_bytes, err);
+    status = sl_st_read(fd, path, 0, text, size_bytes, err);
+    if (status == SL_OK)
+        status = parse_index(index, text, size_bytes, err);
 done:
-    if (map)
-        munmap(map, map_bytes);
+    close(fd);
+    free(text);
     if (status != SL_OK) {
         sl_error_prefix(err, "\"%s\"", path);
         shard_index_fini(index);
@@ -389,26 +394,39 @@ size_t sl_ckpt_data_bytes(const sl_ckpt *ckpt)
     return ckpt->data_bytes;
 }
 
-static void advise(const sl_ckpt_tensor *tensor, int advice)
+static size_t file_offset(const sl_st_file *file, const sl_ckpt_tensor *tensor)
 {
-    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    const uintptr_t first = (uintptr_t)tensor->tensor.data & ~(page - 1);
-    const uintptr_t end = (uintptr_t)tensor->tensor.data + tensor->size_bytes;
+    return (size_t)((const char *)tensor->tensor.data - (const char *)file->map);
+}
 
-    if (tensor->size_bytes > 0)
-        (void)madvise((void *)first, end - first, advice); /* a hint: no harm if refused */
+sl_status sl_ckpt_read(const sl_ckpt *ckpt, const sl_ckpt_tensor *tensor, size_t offset, void *out,
+                       size_t size_bytes, sl_error *err)
+{
+    const sl_st_file *file = &ckpt->files[tensor->file_index];
+
+    SL_ASSERT(offset <= tensor->size_bytes && size_bytes <= tensor->size_bytes - offset);
+    return sl_st_read(file->fd, file->path, file_offset(file, tensor) + offset, out, size_bytes,
+                      err);
 }
 
 void sl_ckpt_will_need(const sl_ckpt *ckpt, const sl_ckpt_tensor *tensor)
 {
-    (void)ckpt;
-    advise(tensor, MADV_WILLNEED);
+    const sl_st_file *file = &ckpt->files[tensor->file_index];
+
+    if (tensor->size_bytes > 0) /* a hint: no harm if refused */
+        (void)posix_fadvise(file->fd, (off_t)file_offset(file, tensor), (off_t)tensor->size_bytes,
+                            POSIX_FADV_WILLNEED);
 }
 
 /* Also drops the neighbours' shares of the first and last page: they fault in
  * again from the page cache. */
 void sl_ckpt_done_with(const sl_ckpt *ckpt, const sl_ckpt_tensor *tensor)
 {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t first = (uintptr_t)tensor->tensor.data & ~(page - 1);
+    const uintptr_t end = (uintptr_t)tensor->tensor.data + tensor->size_bytes;
+
     (void)ckpt;
-    advise(tensor, MADV_DONTNEED);
+    if (tensor->size_bytes > 0)
+        (void)madvise((void *)first, end - first, MADV_DONTNEED);
 }

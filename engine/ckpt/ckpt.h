@@ -1,7 +1,9 @@
 /* ckpt.h - checkpoint files: read-only, every offset checked, nothing executed.
  *
  * Opens one .safetensors file or a *.safetensors.index.json with its shards.
- * Tensor data is mapped, not copied; the pages stay in the page cache.  Names
+ * Tensor data is mapped, not copied; the pages stay in the page cache.  The
+ * mapping of a file that someone cuts short meanwhile faults: whoever must
+ * survive that (loading a model) takes the bytes through sl_ckpt_read.  Names
  * are normalised: a leading "net." or "model.diffusion_model." and any
  * "_checkpoint_wrapped_module." segment are stripped.  Source: wan.md 1.2, 2.1.
  *
@@ -37,6 +39,11 @@ const sl_ckpt_tensor *sl_ckpt_get(const sl_ckpt *ckpt, int64_t i); /* sorted by 
 const sl_ckpt_tensor *sl_ckpt_find(const sl_ckpt *ckpt, const char *name); /* NULL: absent */
 const char *sl_ckpt_path(const sl_ckpt *ckpt);
 size_t sl_ckpt_data_bytes(const sl_ckpt *ckpt); /* sum of size_bytes */
+
+/* Bytes [offset, offset + size_bytes) of a tensor.  SL_ERR_DATA if the file has
+ * been cut since it was opened, SL_ERR_IO if it cannot be read.  Any thread. */
+sl_status sl_ckpt_read(const sl_ckpt *ckpt, const sl_ckpt_tensor *tensor, size_t offset, void *out,
+                       size_t size_bytes, sl_error *err) SL_MUST_CHECK;
 
 /* Tells the kernel that a tensor's pages will be / are no longer needed. */
 void sl_ckpt_will_need(const sl_ckpt *ckpt, const sl_ckpt_tensor *tensor);

@@ -4,6 +4,7 @@
 #include "engine/ckpt/json_scan.h"
 
 #include <endian.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,19 +12,16 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-sl_status sl_st_map(const char *path, void **map, size_t *map_bytes, sl_error *err)
+sl_status sl_st_open(const char *path, int *fd, size_t *size_bytes, sl_error *err)
 {
     sl_status status = SL_OK;
     struct stat st;
-    void *data = NULL;
     /* O_NONBLOCK: a FIFO must not hold us up; it is refused below */
-    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 
-    if (fd < 0) {
-        status = sl_fail_errno(err, "could not open \"%s\"", path);
-        goto done;
-    }
-    if (fstat(fd, &st) != 0) {
+    if (file < 0)
+        return sl_fail_errno(err, "could not open \"%s\"", path);
+    if (fstat(file, &st) != 0) {
         status = sl_fail_errno(err, "could not stat \"%s\"", path);
         goto done;
     }
@@ -31,20 +29,36 @@ sl_status sl_st_map(const char *path, void **map, size_t *map_bytes, sl_error *e
         status = sl_fail(err, SL_ERR_DATA, "\"%s\" is no regular file", path);
         goto done;
     }
-    if (st.st_size > 0) {
-        data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (data == MAP_FAILED) {
-            status = sl_fail_errno(err, "could not map \"%s\" (%lld bytes)", path,
-                                   (long long)st.st_size);
-            goto done;
-        }
-    }
-    *map = data;
-    *map_bytes = (size_t)st.st_size;
+    *fd = file;
+    *size_bytes = (size_t)st.st_size;
+    file = -1;
 done:
-    if (fd >= 0)
-        close(fd); /* the mapping outlives it */
+    if (file >= 0)
+        close(file);
     return status;
+}
+
+sl_status sl_st_read(int fd, const char *path, size_t offset, void *out, size_t size_bytes,
+                     sl_error *err)
+{
+    char *at = out;
+
+    while (size_bytes > 0) {
+        const ssize_t n = pread(fd, at, size_bytes, (off_t)offset);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return sl_fail_errno(err, "could not read %zu bytes at %zu of \"%s\"", size_bytes,
+                                 offset, path);
+        if (n == 0)
+            return sl_fail(err, SL_ERR_DATA, "\"%s\" was cut after it was opened: no byte at %zu",
+                           path, offset);
+        at += n;
+        offset += (size_t)n;
+        size_bytes -= (size_t)n;
+    }
+    return SL_OK;
 }
 
 static bool strip_prefix(char *name, const char *prefix)
@@ -307,19 +321,24 @@ static sl_status check_overlap_and_names(sl_st_file *file, sl_error *err)
     return SL_OK;
 }
 
+/* Reads rather than maps: a file that is cut meanwhile must not end us. */
 static sl_status read_header(sl_st_file *file, sl_error *err)
 {
-    char *bytes = file->map;
+    char *text = NULL;
     uint64_t header;
+    unsigned char start[8];
     sl_status status;
 
     if (file->map_bytes < 8)
         return sl_fail(err, SL_ERR_DATA, "%zu bytes are too short for a safetensors file",
                        file->map_bytes);
-    memcpy(&header, bytes, 8);
+    status = sl_st_read(file->fd, file->path, 0, start, sizeof start, err);
+    if (status != SL_OK)
+        return status;
+    memcpy(&header, start, 8);
     header = le64toh(header);
     if (header > SL_ST_MAX_HEADER_BYTES || header > file->map_bytes - 8) {
-        if (memcmp(bytes, "PK\3\4", 4) == 0 || memcmp(bytes, "\x80\x02", 2) == 0)
+        if (memcmp(start, "PK\3\4", 4) == 0 || memcmp(start, "\x80\x02", 2) == 0)
             return sl_fail(err, SL_ERR_DATA,
                            "this is a PyTorch checkpoint (.pth), only safetensors is read");
         return sl_fail(err, SL_ERR_DATA,
@@ -328,23 +347,48 @@ static sl_status read_header(sl_st_file *file, sl_error *err)
     }
     /* names lose their quotes and gain a terminator: they always fit */
     file->names = malloc((size_t)header + 1);
-    if (!file->names)
-        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a header of %llu bytes",
-                       (unsigned long long)header);
-    status = parse_header(file, bytes + 8, (size_t)header, bytes + 8 + header,
-                          file->map_bytes - 8 - (size_t)header, err);
-    return status == SL_OK ? check_overlap_and_names(file, err) : status;
+    text = malloc((size_t)header + 1);
+    if (!file->names || !text) {
+        status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a header of %llu bytes",
+                         (unsigned long long)header);
+        goto done;
+    }
+    status = sl_st_read(file->fd, file->path, 8, text, (size_t)header, err);
+    if (status == SL_OK)
+        status = parse_header(file, text, (size_t)header, (char *)file->map + 8 + header,
+                              file->map_bytes - 8 - (size_t)header, err);
+    if (status == SL_OK)
+        status = check_overlap_and_names(file, err);
+done:
+    free(text);
+    return status;
+}
+
+static sl_status map_file(sl_st_file *file, sl_error *err)
+{
+    if (file->map_bytes == 0)
+        return SL_OK; /* refused as too short */
+    file->map = mmap(NULL, file->map_bytes, PROT_READ, MAP_PRIVATE, file->fd, 0);
+    if (file->map == MAP_FAILED) {
+        file->map = NULL;
+        return sl_fail_errno(err, "could not map %zu bytes", file->map_bytes);
+    }
+    return SL_OK;
 }
 
 sl_status sl_st_file_init(sl_st_file *file, const char *path, sl_error *err)
 {
     sl_status status;
 
-    *file = (sl_st_file){ .map = NULL };
-    status = sl_st_map(path, &file->map, &file->map_bytes, err);
+    *file = (sl_st_file){ .fd = -1 };
+    status = sl_st_open(path, &file->fd, &file->map_bytes, err);
     if (status != SL_OK)
         return status;
-    status = read_header(file, err);
+    file->path = strdup(path);
+    status = file->path ? map_file(file, err)
+                        : sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a path");
+    if (status == SL_OK)
+        status = read_header(file, err);
     if (status != SL_OK) {
         sl_error_prefix(err, "\"%s\"", path);
         sl_st_file_fini(file);
@@ -356,7 +400,10 @@ void sl_st_file_fini(sl_st_file *file)
 {
     if (file->map)
         munmap(file->map, file->map_bytes);
+    if (file->fd >= 0)
+        close(file->fd);
+    free(file->path);
     free(file->names);
     free(file->tensors);
-    *file = (sl_st_file){ .map = NULL };
+    *file = (sl_st_file){ .fd = -1 };
 }

@@ -11,6 +11,8 @@
 #define SL_ST_MAX_HEADER_BYTES ((size_t)100000000)
 
 typedef struct {
+    char *path;
+    int fd;    /* stays open for sl_ckpt_read; -1 before */
     void *map; /* whole file, read-only; NULL before it is mapped */
     size_t map_bytes;
     char *names; /* backing of every tensor's name */
@@ -22,8 +24,11 @@ typedef struct {
 sl_status sl_st_file_init(sl_st_file *file, const char *path, sl_error *err) SL_MUST_CHECK;
 void sl_st_file_fini(sl_st_file *file);
 
-/* Maps a regular file read-only.  An empty one gives NULL and 0. */
-sl_status sl_st_map(const char *path, void **map, size_t *map_bytes, sl_error *err) SL_MUST_CHECK;
+/* Opens a regular file for reading. */
+sl_status sl_st_open(const char *path, int *fd, size_t *size_bytes, sl_error *err) SL_MUST_CHECK;
+/* Exactly size_bytes from offset; SL_ERR_DATA if the file has become shorter. */
+sl_status sl_st_read(int fd, const char *path, size_t offset, void *out, size_t size_bytes,
+                     sl_error *err) SL_MUST_CHECK;
 
 /* Strips what exporters put around official names, in place. */
 void sl_ckpt_normalise(char *name);

@@ -3,12 +3,13 @@
 #include "engine/model/convert.h"
 #include "engine/model/match.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
 
 #define TENSOR_ALIGN ((size_t)256)
 
-/* Elements of one tile of work: some milliseconds even from a cold disk. */
+/* Elements of one tile of work: some milliseconds even from a cold disk, and
+ * small enough for a thread's workspace in any dtype. */
 #define TILE_ELEMENTS ((int64_t)1 << 18)
 
 /* Where counting components pretend to live: apart from each other and from
@@ -79,41 +80,71 @@ typedef struct {
 
 /* One tensor on its way from the file to the device. */
 typedef struct {
-    const sl_tensor *from, *to;
+    const sl_ckpt *ckpt;
+    const sl_ckpt_tensor *from;
+    const sl_tensor *to;
+    int64_t tile_elements; /* of both */
     int64_t count;
+    atomic_flag failed; /* the first to fail writes error */
+    sl_error error;
 } transfer;
 
-static void plain_tile(void *arg, int64_t i, int thread, void *workspace)
+/* Reads into the thread's workspace, then converts into device memory, which
+ * of `cpu` is written directly. */
+static void transfer_tile(void *arg, int64_t i, int thread, void *workspace)
 {
-    const transfer *t = arg;
-    const int64_t first = i * TILE_ELEMENTS;
+    transfer *t = arg;
+    const sl_tensor *from = &t->from->tensor, *to = t->to;
+    const size_t element_bytes = sl_dtype_bytes(from->dtype);
+    const int64_t first = i * t->tile_elements;
     const int64_t left = t->count - first;
+    const int64_t count = left < t->tile_elements ? left : t->tile_elements;
+    unsigned char *out = (unsigned char *)to->data + (size_t)first * sl_dtype_bytes(to->dtype);
+    sl_error error = { .status = SL_OK };
 
     (void)thread;
-    (void)workspace;
-    sl_convert(t->to->data, t->to->dtype, t->from->data, t->from->dtype, first,
-               left < TILE_ELEMENTS ? left : TILE_ELEMENTS);
+    if (sl_ckpt_read(t->ckpt, t->from, (size_t)first * element_bytes, workspace,
+                     (size_t)count * element_bytes, &error) != SL_OK) {
+        if (!atomic_flag_test_and_set(&t->failed))
+            t->error = error;
+        return;
+    }
+    if (to->rank == 5) /* channels last: a tile is one output channel */
+        sl_convert_channels_last(out, to->dtype, workspace, from->dtype, to->dim[4],
+                                 to->dim[1] * to->dim[2] * to->dim[3]);
+    else
+        sl_convert(out, to->dtype, workspace, from->dtype, count);
 }
 
-static void channels_last_tile(void *arg, int64_t i, int thread, void *workspace)
+static sl_status transfer_tensor(sl_exec *exec, const sl_ckpt *ckpt, const sl_ckpt_tensor *from,
+                                 const sl_tensor *to, sl_error *err)
 {
-    const transfer *t = arg;
-    const int64_t I = t->to->dim[4];
-    const int64_t K = t->to->dim[1] * t->to->dim[2] * t->to->dim[3];
+    transfer t = {
+        .ckpt = ckpt,
+        .from = from,
+        .to = to,
+        .count = sl_tensor_count(to),
+        .failed = ATOMIC_FLAG_INIT,
+    };
+    sl_status status;
 
-    (void)thread;
-    (void)workspace;
-    sl_convert_channels_last(t->to->data, t->to->dtype, t->from->data, t->from->dtype, i * I * K, I,
-                             K);
+    t.tile_elements = to->rank == 5 ? t.count / to->dim[0] : TILE_ELEMENTS;
+    SL_ASSERT((size_t)t.tile_elements <= SL_CPU_WORKSPACE_PER_THREAD / sizeof(double));
+    sl_ckpt_will_need(ckpt, from);
+    status = sl_exec_parallel(exec, (t.count + t.tile_elements - 1) / t.tile_elements,
+                              transfer_tile, &t, err);
+    if (status == SL_OK && t.error.status != SL_OK) {
+        status = t.error.status;
+        if (err)
+            *err = t.error;
+    }
+    return status;
 }
 
-/* Device memory of `cpu` is written directly. */
 static sl_status fill_visitor(void *arg, const sl_weight_spec *spec, sl_error *err)
 {
     filler *f = arg;
     const sl_ckpt_tensor *found;
-    transfer t;
-    sl_status status;
     char why[512];
 
     if (spec->form == SL_FORM_FILE_ONLY)
@@ -121,21 +152,10 @@ static sl_status fill_visitor(void *arg, const sl_weight_spec *spec, sl_error *e
     spec->slot->data = (void *)(f->base + take_place(&f->used_bytes, spec->slot));
     if (!f->ckpt)
         return SL_OK;
+    SL_ASSERT((spec->form == SL_FORM_CHANNELS_LAST) == (spec->slot->rank == 5));
     found = sl_weight_match(f->ckpt, spec, why, sizeof why);
     SL_ASSERT(found); /* the check went through the same list */
-    sl_ckpt_will_need(f->ckpt, found);
-    t = (transfer){
-        .from = &found->tensor,
-        .to = spec->slot,
-        .count = sl_tensor_count(spec->slot),
-    };
-    if (spec->form == SL_FORM_CHANNELS_LAST)
-        status = sl_exec_parallel(f->exec, t.to->dim[0], channels_last_tile, &t, err);
-    else
-        status = sl_exec_parallel(f->exec, (t.count + TILE_ELEMENTS - 1) / TILE_ELEMENTS,
-                                  plain_tile, &t, err);
-    sl_ckpt_done_with(f->ckpt, found);
-    return status;
+    return transfer_tensor(f->exec, f->ckpt, found, spec->slot, err);
 }
 
 static sl_status check_visitor(void *arg, const sl_weight_spec *spec, sl_error *err)

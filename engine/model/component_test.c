@@ -81,7 +81,7 @@ static float file_value(const sl_ckpt_tensor *t, int64_t i)
 
     const size_t at = (size_t)i * sl_dtype_bytes(t->tensor.dtype);
 
-    sl_convert(&value, SL_F32, (const char *)t->tensor.data + at, t->tensor.dtype, 0, 1);
+    sl_convert(&value, SL_F32, (const char *)t->tensor.data + at, t->tensor.dtype, 1);
     return value;
 }
 
@@ -367,13 +367,13 @@ SL_TEST(conversions_round_once)
 
     for (size_t i = 0; i < SL_COUNT(cases); i++)
         memcpy(unaligned + 1 + 8 * i, &cases[i].from, 8);
-    sl_convert(got, SL_BF16, unaligned + 1, SL_F64, 0, SL_COUNT(cases));
+    sl_convert(got, SL_BF16, unaligned + 1, SL_F64, SL_COUNT(cases));
     for (size_t i = 0; i < SL_COUNT(cases); i++)
         if (got[i] != cases[i].bits)
             fail_msg("%.17g: got %04x, want %04x", cases[i].from, got[i], cases[i].bits);
-    sl_convert(&nan_bits, SL_BF16, &nan_value, SL_F64, 0, 1);
+    sl_convert(&nan_bits, SL_BF16, &nan_value, SL_F64, 1);
     SL_CHECK(isnan(sl_bf16_to_f32(nan_bits)));
-    sl_convert(f, SL_F32, halves, SL_F16, 0, SL_COUNT(halves));
+    sl_convert(f, SL_F32, halves, SL_F16, SL_COUNT(halves));
     for (size_t i = 0; i < SL_COUNT(halves); i++)
         SL_CHECK((double)f[i] == half_values[i]);
 }

@@ -305,6 +305,10 @@ sl_status sl_vae_config_check(const sl_vae_config *config, sl_error *err)
 
     if (status != SL_OK)
         return status;
+    for (int i = 0; i < 4; i++) /* so that one output channel's weights fit a loader's buffer */
+        if (c->dim * c->dim_mult[i] > 1 << 15)
+            return sl_fail(err, SL_ERR_INVALID, "%s: %lld channels, at most %d are supported", what,
+                           (long long)(c->dim * c->dim_mult[i]), 1 << 15);
     if (c->dim % 2 != 0)
         return sl_fail(err, SL_ERR_INVALID, "%s: dim %lld is odd: up-sampling halves channels",
                        what, (long long)c->dim);

@@ -103,27 +103,21 @@ static void convert(unsigned char *dst, sl_dtype dst_dtype, const unsigned char 
         to_bf16((uint16_t *)(void *)dst, src, src_dtype, count, stride_bytes);
 }
 
-void sl_convert(void *dst, sl_dtype dst_dtype, const void *src, sl_dtype src_dtype, int64_t first,
-                int64_t count)
+void sl_convert(void *dst, sl_dtype dst_dtype, const void *src, sl_dtype src_dtype, int64_t count)
 {
-    const size_t to_bytes = sl_dtype_bytes(dst_dtype), from_bytes = sl_dtype_bytes(src_dtype);
-    unsigned char *to = (unsigned char *)dst + (size_t)first * to_bytes;
-    const unsigned char *from = (const unsigned char *)src + (size_t)first * from_bytes;
-
     if (dst_dtype == src_dtype)
-        memcpy(to, from, (size_t)count * to_bytes);
+        memcpy(dst, src, (size_t)count * sl_dtype_bytes(dst_dtype));
     else
-        convert(to, dst_dtype, from, src_dtype, count, from_bytes);
+        convert(dst, dst_dtype, src, src_dtype, count, sl_dtype_bytes(src_dtype));
 }
 
 void sl_convert_channels_last(void *dst, sl_dtype dst_dtype, const void *src, sl_dtype src_dtype,
-                              int64_t first, int64_t I, int64_t K)
+                              int64_t I, int64_t K)
 {
     const size_t to_bytes = sl_dtype_bytes(dst_dtype), from_bytes = sl_dtype_bytes(src_dtype);
-    unsigned char *to = (unsigned char *)dst + (size_t)first * to_bytes;
-    const unsigned char *from = (const unsigned char *)src + (size_t)first * from_bytes;
 
     for (int64_t k = 0; k < K; k++)
-        convert(to + (size_t)(k * I) * to_bytes, dst_dtype, from + (size_t)k * from_bytes,
-                src_dtype, I, (size_t)K * from_bytes);
+        convert((unsigned char *)dst + (size_t)(k * I) * to_bytes, dst_dtype,
+                (const unsigned char *)src + (size_t)k * from_bytes, src_dtype, I,
+                (size_t)K * from_bytes);
 }

@@ -8,12 +8,11 @@
 
 #include "kernels/tensor.h"
 
-/* Elements [first, first + count) of src to the same places of dst. */
-void sl_convert(void *dst, sl_dtype dst_dtype, const void *src, sl_dtype src_dtype, int64_t first,
-                int64_t count);
+/* dst aligned to its dtype. */
+void sl_convert(void *dst, sl_dtype dst_dtype, const void *src, sl_dtype src_dtype, int64_t count);
 
-/* One output channel: src [I, K] at element `first` to dst [K, I] there. */
+/* One output channel of a convolution: src [I, K] to dst [K, I]. */
 void sl_convert_channels_last(void *dst, sl_dtype dst_dtype, const void *src, sl_dtype src_dtype,
-                              int64_t first, int64_t I, int64_t K);
+                              int64_t I, int64_t K);
 
 #endif

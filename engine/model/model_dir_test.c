@@ -4,6 +4,7 @@
 #include "base/test.h"
 #include "engine/model/synth.h"
 
+#include <errno.h>
 #include <ftw.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -469,6 +470,183 @@ SL_TEST(trailing_slashes_and_dots)
     sl_model_dir_close(dir);
 }
 
+SL_TEST(sharded_models_round_trip)
+{
+    const sl_arch *row = sl_arch_find("tiny-i2v");
+    lines l;
+
+    SL_CHECK_OK(sl_synth_model_sharded(at("shards", NULL), row, 3, 4000000, NULL, NULL, err));
+    SL_CHECK(access(at("shards", "low_noise_model/diffusion_pytorch_model.safetensors.index.json"),
+                    R_OK) == 0);
+    SL_CHECK(access(at("shards", "low_noise_model/diffusion_pytorch_model-00001-of-00004."
+                                 "safetensors"),
+                    R_OK) == 0);
+    sl_model_dir *dir = open_dir("shards", err);
+    SL_CHECK(strcmp(sl_model_dir_info(dir)->arch->name, "tiny-i2v") == 0);
+    SL_CHECK(strstr(sl_model_dir_info(dir)->files[SL_COMPONENT_DIT_LOW], ".index.json"));
+    load_all(sl_model_dir_info(dir), SL_PRECISION_BF16, err);
+    sl_model_dir_close(dir);
+    SL_CHECK(inspect("shards", &l, err) == 0);
+
+    unlink(at("shards", "low_noise_model/diffusion_pytorch_model-00001-of-00004.safetensors"));
+    SL_CHECK_STATUS(sl_model_dir_open(&dir, at("shards", NULL), err), SL_ERR_NOT_FOUND);
+    SL_CHECK(strstr(err->message, "-00001-of-00004.safetensors"));
+    sl_error_clear(err);
+    synth("shards", "tiny-i2v", 3, err); /* one file again: the shards are gone */
+    dir = open_dir("shards", err);
+    SL_CHECK(strstr(sl_model_dir_info(dir)->files[SL_COMPONENT_DIT_LOW], "model.safetensors"));
+    sl_model_dir_close(dir);
+}
+
+/* Someone cuts the file between opening and loading. */
+SL_TEST(a_file_cut_under_the_loader)
+{
+    const sl_component_spec spec =
+        sl_component_spec_of(sl_arch_find("tiny-t2v"), SL_COMPONENT_DIT, SL_PRECISION_BF16);
+    sl_device *device = NULL;
+    sl_exec *exec = NULL;
+    sl_ckpt *ckpt = NULL;
+    sl_component *component = NULL;
+    sl_device_spec ds;
+    sl_device_stats stats;
+
+    synth("cut", "tiny-t2v", 1, err);
+    SL_CHECK_OK(sl_device_spec_parse("cpu:64MiB", &ds, err));
+    SL_CHECK_OK(sl_device_create(&device, &ds, err));
+    SL_CHECK_OK(sl_exec_create_cpu(&exec, device, 2, NULL, err));
+    SL_CHECK_OK(sl_ckpt_open(&ckpt, at("cut", "diffusion_pytorch_model.safetensors"), err));
+    SL_CHECK(truncate(at("cut", "diffusion_pytorch_model.safetensors"), 1000000) == 0);
+    SL_CHECK_STATUS(sl_component_load(&component, &spec, device, exec, ckpt, err), SL_ERR_DATA);
+    SL_CHECK(strstr(err->message, "could not load dit from"));
+    SL_CHECK(strstr(err->message, "was cut after it was opened"));
+    SL_CHECK(component == NULL);
+    sl_device_get_stats(device, &stats);
+    SL_CHECK(stats.mapped_bytes == sl_exec_workspace_bytes(exec));
+    sl_ckpt_close(ckpt);
+    sl_exec_destroy(exec);
+    sl_device_destroy(device);
+}
+
+/* The n-th allocation fails (0: none). */
+static int fail_at, allocations;
+void *__real_malloc(size_t size);
+void *__real_calloc(size_t n, size_t size);
+void *__real_reallocarray(void *p, size_t n, size_t size);
+char *__real_strdup(const char *text);
+void *__wrap_malloc(size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_reallocarray(void *p, size_t n, size_t size);
+char *__wrap_strdup(const char *text);
+
+static int refuse(void)
+{
+    if (fail_at == 0 || ++allocations != fail_at)
+        return 0;
+    errno = ENOMEM;
+    return 1;
+}
+
+void *__wrap_malloc(size_t size)
+{
+    return refuse() ? NULL : __real_malloc(size);
+}
+
+void *__wrap_calloc(size_t n, size_t size)
+{
+    return refuse() ? NULL : __real_calloc(n, size);
+}
+
+void *__wrap_reallocarray(void *p, size_t n, size_t size)
+{
+    return refuse() ? NULL : __real_reallocarray(p, n, size);
+}
+
+char *__wrap_strdup(const char *text)
+{
+    return refuse() ? NULL : __real_strdup(text);
+}
+
+/* Runs step until it gets through; each failure before must say NO_MEMORY. */
+static int fail_each_allocation(sl_status (*step)(void *arg, sl_error *err), void *arg,
+                                sl_error *err)
+{
+    for (int n = 1;; n++) {
+        allocations = 0;
+        fail_at = n;
+        const sl_status status = step(arg, err);
+        const int reached = allocations >= n;
+        fail_at = 0;
+        if (!reached) {
+            SL_CHECK_OK(status);
+            return n - 1;
+        }
+        if (status != SL_ERR_NO_MEMORY)
+            fail_msg("allocation %d: %s: %s", n, sl_status_text(status), err->message);
+        sl_error_clear(err);
+    }
+}
+
+static sl_status open_step(void *arg, sl_error *err)
+{
+    sl_model_dir *dir = NULL;
+    const sl_status status = sl_model_dir_open(&dir, arg, err);
+
+    SL_CHECK((dir != NULL) == (status == SL_OK));
+    sl_model_dir_close(dir);
+    return status;
+}
+
+typedef struct {
+    sl_component_spec spec;
+    sl_device *device;
+    sl_exec *exec;
+    sl_ckpt *ckpt;
+} load_args;
+
+static sl_status load_step(void *arg, sl_error *err)
+{
+    load_args *a = arg;
+    sl_component *component = NULL;
+    sl_device_stats stats;
+    const sl_status status =
+        sl_component_load(&component, &a->spec, a->device, a->exec, a->ckpt, err);
+
+    SL_CHECK((component != NULL) == (status == SL_OK));
+    sl_component_destroy(component);
+    sl_device_get_stats(a->device, &stats);
+    SL_CHECK(stats.mapped_bytes == sl_exec_workspace_bytes(a->exec));
+    return status;
+}
+
+static sl_status synth_step(void *arg, sl_error *err)
+{
+    return sl_synth_model(arg, sl_arch_find("tiny-t2v"), 1, NULL, NULL, err);
+}
+
+SL_TEST(every_allocation_fails_once)
+{
+    char path[512];
+    load_args a = { .spec = sl_component_spec_of(sl_arch_find("tiny-t2v"), SL_COMPONENT_DIT,
+                                                 SL_PRECISION_BF16) };
+    sl_device_spec ds;
+
+    synth("memory", "tiny-t2v", 1, err);
+    snprintf(path, sizeof path, "%s", at("memory", NULL));
+    SL_CHECK(fail_each_allocation(open_step, path, err) > 10);
+
+    SL_CHECK_OK(sl_device_spec_parse("cpu:64MiB", &ds, err));
+    SL_CHECK_OK(sl_device_create(&a.device, &ds, err));
+    SL_CHECK_OK(sl_exec_create_cpu(&a.exec, a.device, 1, NULL, err));
+    SL_CHECK_OK(sl_ckpt_open(&a.ckpt, at("memory", "diffusion_pytorch_model.safetensors"), err));
+    SL_CHECK(fail_each_allocation(load_step, &a, err) >= 3);
+    sl_ckpt_close(a.ckpt);
+    sl_exec_destroy(a.exec);
+    sl_device_destroy(a.device);
+
+    snprintf(path, sizeof path, "%s", at("memory", NULL));
+    SL_CHECK(fail_each_allocation(synth_step, path, err) > 5);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -484,6 +662,9 @@ int main(void)
         SL_RUN(what_is_no_model),
         SL_RUN(models_are_found_by_name_only),
         SL_RUN(trailing_slashes_and_dots),
+        SL_RUN(sharded_models_round_trip),
+        SL_RUN(a_file_cut_under_the_loader),
+        SL_RUN(every_allocation_fails_once),
     };
     return cmocka_run_group_tests(tests, make_root, remove_root);
 }

@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #define PIECE_BYTES     SL_MIB
-#define MAX_SHARD_BYTES ((size_t)10000000000)
+#define DIT_SHARD_BYTES ((size_t)10000000000)
 
 /* Rows of the synthetic tokenizer: its ids must be rows of the embedding. */
 enum { MAX_TOKENIZER_PIECES = 512 };
@@ -49,6 +49,7 @@ typedef struct {
     const sl_arch *arch;
     void (*progress)(void *arg, size_t done_bytes, size_t total_bytes);
     void *arg;
+    size_t max_shard_bytes;
     size_t done_bytes, total_bytes;
     void *piece; /* PIECE_BYTES */
 } run;
@@ -79,14 +80,14 @@ static sl_status add_item(void *arg, const sl_weight_spec *spec, sl_error *err)
     return SL_OK;
 }
 
-/* Fills shards in order, each to at most MAX_SHARD_BYTES. */
-static void assign_shards(item_list *list)
+/* Fills shards in order, each to at most that many bytes (or one tensor). */
+static void assign_shards(item_list *list, size_t max_shard_bytes)
 {
     size_t used = 0;
     int shard = 0;
 
     for (int64_t i = 0; i < list->count; i++) {
-        if (used > 0 && used + list->items[i].size_bytes > MAX_SHARD_BYTES) {
+        if (used > 0 && used + list->items[i].size_bytes > max_shard_bytes) {
             shard++;
             used = 0;
         }
@@ -100,13 +101,9 @@ static sl_status list_component(item_list *list, const sl_arch *arch, sl_compone
                                 sl_error *err)
 {
     const sl_component_spec spec = sl_component_spec_of(arch, kind, SL_PRECISION_F32);
-    sl_status status;
 
-    *list = (item_list){ .items = NULL };
-    status = sl_component_visit(NULL, &spec, SL_LAYOUT_OFFICIAL, add_item, list, err);
-    if (status == SL_OK)
-        assign_shards(list);
-    return status;
+    *list = (item_list){ .items = NULL, .shard_count = 1 };
+    return sl_component_visit(NULL, &spec, SL_LAYOUT_OFFICIAL, add_item, list, err);
 }
 
 static sl_status write_values(run *r, sl_st_writer *writer, const item *it, uint64_t seed,
@@ -221,7 +218,7 @@ static sl_status write_config(const run *r, const char *dir, sl_error *err)
         goto done;
     }
     fprintf(f,
-            "{\n  \"_class_name\": \"WanModel\",\n  \"dim\": %lld,\n  \"eps\": %.9g,\n"
+            "{\n  \"_class_name\": \"WanModel\",\n  \"dim\": %lld,\n  \"eps\": %g,\n"
             "  \"ffn_dim\": %lld,\n  \"freq_dim\": %lld,\n  \"in_dim\": %lld,\n"
             "  \"model_type\": \"%s\",\n  \"num_heads\": %lld,\n  \"num_layers\": %lld,\n"
             "  \"out_dim\": %lld,\n  \"text_len\": %lld\n}\n",
@@ -251,6 +248,7 @@ static sl_status write_dit(run *r, const char *dir, uint64_t seed, sl_error *err
         return status;
     status = list_component(
         &list, r->arch, r->arch->expert_count == 2 ? SL_COMPONENT_DIT_HIGH : SL_COMPONENT_DIT, err);
+    assign_shards(&list, r->max_shard_bytes);
     for (int shard = 0; shard < list.shard_count && status == SL_OK; shard++) {
         char *path = list.shard_count == 1 ? text_of(err, "%s/%s.safetensors", dir, dit_stem)
                                            : text_of(err, "%s/%s-%05d-of-%05d.safetensors", dir,
@@ -290,8 +288,6 @@ static sl_status write_single(run *r, sl_component_kind kind, const char *name, 
 
     if (!path)
         status = SL_ERR_NO_MEMORY;
-    for (int64_t i = 0; i < list.count; i++)
-        list.items[i].shard = 0; /* the published file is one, whatever its size */
     if (status == SL_OK)
         status = write_shard(r, &list, 0, path, seed, err);
     free(list.items);
@@ -438,7 +434,21 @@ sl_status sl_synth_model(const char *dir, const sl_arch *arch, uint64_t seed,
                          void (*progress)(void *arg, size_t done_bytes, size_t total_bytes),
                          void *arg, sl_error *err)
 {
-    run r = { .dir = dir, .arch = arch, .progress = progress, .arg = arg };
+    return sl_synth_model_sharded(dir, arch, seed, DIT_SHARD_BYTES, progress, arg, err);
+}
+
+sl_status sl_synth_model_sharded(const char *dir, const sl_arch *arch, uint64_t seed,
+                                 size_t max_shard_bytes,
+                                 void (*progress)(void *arg, size_t done_bytes, size_t total_bytes),
+                                 void *arg, sl_error *err)
+{
+    run r = {
+        .dir = dir,
+        .arch = arch,
+        .progress = progress,
+        .arg = arg,
+        .max_shard_bytes = max_shard_bytes,
+    };
     sl_status status = count_bytes(&r, err);
 
     if (status != SL_OK)

@@ -38,4 +38,11 @@ sl_status sl_synth_model(const char *dir, const sl_arch *arch, uint64_t seed,
                          void (*progress)(void *arg, size_t done_bytes, size_t total_bytes),
                          void *arg, sl_error *err) SL_MUST_CHECK;
 
+/* The same with another limit on the size of a DiT's shard. */
+sl_status sl_synth_model_sharded(const char *dir, const sl_arch *arch, uint64_t seed,
+                                 size_t max_shard_bytes,
+                                 void (*progress)(void *arg, size_t done_bytes,
+                                                  size_t total_bytes),
+                                 void *arg, sl_error *err) SL_MUST_CHECK;
+
 #endif
