@@ -60,7 +60,8 @@ typedef struct {
     int min_args, max_args;
     bool local; /* needs no daemon */
     int (*run)(cli *c);
-    const char *more; /* paragraphs of its help; may be NULL */
+    const char *more;            /* paragraphs of its help; may be NULL, and so may */
+    void (*print_more)(FILE *f); /* what is known at run time only */
 } cli_command;
 
 struct cli {
@@ -93,9 +94,9 @@ void cli_json_print(cJSON *object); /* one line on stdout; frees it; NULL: out o
 
 enum { CLI_BYTES_TEXT = 64 };
 
-char *cli_bytes(uint64_t size_bytes, char *buf);                /* "12,582,912" */
-char *cli_bytes_human(uint64_t size_bytes, char *buf);          /* "12.00 MiB" */
-char *cli_duration(int64_t ns, char *buf);                      /* "12.3 s" */
+char *cli_bytes(uint64_t size_bytes, char *buf);                 /* "12,582,912" */
+char *cli_bytes_human(uint64_t size_bytes, char *buf);           /* "12.00 MiB" */
+char *cli_duration(int64_t ns, char *buf);                       /* "12.3 s" */
 const char *cli_component_text(Sluice__V1__Component component); /* "dit" */
 const char *cli_precision_text(Sluice__V1__Precision precision);
 const char *cli_state_text(Sluice__V1__JobState state);

@@ -10,7 +10,7 @@
 typedef enum {
     OPT_FLAG,
     OPT_TEXT,
-    OPT_COUNT,  /* int64_t, above 0 */
+    OPT_COUNT, /* int64_t, above 0 */
     OPT_U64,
     OPT_DOUBLE, /* above 0 */
     OPT_LIST,   /* components */
@@ -28,11 +28,13 @@ typedef struct {
 #define AT(field) offsetof(cli_options, field)
 
 static const opt_spec specs[] = {
-    { "model", 'm', OPT_TEXT, AT(model), "MODEL", "the model; may be left out when there is one" },
+    { "model", 'm', OPT_TEXT, AT(model), "MODEL",
+      "the model; a daemon that has only one needs no name" },
     { "component", 'c', OPT_LIST, 0, "C",
       "text_encoder, dit, dit_high, dit_low or vae; may be repeated" },
     { "precision", 'p', OPT_TEXT, AT(precision), "P", "bf16 (default) or f32" },
-    { "output", 'o', OPT_TEXT, AT(output), "FILE", "where the video goes (default <job>.<format>)" },
+    { "output", 'o', OPT_TEXT, AT(output), "FILE",
+      "where the video goes (default <job>.<format>)" },
     { "width", 0, OPT_COUNT, AT(width), "N", "pixels, a multiple of 16" },
     { "height", 0, OPT_COUNT, AT(height), "N", "pixels, a multiple of 16" },
     { "resolution", 'r', OPT_TEXT, AT(resolution), "R", "480p, 720p or WIDTHxHEIGHT" },
@@ -41,7 +43,8 @@ static const opt_spec specs[] = {
     { "sampler", 0, OPT_TEXT, AT(sampler), "S", "sde (default) or ode" },
     { "sigma-max", 0, OPT_DOUBLE, AT(sigma_max), "X", "first noise level (default: the model's)" },
     { "seed", 's', OPT_U64, AT(seed), "N", "of the noise (default 0)" },
-    { "format", 0, OPT_TEXT, AT(format), "F", "mp4, y4m or png (default: by FILE's name, else mp4)" },
+    { "format", 0, OPT_TEXT, AT(format), "F",
+      "mp4, y4m or png (default: by FILE's name, else mp4)" },
     { "request-id", 0, OPT_TEXT, AT(request_id), "ID",
       "1 to 64 of [A-Za-z0-9._-]: the same id again is the same job" },
     { "detach", 'd', OPT_FLAG, AT(detach), NULL, "submit, print the job's id and leave" },
@@ -76,9 +79,9 @@ static const opt_spec *find_spec(const cli_command *command, const char *name, s
                                  char letter)
 {
     for (size_t i = 0; i < SL_COUNT(specs); i++) {
-        const bool same = name ? strlen(specs[i].name) == length &&
-                                     strncmp(specs[i].name, name, length) == 0
-                               : specs[i].letter == letter;
+        const bool same =
+            name ? strlen(specs[i].name) == length && strncmp(specs[i].name, name, length) == 0
+                 : specs[i].letter == letter;
         if (same)
             return takes(command, specs[i].name) ? &specs[i] : NULL;
     }
@@ -141,8 +144,8 @@ static sl_status set_option(cli_options *out, const opt_spec *spec, const char *
         return set_double(field, spec, value, err);
     case OPT_U64:
         if (!parse_u64(value, field))
-            return sl_fail(err, SL_ERR_INVALID, "--%s takes a number from 0 to 2^64 - 1, not \"%s\"",
-                           spec->name, value);
+            return sl_fail(err, SL_ERR_INVALID,
+                           "--%s takes a number from 0 to 2^64 - 1, not \"%s\"", spec->name, value);
         return SL_OK;
     case OPT_LIST:
         if (out->component_count == CLI_MAX_COMPONENTS)
@@ -225,8 +228,8 @@ void cli_print_help(const cli_command *command, FILE *f)
     }
     if (command->more)
         fprintf(f, "\n%s\n", command->more);
-    if (strcmp(command->name, "synth-model") == 0)
-        cli_print_archs(f);
+    if (command->print_more)
+        command->print_more(f);
     if (!command->local)
         fprintf(f, "\nThe daemon is asked at %s unless --socket says otherwise.\n",
                 sl_client_default_socket(path, sizeof path));

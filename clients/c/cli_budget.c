@@ -50,8 +50,7 @@ typedef struct {
 
 static Sluice__V1__Precision wire_precision(sl_precision precision)
 {
-    return precision == SL_PRECISION_F32 ? SLUICE__V1__PRECISION__F32
-                                         : SLUICE__V1__PRECISION__BF16;
+    return precision == SL_PRECISION_F32 ? SLUICE__V1__PRECISION__F32 : SLUICE__V1__PRECISION__BF16;
 }
 
 /* ---- what was asked ---- */
@@ -317,8 +316,7 @@ static void fill_refusal(messages *m, const budget *b)
 
 static int show(const cli *c, const budget *b, const messages *m)
 {
-    const sl_budget_row *row =
-        sl_budget_find_row(b->table, b->device.kind, b->device.limit_bytes);
+    const sl_budget_row *row = sl_budget_find_row(b->table, b->device.kind, b->device.limit_bytes);
     const sl_t2v_request *r = &b->request;
 
     if (c->opt.json) {

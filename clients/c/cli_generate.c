@@ -74,9 +74,8 @@ static sl_status find_only_model(cli *c, char **out)
     const char *found = NULL;
     char names[512] = "";
     int usable = 0;
-    sl_status status =
-        sl_client_list_models(c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply,
-                              &c->details, &c->err);
+    sl_status status = sl_client_list_models(
+        c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply, &c->details, &c->err);
 
     if (status != SL_OK)
         return status;
@@ -91,8 +90,8 @@ static sl_status find_only_model(cli *c, char **out)
     if (usable == 0)
         status = sl_fail(&c->err, SL_ERR_INVALID, "the daemon has no usable model");
     else if (usable > 1)
-        status = sl_fail(&c->err, SL_ERR_INVALID, "which of %d models? --model takes %s", usable,
-                         names);
+        status =
+            sl_fail(&c->err, SL_ERR_INVALID, "which of %d models? --model takes %s", usable, names);
     else if (!(*out = strdup(found)))
         status = sl_fail(&c->err, SL_ERR_NO_MEMORY, "out of memory for a name");
     sl_message_free(reply);
@@ -170,8 +169,7 @@ static int plan_fail(cli *c, sl_status status)
 
 static int show_plan(const cli *c, const Sluice__V1__PlanJobReply *reply)
 {
-    const bool never =
-        reply->refusal && reply->refusal->when == SLUICE__V1__REFUSAL__WHEN__NEVER;
+    const bool never = reply->refusal && reply->refusal->when == SLUICE__V1__REFUSAL__WHEN__NEVER;
 
     if (c->opt.json)
         cli_json_print(cli_json_message(reply));
@@ -244,9 +242,8 @@ static sl_status cancel_on_interrupt(cli *c, const char *job_id)
     fprintf(stderr, "cancelling job %s (Ctrl-C again leaves it running)\n", job_id);
     request.job_id = (char *)job_id;
     sl_call_details_fini(&c->details);
-    const sl_status status = sl_client_cancel_job(c->client, &request,
-                                                  cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply,
-                                                  &c->details, &c->err);
+    const sl_status status = sl_client_cancel_job(
+        c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply, &c->details, &c->err);
     sl_message_free(reply);
     return status;
 }
@@ -266,8 +263,7 @@ static sl_status follow_or_cancel(cli *c, const char *job_id, Sluice__V1__Job **
     return status;
 }
 
-static void report_done(const Sluice__V1__Job *job, const char *path,
-                        const sl_fetch_result *result)
+static void report_done(const Sluice__V1__Job *job, const char *path, const sl_fetch_result *result)
 {
     char planned[CLI_BYTES_TEXT], measured[CLI_BYTES_TEXT], size[CLI_BYTES_TEXT];
     char took[CLI_BYTES_TEXT];
@@ -283,8 +279,8 @@ static void report_done(const Sluice__V1__Job *job, const char *path,
 static int finish(cli *c, const Sluice__V1__Job *job)
 {
     char own_path[512];
-    const char *path = c->opt.output ? c->opt.output : cli_output_name(job, own_path,
-                                                                      sizeof own_path);
+    const char *path =
+        c->opt.output ? c->opt.output : cli_output_name(job, own_path, sizeof own_path);
     sl_fetch_result result = { 0 };
     const int code = cli_job_exit_code(job);
     cJSON *object = NULL;
@@ -298,8 +294,7 @@ static int finish(cli *c, const Sluice__V1__Job *job)
         object = cJSON_CreateObject();
         cJSON_AddItemToObject(object, "job", cli_json_message(job));
         cJSON_AddItemToObject(object, "output",
-                              code == CLI_OK ? cli_json_output(path, &result)
-                                             : cJSON_CreateNull());
+                              code == CLI_OK ? cli_json_output(path, &result) : cJSON_CreateNull());
         cli_json_print(object);
     } else if (code == CLI_OK) {
         report_done(job, path, &result);

@@ -60,9 +60,9 @@ sl_status cli_follow(cli *c, const char *job_id, uint64_t *seq, Sluice__V1__Job 
         request.after_seq = *seq;
         request.wait_ns = c->progress ? SHORT_WAIT_NS : LONG_WAIT_NS;
         sl_call_details_fini(&c->details);
-        status = sl_client_watch_job(c->client, &request,
-                                     request.wait_ns + cli_timeout_ns(c, ANSWER_NS), &reply,
-                                     &c->details, &c->err);
+        status =
+            sl_client_watch_job(c->client, &request, request.wait_ns + cli_timeout_ns(c, ANSWER_NS),
+                                &reply, &c->details, &c->err);
         if (status != SL_OK)
             break;
         for (size_t i = 0; i < reply->n_events; i++) {
@@ -120,9 +120,8 @@ int cli_job(cli *c)
     Sluice__V1__GetJobReply *reply = NULL;
 
     request.job_id = (char *)c->opt.args[0];
-    const sl_status status = sl_client_get_job(c->client, &request,
-                                               cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply,
-                                               &c->details, &c->err);
+    const sl_status status = sl_client_get_job(
+        c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply, &c->details, &c->err);
     if (status != SL_OK)
         return cli_fail(c, status);
     if (c->opt.json) {
@@ -143,9 +142,8 @@ int cli_jobs(cli *c)
 
     request.active_only = c->opt.active;
     request.limit = (uint32_t)c->opt.limit;
-    const sl_status status = sl_client_list_jobs(c->client, &request,
-                                                 cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply,
-                                                 &c->details, &c->err);
+    const sl_status status = sl_client_list_jobs(
+        c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply, &c->details, &c->err);
     if (status != SL_OK)
         return cli_fail(c, status);
     if (c->opt.json) {
@@ -180,9 +178,8 @@ int cli_cancel(cli *c)
     Sluice__V1__CancelJobReply *reply = NULL;
 
     request.job_id = (char *)c->opt.args[0];
-    const sl_status status = sl_client_cancel_job(c->client, &request,
-                                                  cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply,
-                                                  &c->details, &c->err);
+    const sl_status status = sl_client_cancel_job(
+        c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply, &c->details, &c->err);
     if (status != SL_OK)
         return cli_fail(c, status);
     if (c->opt.json)
@@ -208,9 +205,9 @@ static void draw_fetch(void *arg, uint64_t done_bytes, uint64_t size_bytes)
 sl_status cli_fetch_to(cli *c, const char *job_id, const char *path, sl_fetch_result *out)
 {
     sl_call_details_fini(&c->details);
-    const sl_status status = sl_client_fetch_file(
-        c->client, job_id, path, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS),
-        c->progress ? draw_fetch : NULL, NULL, out, &c->details, &c->err);
+    const sl_status status =
+        sl_client_fetch_file(c->client, job_id, path, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS),
+                             c->progress ? draw_fetch : NULL, NULL, out, &c->details, &c->err);
 
     if (c->progress)
         cli_end_progress();

@@ -123,7 +123,8 @@ int cli_synth_model(cli *c)
     int shown = -1;
 
     if (!c->opt.arch)
-        return cli_usage(c, "`sluice synth-model` needs --arch; `sluice help synth-model` lists them");
+        return cli_usage(c,
+                         "`sluice synth-model` needs --arch; `sluice help synth-model` lists them");
     if (!arch)
         return cli_usage(c, "unknown --arch \"%s\"; `sluice help synth-model` lists them",
                          c->opt.arch);

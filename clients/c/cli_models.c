@@ -17,8 +17,8 @@ static sl_status parse_components(cli *c, Sluice__V1__Component *out)
     return SL_OK;
 }
 
-static int show_receipt(cli *c, const char *verb, const char *model,
-                        const ProtobufCMessage *reply, const Sluice__V1__Receipt *receipt)
+static int show_receipt(cli *c, const char *verb, const char *model, const ProtobufCMessage *reply,
+                        const Sluice__V1__Receipt *receipt)
 {
     if (c->opt.json) {
         cli_json_print(cli_json_message(reply));
@@ -97,9 +97,8 @@ int cli_models(cli *c)
 {
     const Sluice__V1__ListModelsRequest request = SLUICE__V1__LIST_MODELS_REQUEST__INIT;
     Sluice__V1__ListModelsReply *reply = NULL;
-    const sl_status status =
-        sl_client_list_models(c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply,
-                              &c->details, &c->err);
+    const sl_status status = sl_client_list_models(
+        c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply, &c->details, &c->err);
 
     if (status != SL_OK)
         return cli_fail(c, status);
@@ -134,9 +133,8 @@ int cli_health(cli *c)
     const Sluice__V1__HealthRequest request = SLUICE__V1__HEALTH_REQUEST__INIT;
     Sluice__V1__HealthReply *reply = NULL;
     char uptime[CLI_BYTES_TEXT];
-    const sl_status status =
-        sl_client_health(c->client, &request, cli_timeout_ns(c, 10 * SL_NS_PER_S), &reply,
-                         &c->details, &c->err);
+    const sl_status status = sl_client_health(
+        c->client, &request, cli_timeout_ns(c, 10 * SL_NS_PER_S), &reply, &c->details, &c->err);
 
     if (status != SL_OK)
         return cli_fail(c, status);
@@ -164,9 +162,8 @@ int cli_stats(cli *c)
     const Sluice__V1__GetMemoryStatsRequest request = SLUICE__V1__GET_MEMORY_STATS_REQUEST__INIT;
     Sluice__V1__GetMemoryStatsReply *reply = NULL;
     int code = CLI_OK;
-    const sl_status status =
-        sl_client_get_memory_stats(c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS),
-                                   &reply, &c->details, &c->err);
+    const sl_status status = sl_client_get_memory_stats(
+        c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply, &c->details, &c->err);
 
     if (status != SL_OK)
         return cli_fail(c, status);

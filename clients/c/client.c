@@ -54,12 +54,12 @@ char *sl_client_default_socket(char *buf, size_t buf_bytes)
 {
     const char *runtime = getenv("XDG_RUNTIME_DIR");
 
-    if (runtime && runtime[0] == '/')
-        snprintf(buf, buf_bytes, "%s/sluice/sluice.sock", runtime);
-    else if (geteuid() == 0)
+    if (geteuid() == 0)
         snprintf(buf, buf_bytes, "/run/sluice/sluice.sock");
+    else if (runtime && runtime[0] == '/')
+        snprintf(buf, buf_bytes, "%s/sluice/sluice.sock", runtime);
     else
-        snprintf(buf, buf_bytes, "/run/user/%ld/sluice/sluice.sock", (long)geteuid());
+        snprintf(buf, buf_bytes, "/tmp/sluice-%u/sluice.sock", (unsigned)geteuid());
     return buf;
 }
 
@@ -242,10 +242,9 @@ static sl_status read_message(sl_client *client, const sl_wait *wait, size_t *si
         return sl_fail(err, SL_ERR_DATA, "message from \"%s\" begins with %02x instead of 01",
                        transport->address, head[0]);
     if (length < ID_BYTES || length > SL_CLIENT_MAX_REPLY_BYTES)
-        return sl_fail(err, SL_ERR_DATA,
-                       "message from \"%s\" has %llu bytes; a reply has %d to %zu",
-                       transport->address, (unsigned long long)length, ID_BYTES,
-                       SL_CLIENT_MAX_REPLY_BYTES);
+        return sl_fail(
+            err, SL_ERR_DATA, "message from \"%s\" has %llu bytes; a reply has %d to %zu",
+            transport->address, (unsigned long long)length, ID_BYTES, SL_CLIENT_MAX_REPLY_BYTES);
     status = need_buffer(client, (size_t)length, err);
     if (status == SL_OK)
         status = transport->ops->read(transport, client->buffer, (size_t)length, wait, err);

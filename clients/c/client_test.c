@@ -633,8 +633,8 @@ SL_TEST(gives_up_on_a_server_that_always_hangs_up)
                     SL_ERR_UNAVAILABLE);
     SL_CHECK(requests == 8 && took_ms < 10000);
     /* A deadline before that ends it; where it falls decides the status. */
-    const sl_status status = try_script(hang_up_on_request, 150 * SL_NS_PER_MS, &requests, &took_ms,
-                                        err);
+    const sl_status status =
+        try_script(hang_up_on_request, 150 * SL_NS_PER_MS, &requests, &took_ms, err);
     SL_CHECK(status == SL_ERR_UNAVAILABLE || status == SL_ERR_TIMEOUT);
     SL_CHECK(requests < 8 && took_ms < 2000);
 }

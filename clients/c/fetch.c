@@ -27,10 +27,10 @@ typedef struct {
 
     char *part_path;
     int fd;
-    EVP_MD_CTX *hash;       /* over [0, done_bytes) of the .part */
+    EVP_MD_CTX *hash; /* over [0, done_bytes) of the .part */
     uint64_t done_bytes;
     uint64_t resumed_bytes;
-    uint64_t size_bytes;    /* of the whole, once known */
+    uint64_t size_bytes; /* of the whole, once known */
     bool size_known;
     char sha256[SHA256_HEX_BYTES + 1]; /* as the server says */
 } fetch;
@@ -166,8 +166,8 @@ static sl_status fetch_chunks(fetch *f, sl_error *err)
         request.offset = f->done_bytes;
         request.max_bytes = CHUNK_BYTES;
         sl_call_details_fini(f->details);
-        status = sl_client_fetch_output(f->client, &request, f->timeout_ns, &reply, f->details,
-                                        err);
+        status =
+            sl_client_fetch_output(f->client, &request, f->timeout_ns, &reply, f->details, err);
         if (status == SL_ERR_INVALID && f->done_bytes > 0 && !f->size_known) {
             /* The old .part is longer than this output. */
             status = start_over(f, err);
@@ -199,8 +199,8 @@ static sl_status fetch_checked(fetch *f, sl_error *err)
         if (f->resumed_bytes == 0) {
             unlink(f->part_path);
             return sl_fail(err, SL_ERR_DATA,
-                           "output of job %s arrived with SHA-256 %s instead of %s", f->job_id,
-                           got, f->sha256);
+                           "output of job %s arrived with SHA-256 %s instead of %s", f->job_id, got,
+                           f->sha256);
         }
         status = start_over(f, err);
         if (status != SL_OK)

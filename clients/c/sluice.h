@@ -43,8 +43,8 @@ sl_status sl_client_create(sl_client **out, const char *socket_path, sl_error *e
 void sl_client_destroy(sl_client *client); /* no call under way; NULL is fine */
 
 /* Where a daemon of this user listens: <runtime>/sluice.sock, <runtime> being
- * $XDG_RUNTIME_DIR/sluice, without that variable /run/sluice for root and
- * /run/user/<uid>/sluice for others.  Returns buf. */
+ * /run/sluice for root, else $XDG_RUNTIME_DIR/sluice, without that variable
+ * /tmp/sluice-<uid>; the same as in service/config.c.  Returns buf. */
 char *sl_client_default_socket(char *buf, size_t buf_bytes);
 
 /* A call that waits ends with SL_ERR_CANCELLED once fd is readable (a signal
@@ -116,10 +116,9 @@ sl_status sl_client_fetch_file(sl_client *client, const char *job_id, const char
         Sluice__V1__##Name##Reply **out, sl_call_details *details, sl_error *err)                  \
     {                                                                                              \
         ProtobufCMessage *reply = NULL;                                                            \
-        const sl_status status = sl_client_call(client, "sluice.v1.Inference/" #Name,              \
-                                                &request->base,                                    \
-                                                &sluice__v1__##name##_reply__descriptor,           \
-                                                timeout_ns, &reply, details, err);                 \
+        const sl_status status = sl_client_call(                                                   \
+            client, "sluice.v1.Inference/" #Name, &request->base,                                  \
+            &sluice__v1__##name##_reply__descriptor, timeout_ns, &reply, details, err);            \
         if (status == SL_OK)                                                                       \
             *out = (Sluice__V1__##Name##Reply *)(void *)reply;                                     \
         return status;                                                                             \

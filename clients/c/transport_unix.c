@@ -40,8 +40,8 @@ sl_status sl_wait_fd(const sl_wait *wait, int fd, short events, const char *doin
             return sl_fail(err, SL_ERR_CANCELLED, "interrupted while %s sluiced at \"%s\"", doing,
                            address);
         if (left_ns <= 0)
-            return sl_fail(err, SL_ERR_TIMEOUT, "deadline passed while %s sluiced at \"%s\"",
-                           doing, address);
+            return sl_fail(err, SL_ERR_TIMEOUT, "deadline passed while %s sluiced at \"%s\"", doing,
+                           address);
         if (n > 0)
             return SL_OK;
     }
@@ -69,8 +69,8 @@ static sl_status fail_connect(sl_error *err, int code, const char *address)
     const bool absent = code == ENOENT || code == ECONNREFUSED;
 
     if (code == EACCES || code == EPERM)
-        return sl_fail(err, SL_ERR_PERMISSION, "could not connect to sluiced at \"%s\": %s", address,
-                       strerror(code));
+        return sl_fail(err, SL_ERR_PERMISSION, "could not connect to sluiced at \"%s\": %s",
+                       address, strerror(code));
     return sl_fail(err, SL_ERR_UNAVAILABLE, "could not connect to sluiced at \"%s\": %s%s", address,
                    strerror(code), absent ? " (is the daemon running?)" : "");
 }
@@ -119,8 +119,8 @@ static sl_status unix_write(sl_transport *transport, const void *data, size_t si
     const uint8_t *at = data;
 
     while (size_bytes > 0) {
-        const sl_status status = sl_wait_fd(wait, self->fd, POLLOUT, "sending to",
-                                            transport->address, err);
+        const sl_status status =
+            sl_wait_fd(wait, self->fd, POLLOUT, "sending to", transport->address, err);
         if (status != SL_OK)
             return status;
         const ssize_t n = send(self->fd, at, size_bytes, MSG_NOSIGNAL);
@@ -141,8 +141,8 @@ static sl_status unix_read(sl_transport *transport, void *data, size_t size_byte
     uint8_t *at = data;
 
     while (size_bytes > 0) {
-        const sl_status status = sl_wait_fd(wait, self->fd, POLLIN, "waiting for",
-                                            transport->address, err);
+        const sl_status status =
+            sl_wait_fd(wait, self->fd, POLLIN, "waiting for", transport->address, err);
         if (status != SL_OK)
             return status;
         const ssize_t n = recv(self->fd, at, size_bytes, 0);
