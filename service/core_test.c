@@ -382,6 +382,29 @@ SL_TEST(a_cancelled_job_leaves_what_it_has_not_evicted)
     sl_core_destroy(core);
 }
 
+SL_TEST(an_unload_outlives_the_job_that_evicts_the_same)
+{
+    sl_core *core = make_core(100, 0, err);
+    const sl_core_key key = need_of("m", SL_COMPONENT_DIT, 30).key;
+    uint64_t ticket;
+
+    submit(core, job_of("i", "m", 30, 30, 10, 10), err);
+    expect(core, SL_CORE_JOB_ADMITTED);
+    let(core, SL_CORE_LOAD, 3);
+    let(core, SL_CORE_RUN, 1);
+    expect(core, SL_CORE_JOB_ENDED);
+    submit(core, job_of("j", "n", 10, 75, 5, 5), err);
+    expect(core, SL_CORE_JOB_ADMITTED);
+    const sl_core_action unload = expect(core, SL_CORE_UNLOAD); /* the first of three */
+    SL_CHECK_OK(sl_core_unload(core, &key, 1, &ticket, err));
+    expect(core, SL_CORE_NONE);
+    SL_CHECK_OK(sl_core_cancel(core, "j", 0, err));
+    expect(core, SL_CORE_JOB_ENDED);
+    done(core, &unload, SL_OK);
+    SL_CHECK(expect(core, SL_CORE_UNLOAD).key.component == SL_COMPONENT_DIT);
+    sl_core_destroy(core);
+}
+
 /* All or nothing: what a failed load had pinned is idle again. */
 SL_TEST(a_failed_load_leaves_no_pin)
 {
@@ -729,6 +752,7 @@ SL_TEST_MAIN(SL_RUN(a_job_loads_what_it_lacks_and_runs),
              SL_RUN(pinned_components_make_a_job_wait), SL_RUN(loads_of_one_component_join),
              SL_RUN(a_joined_load_survives_the_job),
              SL_RUN(a_cancelled_job_leaves_what_it_has_not_evicted),
+             SL_RUN(an_unload_outlives_the_job_that_evicts_the_same),
              SL_RUN(a_failed_load_leaves_no_pin), SL_RUN(a_load_replaces_files_that_have_changed),
              SL_RUN(a_component_in_use_is_not_unloaded),
              SL_RUN(tickets_are_served_in_order_before_the_next_job),

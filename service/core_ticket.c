@@ -193,16 +193,17 @@ static void start_unload(sl_core *core, ticket *t)
             return;
         }
     }
-    for (int i = 0; i < t->count; i++) {
-        node *n = sl_core_find(core, &t->needs[i].key);
-        if (!n)
+    for (node *n = core->nodes, *next_node; n; n = next_node) {
+        const int line = find_line(t, &n->key);
+        next_node = n->next;
+        if (line < 0)
             continue;
-        t->receipt.lines[i].planned_bytes = n->size_bytes;
+        t->receipt.lines[line].planned_bytes += n->size_bytes;
         n->pinned = false;
         if (n->state == SL_CORE_WANTED) {
             sl_core_remove(core, n);
-        } else {
-            n->evict = true;
+        } else if (n->state != SL_CORE_UNLOADING) {
+            n->evict = true; /* perhaps it was: now it goes even if that job does not come */
             n->for_ticket = t->id;
         }
     }
@@ -278,7 +279,7 @@ void sl_core_note_receipts(sl_core *core, const node *n, bool is_load, const sl_
         receipt->duration_ns += done->duration_ns;
         receipt->residue_bytes += measured - planned;
         if (line >= 0)
-            receipt->lines[line].measured_bytes = (size_t)(is_load ? measured : -measured);
+            receipt->lines[line].measured_bytes += (size_t)(is_load ? measured : -measured);
     }
 }
 
