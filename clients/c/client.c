@@ -38,7 +38,9 @@ enum {
 #define UNPACK_LIMIT_BYTES ((size_t)32 << 20)
 
 struct sl_client {
-    pthread_mutex_t mutex; /* guards everything below but interrupt_fd */
+    pthread_mutex_t mutex; /* guards busy */
+    pthread_cond_t idle;   /* busy has become false; on the monotonic clock */
+    bool busy;             /* a call is under way and owns everything below */
     sl_transport *transport;
     uint32_t next_id;
     bool ready;     /* connected, hello exchanged */
@@ -63,6 +65,17 @@ char *sl_client_default_socket(char *buf, size_t buf_bytes)
     return buf;
 }
 
+static void init_lock(sl_client *client)
+{
+    pthread_condattr_t attr;
+
+    pthread_mutex_init(&client->mutex, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&client->idle, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
 sl_status sl_client_create(sl_client **out, const char *socket_path, sl_error *err)
 {
     char path[4096];
@@ -79,7 +92,7 @@ sl_status sl_client_create(sl_client **out, const char *socket_path, sl_error *e
         free(client);
         return status;
     }
-    pthread_mutex_init(&client->mutex, NULL);
+    init_lock(client);
     *out = client;
     return SL_OK;
 }
@@ -89,6 +102,7 @@ void sl_client_destroy(sl_client *client)
     if (!client)
         return;
     sl_transport_destroy(client->transport);
+    pthread_cond_destroy(&client->idle);
     pthread_mutex_destroy(&client->mutex);
     free(client->buffer);
     free(client);
@@ -419,15 +433,33 @@ static sl_status take_payload(const Sluice__V1__Reply *reply, const char *method
     return SL_OK;
 }
 
-static sl_status lock_until(sl_client *client, int64_t deadline_ns, sl_error *err)
+/* Calls follow each other.  A flag instead of the mutex itself: a deadline holds
+ * for those that wait, on the monotonic clock. */
+static sl_status begin_call(sl_client *client, int64_t deadline_ns, sl_error *err)
 {
     const struct timespec until = { .tv_sec = (time_t)(deadline_ns / SL_NS_PER_S),
                                     .tv_nsec = (long)(deadline_ns % SL_NS_PER_S) };
+    bool mine = false;
 
-    if (pthread_mutex_clocklock(&client->mutex, CLOCK_MONOTONIC, &until) != 0)
+    pthread_mutex_lock(&client->mutex);
+    while (client->busy)
+        if (pthread_cond_timedwait(&client->idle, &client->mutex, &until) != 0)
+            break;
+    if (!client->busy)
+        client->busy = mine = true;
+    pthread_mutex_unlock(&client->mutex);
+    if (!mine)
         return sl_fail(err, SL_ERR_TIMEOUT,
                        "deadline passed while another call on this client was under way");
     return SL_OK;
+}
+
+static void end_call(sl_client *client)
+{
+    pthread_mutex_lock(&client->mutex);
+    client->busy = false;
+    pthread_cond_signal(&client->idle);
+    pthread_mutex_unlock(&client->mutex);
 }
 
 sl_status sl_client_call(sl_client *client, const char *method, const ProtobufCMessage *request,
@@ -441,7 +473,7 @@ sl_status sl_client_call(sl_client *client, const char *method, const ProtobufCM
         .deadline_ns = sl_clock_deadline_ns(timeout_ns > 0 ? timeout_ns : SL_CLIENT_DEFAULT_NS),
         .interrupt_fd = client->interrupt_fd,
     };
-    bool locked = false;
+    bool begun = false;
     sl_status status = SL_OK;
 
     if (!err)
@@ -459,8 +491,8 @@ sl_status sl_client_call(sl_client *client, const char *method, const ProtobufCM
     }
     protobuf_c_message_pack(request, envelope.payload.data);
 
-    status = lock_until(client, wait.deadline_ns, err);
-    locked = status == SL_OK;
+    status = begin_call(client, wait.deadline_ns, err);
+    begun = status == SL_OK;
     if (status == SL_OK)
         status = exchange_until(client, &envelope, &wait, &reply, err);
     if (status != SL_OK)
@@ -468,8 +500,8 @@ sl_status sl_client_call(sl_client *client, const char *method, const ProtobufCM
     status = reply->code == 0 ? take_payload(reply, method, reply_type, out, err)
                               : fail_as_told(reply, method, err);
 done:
-    if (locked)
-        pthread_mutex_unlock(&client->mutex);
+    if (begun)
+        end_call(client);
     if (details && status != SL_OK) {
         details->answered = reply != NULL;
         details->code = reply && reply->code ? reply->code : sl_status_grpc_code(status);

@@ -1,140 +1,13 @@
 /* client_test.c - libsluice against a server that misbehaves on purpose. */
 #include "base/test.h"
-#include "base/size.h"
 #include "clients/c/sluice.h"
+#include "clients/c/test_server.h"
 
-#include <fcntl.h>
-#include <openssl/evp.h>
 #include <poll.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
-
-/* ---- a server of scripts: one call of `script` per connection ---- */
-
-typedef struct server server;
-typedef void (*script_fn)(server *s, int fd, int connection);
-
-struct server {
-    script_fn script;
-    char dir[64], path[96];
-    int listener;
-    int stop[2]; /* written to when the test ends */
-    pthread_t thread;
-    atomic_int connections, requests;
-    const uint8_t *file; /* for the fetch scripts */
-    size_t file_bytes;
-    const char *sha256;
-};
-
-static const uint8_t hello_rep[8] = { 0, 'S', 'P', 0, 0, 0x31, 0, 0 };
-
-/* False once the test ends or the client is gone. */
-static bool get_bytes(server *s, int fd, void *data, size_t size_bytes)
-{
-    uint8_t *at = data;
-
-    while (size_bytes > 0) {
-        struct pollfd fds[2] = { { .fd = fd, .events = POLLIN },
-                                 { .fd = s->stop[0], .events = POLLIN } };
-        if (poll(fds, 2, 20000) <= 0 || fds[1].revents)
-            return false;
-        const ssize_t n = read(fd, at, size_bytes);
-        if (n <= 0)
-            return false;
-        at += n;
-        size_bytes -= (size_t)n;
-    }
-    return true;
-}
-
-static void put_bytes(int fd, const void *data, size_t size_bytes)
-{
-    const uint8_t *at = data;
-
-    while (size_bytes > 0) {
-        const ssize_t n = send(fd, at, size_bytes, MSG_NOSIGNAL);
-        if (n <= 0)
-            return;
-        at += n;
-        size_bytes -= (size_t)n;
-    }
-}
-
-/* Waits until the client goes away or the test ends. */
-static void linger(server *s, int fd)
-{
-    uint8_t byte;
-
-    while (get_bytes(s, fd, &byte, 1))
-        ;
-}
-
-static bool greet(server *s, int fd)
-{
-    static const uint8_t want[8] = { 0, 'S', 'P', 0, 0, 0x30, 0, 0 };
-    uint8_t got[8];
-
-    if (!get_bytes(s, fd, got, sizeof got) || memcmp(got, want, sizeof want) != 0)
-        return false;
-    put_bytes(fd, hello_rep, sizeof hello_rep);
-    return true;
-}
-
-/* The envelope of the next request, NULL at the end; id is as on the wire. */
-static Sluice__V1__Envelope *get_request(server *s, int fd, uint8_t id[4])
-{
-    uint8_t head[9];
-    uint64_t length = 0;
-
-    if (!get_bytes(s, fd, head, sizeof head) || head[0] != 1)
-        return NULL;
-    for (int i = 1; i < 9; i++)
-        length = length << 8 | head[i];
-    if (length < 4 || length > SL_CLIENT_MAX_REQUEST_BYTES)
-        return NULL;
-    uint8_t *body = malloc(length);
-    Sluice__V1__Envelope *envelope = NULL;
-    if (get_bytes(s, fd, body, length) && (body[0] & 0x80)) {
-        memcpy(id, body, 4);
-        envelope = sluice__v1__envelope__unpack(NULL, length - 4, body + 4);
-        atomic_fetch_add(&s->requests, 1);
-    }
-    free(body);
-    return envelope;
-}
-
-/* A whole reply message: mark, length, id, body; free it. */
-static uint8_t *make_reply(const uint8_t id[4], const void *body, size_t body_bytes, size_t *bytes)
-{
-    uint8_t *out = malloc(13 + body_bytes);
-    const uint64_t length = 4 + body_bytes;
-
-    out[0] = 1;
-    for (int i = 0; i < 8; i++)
-        out[1 + i] = (uint8_t)(length >> (56 - 8 * i));
-    memcpy(out + 9, id, 4);
-    memcpy(out + 13, body, body_bytes);
-    *bytes = 13 + body_bytes;
-    return out;
-}
-
-static void send_reply(int fd, const uint8_t id[4], const Sluice__V1__Reply *reply)
-{
-    const size_t size_bytes = sluice__v1__reply__get_packed_size(reply);
-    uint8_t *body = malloc(size_bytes + 1);
-    size_t bytes = 0;
-
-    sluice__v1__reply__pack(reply, body);
-    uint8_t *wire = make_reply(id, body, size_bytes, &bytes);
-    put_bytes(fd, wire, bytes);
-    free(wire);
-    free(body);
-}
 
 static void send_health(int fd, const uint8_t id[4])
 {
@@ -146,73 +19,7 @@ static void send_health(int fd, const uint8_t id[4])
     health.status = "ok";
     reply.payload.len = sluice__v1__health_reply__pack(&health, payload);
     reply.payload.data = payload;
-    send_reply(fd, id, &reply);
-}
-
-static void *server_main(void *arg)
-{
-    server *s = arg;
-
-    for (;;) {
-        struct pollfd fds[2] = { { .fd = s->listener, .events = POLLIN },
-                                 { .fd = s->stop[0], .events = POLLIN } };
-        if (poll(fds, 2, -1) < 0 || fds[1].revents)
-            return NULL;
-        const int fd = accept4(s->listener, NULL, NULL, SOCK_CLOEXEC);
-        if (fd < 0)
-            continue;
-        s->script(s, fd, atomic_fetch_add(&s->connections, 1));
-        close(fd);
-    }
-}
-
-static void listen_at(server *s)
-{
-    struct sockaddr_un sun = { .sun_family = AF_UNIX };
-
-    snprintf(sun.sun_path, sizeof sun.sun_path, "%s", s->path);
-    unlink(s->path);
-    s->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    SL_CHECK(bind(s->listener, (struct sockaddr *)&sun, sizeof sun) == 0);
-    SL_CHECK(listen(s->listener, 8) == 0);
-}
-
-static void server_name(server *s)
-{
-    *s = (server){ .listener = -1 };
-    snprintf(s->dir, sizeof s->dir, "/tmp/sluice-client-XXXXXX");
-    SL_CHECK(mkdtemp(s->dir) != NULL);
-    snprintf(s->path, sizeof s->path, "%s/s", s->dir);
-}
-
-static void server_run(server *s, script_fn script)
-{
-    s->script = script;
-    SL_CHECK(pipe(s->stop) == 0);
-    listen_at(s);
-    SL_CHECK(pthread_create(&s->thread, NULL, server_main, s) == 0);
-}
-
-static void server_start(server *s, script_fn script)
-{
-    server_name(s);
-    server_run(s, script);
-}
-
-static void server_halt(server *s)
-{
-    SL_CHECK(write(s->stop[1], "x", 1) == 1);
-    pthread_join(s->thread, NULL);
-    close(s->listener);
-    close(s->stop[0]);
-    close(s->stop[1]);
-}
-
-static void server_end(server *s)
-{
-    server_halt(s);
-    unlink(s->path);
-    SL_CHECK(rmdir(s->dir) == 0);
+    server_reply(fd, id, &reply);
 }
 
 static sl_status ask(sl_client *client, int64_t timeout_ns, sl_call_details *details, sl_error *err)
@@ -255,9 +62,9 @@ static void serve_health(server *s, int fd, int connection)
     Sluice__V1__Envelope *e = NULL;
 
     (void)connection;
-    if (!greet(s, fd))
+    if (!server_greet(s, fd))
         return;
-    while ((e = get_request(s, fd, id))) {
+    while ((e = server_request(s, fd, id))) {
         if (strcmp(e->method, "sluice.v1.Inference/Health") == 0 && e->api_version == 1 &&
             e->timeout_ns > 0)
             send_health(fd, id);
@@ -273,11 +80,11 @@ static void serve_slowly(server *s, int fd, int connection)
     size_t bytes = 0;
 
     (void)connection;
-    if (!get_bytes(s, fd, hello, sizeof hello))
+    if (!server_read(s, fd, hello, sizeof hello))
         return;
-    for (size_t i = 0; i < sizeof hello_rep; i++)
-        put_bytes(fd, hello_rep + i, 1);
-    Sluice__V1__Envelope *e = get_request(s, fd, id);
+    for (size_t i = 0; i < sizeof server_hello; i++)
+        server_write(fd, server_hello + i, 1);
+    Sluice__V1__Envelope *e = server_request(s, fd, id);
     if (!e)
         return;
     sluice__v1__envelope__free_unpacked(e, NULL);
@@ -285,26 +92,26 @@ static void serve_slowly(server *s, int fd, int connection)
     health.status = "ok";
     reply.payload.len = sluice__v1__health_reply__pack(&health, payload);
     reply.payload.data = payload;
-    uint8_t *wire = make_reply(id, body, sluice__v1__reply__pack(&reply, body), &bytes);
+    uint8_t *wire = server_make_reply(id, body, sluice__v1__reply__pack(&reply, body), &bytes);
     for (size_t i = 0; i < bytes; i++) {
-        put_bytes(fd, wire + i, 1);
+        server_write(fd, wire + i, 1);
         usleep(1000);
     }
     free(wire);
-    linger(s, fd);
+    server_linger(s, fd);
 }
 
 static void say_nothing(server *s, int fd, int connection)
 {
     (void)connection;
-    linger(s, fd);
+    server_linger(s, fd);
 }
 
 static void greet_only(server *s, int fd, int connection)
 {
     (void)connection;
-    if (greet(s, fd))
-        linger(s, fd);
+    if (server_greet(s, fd))
+        server_linger(s, fd);
 }
 
 static void greet_as_req(server *s, int fd, int connection)
@@ -312,15 +119,15 @@ static void greet_as_req(server *s, int fd, int connection)
     static const uint8_t req[8] = { 0, 'S', 'P', 0, 0, 0x30, 0, 0 };
 
     (void)connection;
-    put_bytes(fd, req, sizeof req);
-    linger(s, fd);
+    server_write(fd, req, sizeof req);
+    server_linger(s, fd);
 }
 
 static void greet_as_http(server *s, int fd, int connection)
 {
     (void)connection;
-    put_bytes(fd, "HTTP/1.1 400 Bad Request\r\n\r\n", 28);
-    linger(s, fd);
+    server_write(fd, "HTTP/1.1 400 Bad Request\r\n\r\n", 28);
+    server_linger(s, fd);
 }
 
 /* After a good request: these bytes. */
@@ -328,14 +135,14 @@ static void answer_raw(server *s, int fd, const uint8_t *bytes, size_t size_byte
 {
     uint8_t id[4];
 
-    if (!greet(s, fd))
+    if (!server_greet(s, fd))
         return;
-    Sluice__V1__Envelope *e = get_request(s, fd, id);
+    Sluice__V1__Envelope *e = server_request(s, fd, id);
     if (!e)
         return;
     sluice__v1__envelope__free_unpacked(e, NULL);
-    put_bytes(fd, bytes, size_bytes);
-    linger(s, fd);
+    server_write(fd, bytes, size_bytes);
+    server_linger(s, fd);
 }
 
 static void answer_oversize(server *s, int fd, int connection)
@@ -384,16 +191,16 @@ static void answer_body(server *s, int fd, const uint8_t *body, size_t body_byte
     uint8_t id[4];
     size_t bytes = 0;
 
-    if (!greet(s, fd))
+    if (!server_greet(s, fd))
         return;
-    Sluice__V1__Envelope *e = get_request(s, fd, id);
+    Sluice__V1__Envelope *e = server_request(s, fd, id);
     if (!e)
         return;
     sluice__v1__envelope__free_unpacked(e, NULL);
-    uint8_t *wire = make_reply(id, body, body_bytes, &bytes);
-    put_bytes(fd, wire, bytes);
+    uint8_t *wire = server_make_reply(id, body, body_bytes, &bytes);
+    server_write(fd, wire, bytes);
     free(wire);
-    linger(s, fd);
+    server_linger(s, fd);
 }
 
 static void answer_garbage(server *s, int fd, int connection)
@@ -443,11 +250,11 @@ static void break_first(server *s, int fd, int connection)
         serve_health(s, fd, connection);
         return;
     }
-    if (!greet(s, fd))
+    if (!server_greet(s, fd))
         return;
-    Sluice__V1__Envelope *e = get_request(s, fd, id);
+    Sluice__V1__Envelope *e = server_request(s, fd, id);
     sluice__v1__envelope__free_unpacked(e, NULL);
-    put_bytes(fd, "\1\0\0\0\0\0\0\0", 8);
+    server_write(fd, "\1\0\0\0\0\0\0\0", 8);
 }
 
 static void hang_up_on_request(server *s, int fd, int connection)
@@ -455,8 +262,8 @@ static void hang_up_on_request(server *s, int fd, int connection)
     uint8_t id[4];
 
     (void)connection;
-    if (greet(s, fd))
-        sluice__v1__envelope__free_unpacked(get_request(s, fd, id), NULL);
+    if (server_greet(s, fd))
+        sluice__v1__envelope__free_unpacked(server_request(s, fd, id), NULL);
 }
 
 static void serve_once(server *s, int fd, int connection)
@@ -464,9 +271,9 @@ static void serve_once(server *s, int fd, int connection)
     uint8_t id[4];
 
     (void)connection;
-    if (!greet(s, fd))
+    if (!server_greet(s, fd))
         return;
-    Sluice__V1__Envelope *e = get_request(s, fd, id);
+    Sluice__V1__Envelope *e = server_request(s, fd, id);
     if (!e)
         return;
     sluice__v1__envelope__free_unpacked(e, NULL);
@@ -479,9 +286,9 @@ static void serve_stale(server *s, int fd, int connection)
     uint8_t id[4], other[4];
 
     (void)connection;
-    if (!greet(s, fd))
+    if (!server_greet(s, fd))
         return;
-    Sluice__V1__Envelope *e = get_request(s, fd, id);
+    Sluice__V1__Envelope *e = server_request(s, fd, id);
     if (!e)
         return;
     sluice__v1__envelope__free_unpacked(e, NULL);
@@ -489,7 +296,7 @@ static void serve_stale(server *s, int fd, int connection)
     other[3] ^= 1;
     send_health(fd, other);
     send_health(fd, id);
-    linger(s, fd);
+    server_linger(s, fd);
 }
 
 static void flood_stale(server *s, int fd, int connection)
@@ -498,16 +305,16 @@ static void flood_stale(server *s, int fd, int connection)
     struct pollfd stop = { .fd = s->stop[0], .events = POLLIN };
 
     (void)connection;
-    if (!greet(s, fd))
+    if (!server_greet(s, fd))
         return;
-    Sluice__V1__Envelope *e = get_request(s, fd, id);
+    Sluice__V1__Envelope *e = server_request(s, fd, id);
     if (!e)
         return;
     sluice__v1__envelope__free_unpacked(e, NULL);
     id[3] ^= 1;
     while (poll(&stop, 1, 0) == 0) {
         size_t bytes = 0;
-        uint8_t *wire = make_reply(id, "", 0, &bytes);
+        uint8_t *wire = server_make_reply(id, "", 0, &bytes);
         const bool gone = send(fd, wire, bytes, MSG_NOSIGNAL) <= 0;
         free(wire);
         if (gone)
@@ -524,9 +331,9 @@ static void refuse(server *s, int fd, int connection)
     Sluice__V1__Envelope *e = NULL;
 
     (void)connection;
-    if (!greet(s, fd))
+    if (!server_greet(s, fd))
         return;
-    for (int i = 0; (e = get_request(s, fd, id)); i++) {
+    for (int i = 0; (e = server_request(s, fd, id)); i++) {
         Sluice__V1__Reply reply = SLUICE__V1__REPLY__INIT;
 
         sluice__v1__envelope__free_unpacked(e, NULL);
@@ -542,7 +349,7 @@ static void refuse(server *s, int fd, int connection)
         reply.refusal = i < 2 ? &refusal : NULL;
         reply.field = i < 2 ? NULL : &field;
         reply.retry_after_ns = 5;
-        send_reply(fd, id, &reply);
+        server_reply(fd, id, &reply);
     }
 }
 
@@ -846,186 +653,6 @@ SL_TEST(a_deadline_holds_behind_another_call)
     server_end(&s);
 }
 
-/* ---- fetch ---- */
-
-/* FetchOutput of s->file, 1000 bytes a chunk; every third connection serves
- * only two chunks and hangs up. */
-static void serve_file(server *s, int fd, int connection)
-{
-    uint8_t id[4];
-    Sluice__V1__Envelope *e = NULL;
-
-    if (!greet(s, fd))
-        return;
-    for (int n = 0; (connection % 3 != 0 || n < 2) && (e = get_request(s, fd, id)); n++) {
-        Sluice__V1__FetchOutputRequest *request =
-            sluice__v1__fetch_output_request__unpack(NULL, e->payload.len, e->payload.data);
-        Sluice__V1__FetchOutputReply chunk = SLUICE__V1__FETCH_OUTPUT_REPLY__INIT;
-        Sluice__V1__Reply reply = SLUICE__V1__REPLY__INIT;
-        uint8_t payload[2000];
-
-        if (request->offset > s->file_bytes) {
-            reply.code = 11;
-        } else {
-            const size_t left = s->file_bytes - request->offset;
-            chunk.data.data = (uint8_t *)s->file + request->offset;
-            chunk.data.len = left < 1000 ? left : 1000;
-            chunk.offset = request->offset;
-            chunk.size_bytes = s->file_bytes;
-            chunk.sha256 = (char *)s->sha256;
-            reply.payload.len = sluice__v1__fetch_output_reply__pack(&chunk, payload);
-            reply.payload.data = payload;
-        }
-        send_reply(fd, id, &reply);
-        sluice__v1__fetch_output_request__free_unpacked(request, NULL);
-        sluice__v1__envelope__free_unpacked(e, NULL);
-    }
-}
-
-static void write_file(const char *path, const uint8_t *data, size_t size_bytes)
-{
-    FILE *f = fopen(path, "wb");
-
-    SL_CHECK(f != NULL);
-    SL_CHECK(fwrite(data, 1, size_bytes, f) == size_bytes);
-    SL_CHECK(fclose(f) == 0);
-}
-
-static void check_file(const char *path, const uint8_t *want, size_t size_bytes)
-{
-    uint8_t *got = malloc(size_bytes + 1);
-    FILE *f = fopen(path, "rb");
-
-    SL_CHECK(f != NULL);
-    SL_CHECK(fread(got, 1, size_bytes + 1, f) == size_bytes);
-    SL_CHECK(memcmp(got, want, size_bytes) == 0);
-    fclose(f);
-    free(got);
-}
-
-enum { FILE_BYTES = 10500 };
-
-typedef struct {
-    server s;
-    sl_client *client;
-    uint8_t data[FILE_BYTES];
-    char sha256[65];
-    char path[128], part[140];
-} fetch_case;
-
-static void fetch_start(fetch_case *c, sl_error *err)
-{
-    unsigned char digest[32];
-    unsigned int n = 0;
-
-    for (size_t i = 0; i < FILE_BYTES; i++)
-        c->data[i] = (uint8_t)(i * 2654435761u >> 13);
-    SL_CHECK(EVP_Digest(c->data, FILE_BYTES, digest, &n, EVP_sha256(), NULL) == 1);
-    for (unsigned int i = 0; i < n; i++)
-        snprintf(c->sha256 + 2 * i, 3, "%02x", digest[i]);
-    server_name(&c->s);
-    c->s.file = c->data;
-    c->s.file_bytes = FILE_BYTES;
-    c->s.sha256 = c->sha256;
-    server_run(&c->s, serve_file);
-    snprintf(c->path, sizeof c->path, "%s/out", c->s.dir);
-    snprintf(c->part, sizeof c->part, "%s.part", c->path);
-    SL_CHECK_OK(sl_client_create(&c->client, c->s.path, err));
-}
-
-static sl_status fetch_now(fetch_case *c, sl_fetch_result *result, sl_error *err)
-{
-    return sl_client_fetch_file(c->client, "job", c->path, 10 * SL_NS_PER_S, NULL, NULL, result,
-                                NULL, err);
-}
-
-static void fetch_end(fetch_case *c)
-{
-    sl_client_destroy(c->client);
-    unlink(c->path);
-    unlink(c->part);
-    server_end(&c->s);
-}
-
-SL_TEST(fetches_over_broken_connections)
-{
-    fetch_case c = { 0 };
-    sl_fetch_result result = { 0 };
-
-    fetch_start(&c, err);
-    write_file(c.path, (const uint8_t *)"old", 3);
-    SL_CHECK_OK(fetch_now(&c, &result, err));
-    SL_CHECK(result.size_bytes == FILE_BYTES && result.resumed_bytes == 0);
-    SL_CHECK(strcmp(result.sha256, c.sha256) == 0);
-    check_file(c.path, c.data, FILE_BYTES);
-    SL_CHECK(access(c.part, F_OK) != 0);
-    SL_CHECK(atomic_load(&c.s.connections) > 1);
-    fetch_end(&c);
-}
-
-SL_TEST(resumes_what_an_earlier_fetch_left)
-{
-    static const size_t left[] = { 1, 4321, FILE_BYTES };
-
-    for (size_t i = 0; i < SL_COUNT(left); i++) {
-        fetch_case c = { 0 };
-        sl_fetch_result result = { 0 };
-
-        fetch_start(&c, err);
-        write_file(c.part, c.data, left[i]);
-        SL_CHECK_OK(fetch_now(&c, &result, err));
-        SL_CHECK(result.resumed_bytes == left[i]);
-        check_file(c.path, c.data, FILE_BYTES);
-        fetch_end(&c);
-    }
-}
-
-SL_TEST(starts_over_when_the_part_is_of_another_file)
-{
-    static const size_t left[] = { 4321, FILE_BYTES, FILE_BYTES + 7 };
-    uint8_t other[FILE_BYTES + 7];
-
-    memset(other, 'x', sizeof other);
-    for (size_t i = 0; i < SL_COUNT(left); i++) {
-        fetch_case c = { 0 };
-        sl_fetch_result result = { 0 };
-
-        fetch_start(&c, err);
-        write_file(c.part, other, left[i]);
-        SL_CHECK_OK(fetch_now(&c, &result, err));
-        SL_CHECK(result.resumed_bytes == 0);
-        check_file(c.path, c.data, FILE_BYTES);
-        fetch_end(&c);
-    }
-}
-
-SL_TEST(keeps_nothing_whose_sum_is_wrong)
-{
-    fetch_case c = { 0 };
-    sl_fetch_result result = { 0 };
-
-    fetch_start(&c, err);
-    c.data[5000] ^= 1;
-    SL_CHECK_STATUS(fetch_now(&c, &result, err), SL_ERR_DATA);
-    SL_CHECK(access(c.path, F_OK) != 0 && access(c.part, F_OK) != 0);
-    fetch_end(&c);
-}
-
-SL_TEST(two_fetches_do_not_share_a_part)
-{
-    fetch_case c = { 0 };
-    sl_fetch_result result = { 0 };
-
-    fetch_start(&c, err);
-    const int fd = open(c.part, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    SL_CHECK(fd >= 0 && flock(fd, LOCK_EX) == 0);
-    SL_CHECK_STATUS(fetch_now(&c, &result, err), SL_ERR_BUSY);
-    SL_CHECK(access(c.part, F_OK) == 0);
-    close(fd);
-    SL_CHECK_OK(fetch_now(&c, &result, err));
-    fetch_end(&c);
-}
-
 SL_TEST_MAIN(SL_RUN(answers_and_keeps_the_connection),
              SL_RUN(reads_a_reply_that_comes_byte_by_byte), SL_RUN(silence_ends_at_the_deadline),
              SL_RUN(what_is_not_the_protocol_is_refused_at_once),
@@ -1036,7 +663,4 @@ SL_TEST_MAIN(SL_RUN(answers_and_keeps_the_connection),
              SL_RUN(drops_replies_to_other_requests), SL_RUN(passes_on_what_the_server_says),
              SL_RUN(refuses_a_request_that_is_too_long), SL_RUN(refuses_paths_that_no_socket_has),
              SL_RUN(an_interrupt_ends_the_wait), SL_RUN(threads_share_a_client),
-             SL_RUN(a_deadline_holds_behind_another_call), SL_RUN(fetches_over_broken_connections),
-             SL_RUN(resumes_what_an_earlier_fetch_left),
-             SL_RUN(starts_over_when_the_part_is_of_another_file),
-             SL_RUN(keeps_nothing_whose_sum_is_wrong), SL_RUN(two_fetches_do_not_share_a_part))
+             SL_RUN(a_deadline_holds_behind_another_call))

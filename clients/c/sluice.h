@@ -15,7 +15,7 @@
  * length or message from the server is checked before it is believed.
  *
  * Ownership: the caller destroys the client and frees each reply and details.
- * Threads:   any function on one client from any thread; one mutex per client,
+ * Threads:   any function on one client from any thread; one call at a time,
  *            so calls follow each other.  For calls side by side (a watcher and a
  *            poller) create a client for each.
  */
