@@ -54,9 +54,9 @@ typedef struct {
 } golden_case;
 
 typedef sl_status golden_run_fn(golden_case *c, sl_error *err);
-golden_run_fn golden_run_dit, golden_run_t5, golden_run_vae;             /* golden_test_nets.c */
-golden_run_fn golden_run_sampler, golden_run_e2e_t2v;                    /* golden_test_video.c */
-golden_run_fn golden_run_tokenizer, golden_run_loader;                   /* golden_test_files.c */
+golden_run_fn golden_run_dit, golden_run_t5, golden_run_vae; /* golden_test_nets.c */
+golden_run_fn golden_run_sampler, golden_run_e2e_t2v;        /* golden_test_video.c */
+golden_run_fn golden_run_tokenizer, golden_run_loader;       /* golden_test_files.c */
 golden_run_fn golden_run_full_vae, golden_run_full_t5, golden_run_full_dit; /* golden_test_full.c */
 
 /* ---- what a case reads ---- */
@@ -112,15 +112,13 @@ sl_status golden_make_spec(sl_component_spec *spec, sl_component_kind kind, sl_p
 
 /* ---- one network, run and compared with "out.*" (golden_test_nets.c) ---- */
 
-sl_status golden_forward(golden_case *c, const sl_dit_weights *weights,
-                         const sl_dit_config *config, const sl_tensor *latent,
-                         const sl_tensor *text, double t, const sl_tap *tap,
-                         const char *rel_l2_key, const char *max_abs_key,
+sl_status golden_forward(golden_case *c, const sl_dit_weights *weights, const sl_dit_config *config,
+                         const sl_tensor *latent, const sl_tensor *text, double t,
+                         const sl_tap *tap, const char *rel_l2_key, const char *max_abs_key,
                          sl_error *err) SL_MUST_CHECK;
 sl_status golden_encode_text(golden_case *c, const sl_t5_weights *weights,
-                             const sl_t5_config *config, const sl_tap *tap,
-                             const char *rel_l2_key, const char *max_abs_key,
-                             sl_error *err) SL_MUST_CHECK;
+                             const sl_t5_config *config, const sl_tap *tap, const char *rel_l2_key,
+                             const char *max_abs_key, sl_error *err) SL_MUST_CHECK;
 sl_status golden_decode(golden_case *c, const sl_vae_weights *weights, const sl_vae_config *config,
                         const sl_tensor *latent, const char *out, const sl_tap *tap,
                         const char *rel_l2_key, const char *max_abs_key,

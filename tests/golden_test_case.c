@@ -69,7 +69,8 @@ sl_status golden_get(golden_case *c, const char *name, golden_array *out, sl_err
 
     if (!t)
         return sl_fail(err, SL_ERR_DATA, "the case has no tensor \"%s\"", name);
-    *out = (golden_array){ .dtype = t->tensor.dtype, .rank = t->tensor.rank,
+    *out = (golden_array){ .dtype = t->tensor.dtype,
+                           .rank = t->tensor.rank,
                            .count = sl_tensor_count(&t->tensor) };
     memcpy(out->dim, t->tensor.dim, sizeof out->dim);
     out->v = golden_alloc(c, out->count, sizeof *out->v, err);
@@ -227,8 +228,8 @@ double *golden_f64_of(golden_case *c, const sl_tensor *t, sl_error *err)
     double *v = golden_alloc(c, count, sizeof *v, err);
 
     for (int64_t i = 0; v && i < count; i++)
-        v[i] = t->dtype == SL_F64 ? ((const double *)t->data)[i]
-                                  : (double)((const float *)t->data)[i];
+        v[i] =
+            t->dtype == SL_F64 ? ((const double *)t->data)[i] : (double)((const float *)t->data)[i];
     return v;
 }
 

@@ -51,8 +51,8 @@ static sl_status check_text(golden_case *c, const sl_tokenizer *tokenizer, const
     GOLDEN_TRY(sl_tokenizer_encode(tokenizer, cleaned, strlen(cleaned), ids, MAX_IDS, &count, err));
     if (!same_ids(want_ids, ids, count))
         golden_note_failure(c, "text %d has other ids", index);
-    GOLDEN_TRY(sl_tokenizer_encode_raw(tokenizer, text, strlen(text), ids, MAX_RAW_IDS, &count,
-                                       err));
+    GOLDEN_TRY(
+        sl_tokenizer_encode_raw(tokenizer, text, strlen(text), ids, MAX_RAW_IDS, &count, err));
     if (want_raw && !same_ids(want_raw, ids, count))
         golden_note_failure(c, "text %d has other ids without cleaning", index);
 done:
@@ -116,8 +116,7 @@ static bool same_tensor(const sl_ckpt_tensor *t, const cJSON *want)
     for (const cJSON *d = shape->child; d; d = d->next)
         if (d->valuedouble != (double)t->tensor.dim[rank++])
             return false;
-    snprintf(got_hash, sizeof got_hash, "%016" PRIx64,
-             fnv1a64(t->tensor.data, t->size_bytes));
+    snprintf(got_hash, sizeof got_hash, "%016" PRIx64, fnv1a64(t->tensor.data, t->size_bytes));
     return strcmp(hash, got_hash) == 0;
 }
 

@@ -14,9 +14,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#define TENSOR_ALIGN  ((size_t)256)
-#define PIECE_VALUES  ((int64_t)1 << 18)
-#define SPARE_BYTES   ((size_t)2 << 30) /* left to activations and to everyone else */
+#define TENSOR_ALIGN ((size_t)256)
+#define PIECE_VALUES ((int64_t)1 << 18)
+#define SPARE_BYTES  ((size_t)2 << 30) /* left to activations and to everyone else */
 
 /* A network in memory. */
 typedef struct {
@@ -177,7 +177,7 @@ sl_status golden_run_full_vae(golden_case *c, sl_error *err)
     static generated net;
     sl_status status = SL_OK;
     sl_component_spec spec;
-    sl_tensor latent;
+    sl_tensor latent = { .data = NULL };
     bool fits;
 
     memset(&net, 0, sizeof net);
@@ -216,7 +216,7 @@ done:
 static sl_status generate_text(golden_case *c, const sl_dit_config *config, sl_tensor *out,
                                sl_error *err)
 {
-    sl_tensor rows;
+    sl_tensor rows = { .data = NULL };
     sl_status status = generate_input(c, "in.text", &rows, err);
 
     if (status != SL_OK)
@@ -240,7 +240,7 @@ sl_status golden_run_full_dit(golden_case *c, sl_error *err)
     static generated net;
     sl_status status = SL_OK;
     sl_component_spec spec;
-    sl_tensor latent, text;
+    sl_tensor latent = { .data = NULL }, text = { .data = NULL };
     bool fits;
 
     if (!cJSON_IsString(attention) || strncmp(attention->valuestring, "dense", 5) != 0) {

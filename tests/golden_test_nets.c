@@ -73,8 +73,8 @@ static double *channels_first(golden_case *c, const double *v, int64_t positions
 
 /* Compares every intermediate of the case whose name starts so; one that no tap
  * has shown fails. */
-static sl_status compare_seen(golden_case *c, const observer *o, const char *prefix,
-                              bool video, const char *rel_l2_key, sl_error *err)
+static sl_status compare_seen(golden_case *c, const observer *o, const char *prefix, bool video,
+                              const char *rel_l2_key, sl_error *err)
 {
     sl_status status = SL_OK;
     int compared = 0;
@@ -129,8 +129,9 @@ static const char *checkpoint_file(const golden_case *c)
 
 /* f32 weights, and bf16 weights: the same numbers when the file is bf16. */
 static sl_status each_precision(golden_case *c,
-                                sl_status (*run)(golden_case *, sl_precision, const char *rel_l2_key,
-                                                 const char *max_abs_key, sl_error *),
+                                sl_status (*run)(golden_case *, sl_precision,
+                                                 const char *rel_l2_key, const char *max_abs_key,
+                                                 sl_error *),
                                 sl_error *err)
 {
     sl_status status = run(c, SL_PRECISION_F32, "f32_rel_l2", "f32_max_abs", err);
@@ -168,35 +169,35 @@ static sl_status upload(golden_case *c, const char *name, sl_tensor *out, sl_err
 /* The network's input: the latent, and the condition's channels behind it. */
 static sl_status upload_latent(golden_case *c, sl_tensor *out, sl_error *err)
 {
-    sl_tensor more;
-    sl_status status = upload(c, "in.latent", out, err);
+    golden_array latent, more = { .count = 0 };
+    float *values, *more_values = NULL;
+    int64_t dim[SL_MAX_RANK];
+    sl_status status = SL_OK;
 
-    if (status != SL_OK || !golden_has(c, "in.y"))
-        return status;
-    if (sl_tensor_bytes(out) % SL_SCRATCH_ALIGN != 0) {
-        /* would not be contiguous: copy both behind each other */
-        sl_tensor both;
-        const sl_tensor first = *out;
-
-        GOLDEN_TRY(upload(c, "in.y", &more, err));
-        both = first;
-        both.dim[0] += more.dim[0];
-        GOLDEN_TRY(sl_scratch_take(&c->env->scratch, &both, err, SL_F32, both.rank, both.dim));
-        memcpy(both.data, first.data, sl_tensor_bytes(&first));
-        memcpy((char *)both.data + sl_tensor_bytes(&first), more.data, sl_tensor_bytes(&more));
-        *out = both;
-        return SL_OK;
+    GOLDEN_TRY(golden_get_f32(c, "in.latent", &latent, &values, err));
+    if (golden_has(c, "in.y"))
+        GOLDEN_TRY(golden_get_f32(c, "in.y", &more, &more_values, err));
+    if (latent.rank != 5 || latent.dim[0] != 1 ||
+        (more_values && (more.rank != 5 || more.dim[0] != 1 ||
+                         memcmp(more.dim + 2, latent.dim + 2, 3 * sizeof *more.dim) != 0))) {
+        status = sl_fail(err, SL_ERR_DATA, "\"in.latent\" and \"in.y\" are not [1, C, T, h, w]");
+        goto done;
     }
-    GOLDEN_TRY(upload(c, "in.y", &more, err));
-    out->dim[0] += more.dim[0];
+    memcpy(dim, latent.dim + 1, 4 * sizeof *dim);
+    dim[0] += more_values ? more.dim[1] : 0;
+    GOLDEN_TRY(sl_scratch_take(&c->env->scratch, out, err, SL_F32, 4, dim));
+    memcpy(out->data, values, (size_t)latent.count * sizeof *values);
+    if (more_values)
+        memcpy((float *)out->data + latent.count, more_values,
+               (size_t)more.count * sizeof *more_values);
 done:
     return status;
 }
 
-sl_status golden_forward(golden_case *c, const sl_dit_weights *weights,
-                         const sl_dit_config *config, const sl_tensor *latent,
-                         const sl_tensor *text, double t, const sl_tap *tap,
-                         const char *rel_l2_key, const char *max_abs_key, sl_error *err)
+sl_status golden_forward(golden_case *c, const sl_dit_weights *weights, const sl_dit_config *config,
+                         const sl_tensor *latent, const sl_tensor *text, double t,
+                         const sl_tap *tap, const char *rel_l2_key, const char *max_abs_key,
+                         sl_error *err)
 {
     sl_scratch *scratch = &c->env->scratch;
     const size_t mark = sl_scratch_mark(scratch);
@@ -230,7 +231,7 @@ static sl_status run_dit(golden_case *c, sl_precision precision, const char *rel
     const sl_tap tap = { .fn = observe, .arg = &o };
     sl_component *dit = NULL;
     sl_status status = SL_OK;
-    sl_tensor latent, text;
+    sl_tensor latent = { .data = NULL }, text = { .data = NULL };
     golden_array t;
 
     GOLDEN_TRY(golden_load(c, checkpoint_file(c), SL_COMPONENT_DIT, precision, &config, &dit, err));
@@ -259,8 +260,8 @@ sl_status golden_run_dit(golden_case *c, sl_error *err)
 
 /* Without a mask every id is a real token. */
 sl_status golden_encode_text(golden_case *c, const sl_t5_weights *weights,
-                             const sl_t5_config *config, const sl_tap *tap,
-                             const char *rel_l2_key, const char *max_abs_key, sl_error *err)
+                             const sl_t5_config *config, const sl_tap *tap, const char *rel_l2_key,
+                             const char *max_abs_key, sl_error *err)
 {
     sl_scratch *scratch = &c->env->scratch;
     const size_t mark = sl_scratch_mark(scratch);
@@ -285,8 +286,8 @@ sl_status golden_encode_text(golden_case *c, const sl_t5_weights *weights,
     }
     GOLDEN_TRY(sl_scratch_tensor(scratch, &out, err, SL_F32, 2, ids.count, config->dim));
     memset(out.data, 0xff, sl_tensor_bytes(&out)); /* NaN: every row must be written */
-    GOLDEN_TRY(sl_umt5_encode(c->env->exec, scratch, weights, config, host_ids, count, &out, tap,
-                              err));
+    GOLDEN_TRY(
+        sl_umt5_encode(c->env->exec, scratch, weights, config, host_ids, count, &out, tap, err));
     golden_compare(c, "out.embedding", golden_f64_of(c, &out, err), sl_tensor_count(&out), &want,
                    rel_l2_key, max_abs_key);
 done:
@@ -305,8 +306,8 @@ static sl_status run_t5(golden_case *c, sl_precision precision, const char *rel_
 
     GOLDEN_TRY(golden_load(c, checkpoint_file(c), SL_COMPONENT_TEXT_ENCODER, precision, &config,
                            &t5, err));
-    GOLDEN_TRY(golden_encode_text(c, sl_component_t5(t5), &config, &tap, rel_l2_key, max_abs_key,
-                                  err));
+    GOLDEN_TRY(
+        golden_encode_text(c, sl_component_t5(t5), &config, &tap, rel_l2_key, max_abs_key, err));
     GOLDEN_TRY(compare_seen(c, &o, "mid.", false, rel_l2_key, err));
 done:
     sl_component_destroy(t5);
@@ -352,8 +353,8 @@ sl_status golden_decode(golden_case *c, const sl_vae_weights *weights, const sl_
     int64_t seen = 0;
 
     GOLDEN_TRY(golden_get(c, out, &want, err));
-    GOLDEN_TRY(sl_vae_decoder_begin(&decoder, c->env->exec, scratch, weights, config, T, h, w, tap,
-                                    err));
+    GOLDEN_TRY(
+        sl_vae_decoder_begin(&decoder, c->env->exec, scratch, weights, config, T, h, w, tap, err));
     const int64_t count = sl_vae_frame_count(config, T) * 64 * h * w * 3;
     double *video = golden_alloc(c, count, sizeof *video, err);
     if (!video) {
@@ -381,7 +382,7 @@ static sl_status run_vae(golden_case *c, sl_precision precision, const char *rel
     const sl_tap tap = { .fn = observe, .arg = &o };
     sl_component *vae = NULL;
     sl_status status = SL_OK;
-    sl_tensor latent;
+    sl_tensor latent = { .data = NULL };
 
     GOLDEN_TRY(golden_load(c, checkpoint_file(c), SL_COMPONENT_VAE, precision, &config, &vae, err));
     GOLDEN_TRY(upload(c, "in.latent", &latent, err));

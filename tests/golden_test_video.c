@@ -37,8 +37,7 @@ static sl_status check_schedule(golden_case *c, const char *stem, const sl_rcm_s
     GOLDEN_TRY(golden_get(c, name, &want, err));
     if (want.count != schedule->step_count)
         return sl_fail(err, SL_ERR_DATA, "\"%s\" has another number of steps", name);
-    worst->timestep =
-        fmax(worst->timestep, golden_max_abs(schedule->timestep, want.v, want.count));
+    worst->timestep = fmax(worst->timestep, golden_max_abs(schedule->timestep, want.v, want.count));
 done:
     return status;
 }
@@ -111,8 +110,8 @@ static sl_status check_trajectory(golden_case *c, const char *stem, const char *
             break;
         if (noisy)
             GOLDEN_TRY(upload_noise(c, i + 1, &noise, err));
-        GOLDEN_TRY(sampler_step(c, &x, noisy ? &noise : NULL, schedule->t[i], schedule->t[i + 1],
-                                err));
+        GOLDEN_TRY(
+            sampler_step(c, &x, noisy ? &noise : NULL, schedule->t[i], schedule->t[i + 1], err));
     }
 done:
     sl_scratch_release(&c->env->scratch, mark);
@@ -166,7 +165,7 @@ typedef struct {
     golden_case *c;
     double worst_latent; /* over the states after each step */
     int latents_compared;
-    uint8_t *rgb;        /* [F, H, W, 3] */
+    uint8_t *rgb; /* [F, H, W, 3] */
     int64_t frame_bytes, frame_count, frames_seen;
 } e2e;
 
@@ -258,8 +257,8 @@ static sl_status check_video(golden_case *c, const sl_component *vae, const sl_t
         const float *v = frames.data;
         for (int64_t i = 0; i < sl_tensor_count(&frames) && seen < want.count; i++, seen++) {
             const double clamped = fmin(fmax((double)v[i], -1.0), 1.0);
-            const double d = fabs((1.0 + clamped) / 2.0 -
-                                  want.v[video_index(seen, want.count / CHANNELS)]);
+            const double d =
+                fabs((1.0 + clamped) / 2.0 - want.v[video_index(seen, want.count / CHANNELS)]);
             worst = isnan(v[i]) ? INFINITY : fmax(worst, d);
         }
     }
@@ -284,7 +283,8 @@ static sl_status check_latents(golden_case *c, const e2e *run, const sl_tensor *
                    "f32_latent_rel_l2", NULL);
     snprintf(what, sizeof what, "%d states", run->latents_compared);
     if (run->latents_compared > 0)
-        golden_check(c, what, "rel_l2", run->worst_latent, golden_tolerance(c, "f32_latent_rel_l2"));
+        golden_check(c, what, "rel_l2", run->worst_latent,
+                     golden_tolerance(c, "f32_latent_rel_l2"));
     return SL_OK;
 }
 
@@ -384,8 +384,8 @@ static sl_status run_e2e(golden_case *c, sl_precision precision, sl_error *err)
     run.rgb = golden_alloc(c, run.frame_count * run.frame_bytes, 1, err);
     if (!run.rgb)
         return SL_ERR_NO_MEMORY;
-    GOLDEN_TRY(sl_t2v_denoise(c->env->exec, &c->env->scratch, dit, &in.request, &in.text,
-                              in.noises, &events, &in.latent, err));
+    GOLDEN_TRY(sl_t2v_denoise(c->env->exec, &c->env->scratch, dit, &in.request, &in.text, in.noises,
+                              &events, &in.latent, err));
     GOLDEN_TRY(check_latents(c, &run, &in.latent, err));
     GOLDEN_TRY(sl_t2v_decode(c->env->exec, &c->env->scratch, vae, &in.latent, &events, err));
     if (golden_has(c, "out.video_u8"))

@@ -38,7 +38,9 @@ static int64_t min_i64(int64_t a, int64_t b)
 
 static float attention_scale(const sl_dit_config *config)
 {
-    return (float)(1.0 / sqrt((double)(config->dim / config->num_heads)));
+    const int64_t head_size = config->dim / config->num_heads;
+
+    return (float)(1.0 / sqrt((double)head_size));
 }
 
 /* Row i of a small table as a vector [C]. */
@@ -66,10 +68,10 @@ sl_status sl_dit_prepare(sl_exec *exec, sl_scratch *scratch, const sl_dit_weight
     mark = sl_scratch_mark(scratch);
     SL_TRY(sl_scratch_tensor(scratch, &hidden, err, SL_F32, 2, rows, D));
     SL_TRY(sl_scratch_tensor(scratch, &context, err, SL_F32, 2, rows, D));
-    SL_TRY(ops->linear(exec, &hidden, text, &weights->text0.w, &weights->text0.b,
-                       SL_ACT_GELU_TANH, err));
-    SL_TRY(ops->linear(exec, &context, &hidden, &weights->text2.w, &weights->text2.b,
-                       SL_ACT_NONE, err));
+    SL_TRY(ops->linear(exec, &hidden, text, &weights->text0.w, &weights->text0.b, SL_ACT_GELU_TANH,
+                       err));
+    SL_TRY(ops->linear(exec, &context, &hidden, &weights->text2.w, &weights->text2.b, SL_ACT_NONE,
+                       err));
     sl_tap_show(exec, tap, "text", &context);
 
     for (int64_t i = 0; i < config->num_layers; i++) {
@@ -245,10 +247,9 @@ static sl_status feed_forward(forward *f, const sl_dit_block *block, sl_error *e
         const sl_tensor hidden = sl_tensor_rows(&hidden_tile, 0, count);
 
         SL_TRY(modulated_norm(f, &a, &x, &f->m, 3, 4, err));
-        SL_TRY(ops->linear(f->exec, &hidden, &a, &block->ffn0.w, &block->ffn0.b,
-                           SL_ACT_GELU_TANH, err));
-        SL_TRY(ops->linear(f->exec, &a, &hidden, &block->ffn2.w, &block->ffn2.b, SL_ACT_NONE,
+        SL_TRY(ops->linear(f->exec, &hidden, &a, &block->ffn0.w, &block->ffn0.b, SL_ACT_GELU_TANH,
                            err));
+        SL_TRY(ops->linear(f->exec, &a, &hidden, &block->ffn2.w, &block->ffn2.b, SL_ACT_NONE, err));
         SL_TRY(ops->gated_add(f->exec, &x, &a, &gate, err));
     }
 done:
@@ -316,8 +317,9 @@ sl_status sl_dit_forward(sl_exec *exec, sl_scratch *scratch, const sl_dit_weight
     const size_t mark = sl_scratch_mark(scratch);
     const int64_t D = config->dim, pairs = D / config->num_heads / 2;
     sl_status status = SL_OK;
-    forward f = { .exec = exec, .ops = sl_exec_ops(exec), .scratch = scratch, .config = config,
-                  .text = text };
+    forward f = {
+        .exec = exec, .ops = sl_exec_ops(exec), .scratch = scratch, .config = config, .text = text
+    };
 
     SL_TRY(check_shapes(config, latent, velocity, err));
     f.grid = (sl_grid){ latent->dim[1], latent->dim[2] / 2, latent->dim[3] / 2 };

@@ -7,9 +7,16 @@
 /* 2208 tokens: one whole tile and a piece of the next. */
 enum { T = 3, H = 64, W = 46, GH = H / 2, GW = W / 2, S = T * GH * GW, TEXT = 5 };
 
-static const sl_dit_config config = { .dim = 16, .ffn_dim = 20, .num_heads = 2, .num_layers = 2,
-                                      .in_dim = 3, .out_dim = 2, .text_dim = 6, .text_len = TEXT,
-                                      .freq_dim = 8, .eps = 1e-6f };
+static const sl_dit_config config = { .dim = 16,
+                                      .ffn_dim = 20,
+                                      .num_heads = 2,
+                                      .num_layers = 2,
+                                      .in_dim = 3,
+                                      .out_dim = 2,
+                                      .text_dim = 6,
+                                      .text_len = TEXT,
+                                      .freq_dim = 8,
+                                      .eps = 1e-6f };
 enum { D = 16, HEADS = 2, HEAD = D / HEADS, IN = 3, OUT = 2 };
 
 static double *zeros(int64_t count)
@@ -64,9 +71,9 @@ static double *layer_norm(const double *x, int64_t rows, const double *scale, co
         for (int64_t c = 0; c < D; c++)
             var += (x[r * D + c] - mean) * (x[r * D + c] - mean) / D;
         for (int64_t c = 0; c < D; c++)
-            y[r * D + c] = (x[r * D + c] - mean) / sqrt(var + (double)config.eps) *
-                               (1.0 + scale[c]) +
-                           shift[c];
+            y[r * D + c] =
+                (x[r * D + c] - mean) / sqrt(var + (double)config.eps) * (1.0 + scale[c]) +
+                shift[c];
     }
     return y;
 }
@@ -89,14 +96,13 @@ static void rms_norm(double *x, int64_t rows, const sl_tensor *w)
 static void rope(double *x)
 {
     for (int64_t s = 0; s < S; s++) {
-        const double pos[4] = { (double)(s / (GH * GW)), (double)(s / (GH * GW)),
-                                (double)(s / GW % GH), (double)(s % GW) };
+        const int64_t place[4] = { s / (GH * GW), s / (GH * GW), s / GW % GH, s % GW };
         const double power[4] = { 1.0, pow(10000.0, -2.0 / 4.0), 1.0, 1.0 };
 
         for (int64_t n = 0; n < HEADS; n++)
             for (int64_t j = 0; j < 4; j++) {
                 double *p = x + s * D + n * HEAD + 2 * j;
-                const double angle = pos[j] * power[j], a = p[0], b = p[1];
+                const double angle = (double)place[j] * power[j], a = p[0], b = p[1];
 
                 p[0] = a * cos(angle) - b * sin(angle);
                 p[1] = a * sin(angle) + b * cos(angle);
@@ -267,8 +273,7 @@ SL_TEST(tiles_do_not_show)
                                &f.latent, &f.velocity, NULL, err));
     SL_CHECK(sl_scratch_mark(&f.net.scratch) == before);
     want = evaluate(&f.weights, 852.0, f.latent.data, f.text.data);
-    const double error =
-        net_test_rel_l2(f.velocity.data, want, sl_tensor_count(&f.velocity));
+    const double error = net_test_rel_l2(f.velocity.data, want, sl_tensor_count(&f.velocity));
     if (!(error <= 1e-5))
         fail_msg("relative L2 %g", error);
     free(want);
@@ -289,8 +294,8 @@ SL_TEST(counting_takes_what_running_takes)
     const size_t peak = f.net.scratch.peak_bytes - before;
 
     sl_scratch_init_counting(&counting);
-    SL_CHECK_OK(sl_dit_prepare(f.net.counting, &counting, &f.weights, &config, &f.text, &text, NULL,
-                               err));
+    SL_CHECK_OK(
+        sl_dit_prepare(f.net.counting, &counting, &f.weights, &config, &f.text, &text, NULL, err));
     const size_t mark = counting.used_bytes;
     counting.peak_bytes = mark;
     SL_CHECK_OK(sl_dit_forward(f.net.counting, &counting, &f.weights, &config, &text, 1.0,

@@ -40,7 +40,8 @@ static inline void net_test_open(net_test *t)
     SL_CHECK_OK(sl_device_create(&t->device, &spec, err));
     SL_CHECK_OK(sl_exec_create_cpu(&t->exec, t->device, 2, &t->cancel, err));
     SL_CHECK_OK(sl_exec_create_counting(&t->counting, err));
-    SL_CHECK_OK(sl_region_create(&t->region, t->device, "activations", NET_TEST_SCRATCH_BYTES, err));
+    SL_CHECK_OK(
+        sl_region_create(&t->region, t->device, "activations", NET_TEST_SCRATCH_BYTES, err));
     SL_CHECK_OK(sl_region_map(t->region, NET_TEST_SCRATCH_BYTES, err));
     SL_CHECK_OK(sl_arena_create(&t->arena, 0, err));
     net_test_reset(t);

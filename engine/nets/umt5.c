@@ -89,10 +89,11 @@ static sl_status check_request(const sl_t5_config *config, int64_t count, const 
         return sl_fail(err, SL_ERR_INVALID, "text encoder: output %s: expected [text_len, %lld]",
                        sl_tensor_describe(out, text, sizeof text), (long long)config->dim);
     if (config->num_buckets != NUM_BUCKETS || config->max_distance != MAX_DISTANCE)
-        return sl_fail(err, SL_ERR_UNIMPLEMENTED,
-                       "text encoder: %lld position buckets up to distance %lld: expected %d and %d",
-                       (long long)config->num_buckets, (long long)config->max_distance,
-                       (int)NUM_BUCKETS, (int)MAX_DISTANCE);
+        return sl_fail(
+            err, SL_ERR_UNIMPLEMENTED,
+            "text encoder: %lld position buckets up to distance %lld: expected %d and %d",
+            (long long)config->num_buckets, (long long)config->max_distance, (int)NUM_BUCKETS,
+            (int)MAX_DISTANCE);
     if (count < 1 || count > out->dim[0])
         return sl_fail(err, SL_ERR_INVALID, "text encoder: %lld tokens: expected 1 to %lld",
                        (long long)count, (long long)out->dim[0]);
@@ -105,8 +106,9 @@ sl_status sl_umt5_encode(sl_exec *exec, sl_scratch *scratch, const sl_t5_weights
 {
     const size_t mark = sl_scratch_mark(scratch);
     sl_status status = SL_OK;
-    encoder e = { .exec = exec, .ops = sl_exec_ops(exec), .scratch = scratch, .config = config,
-                  .S = count };
+    encoder e = {
+        .exec = exec, .ops = sl_exec_ops(exec), .scratch = scratch, .config = config, .S = count
+    };
 
     SL_TRY(check_request(config, count, out, err));
     SL_TRY(sl_scratch_tensor(scratch, &e.x, err, SL_F32, 2, count, config->dim));

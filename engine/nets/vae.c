@@ -18,7 +18,7 @@ enum { STAGES = 4, WORK_BUFFERS = 3, ELSEWHERE = -1 };
 typedef struct {
     sl_vae_decoder *d;
     const sl_ops *ops;
-    int *next_cache; /* index into d->caches; NULL: no cache at all */
+    int *next_cache;                 /* index into d->caches; NULL: no cache at all */
     sl_tensor buffers[WORK_BUFFERS]; /* flat f32 */
     sl_tensor x;                     /* [n, H, W, C], the current activation */
     int at;                          /* the buffer that x is in, or ELSEWHERE */
@@ -114,7 +114,10 @@ static chunk_sizes measure_chunk(const sl_vae_decoder *d)
     int64_t n = 1, H = d->h, W = d->w;
     /* 3 C: q, k and v of the middle attention lie in one buffer */
     chunk_sizes sizes = { .whole_elements = H * W * max_i64(3 * C, net->conv1.w.dim[4]),
-                          .hand_n = 1, .hand_h = H, .hand_w = W, .hand_c = C };
+                          .hand_n = 1,
+                          .hand_h = H,
+                          .hand_w = W,
+                          .hand_c = C };
 
     for (int s = 0; s < STAGES; s++) {
         const sl_vae_stage *stage = &net->stages[s];
@@ -122,12 +125,12 @@ static chunk_sizes measure_chunk(const sl_vae_decoder *d)
 
         if (s < whole) {
             const int64_t n_up = doubles ? 2 * n : n;
-            sizes.whole_elements = max_i64(sizes.whole_elements,
-                                           stage_elements(stage, n, n_up, H, W, s + 1 < whole));
+            sizes.whole_elements =
+                max_i64(sizes.whole_elements, stage_elements(stage, n, n_up, H, W, s + 1 < whole));
             n = n_up;
         } else {
-            sizes.frame_elements = max_i64(sizes.frame_elements,
-                                           stage_elements(stage, 1, 1, H, W, true));
+            sizes.frame_elements =
+                max_i64(sizes.frame_elements, stage_elements(stage, 1, 1, H, W, true));
         }
         if (has(&stage->resample)) {
             H *= 2;
@@ -184,8 +187,13 @@ static sl_status causal_conv(part *p, const sl_tensor *y, const sl_tensor *x,
                              const sl_affine *affine, const sl_tensor *residual, sl_error *err)
 {
     const int pad = affine->w.dim[2] == 3 ? 1 : 0;
-    sl_conv_params params = { .zero_frames = 2, .stride_t = 1, .stride_hw = 1, .pad_top = pad,
-                              .pad_bottom = pad, .pad_left = pad, .pad_right = pad,
+    sl_conv_params params = { .zero_frames = 2,
+                              .stride_t = 1,
+                              .stride_hw = 1,
+                              .pad_top = pad,
+                              .pad_bottom = pad,
+                              .pad_left = pad,
+                              .pad_right = pad,
                               .upsample = 1 };
     sl_vae_cache *cache = NULL;
     sl_tensor cached, *given = NULL;
@@ -207,8 +215,8 @@ done:
 }
 
 /* A 1x1x1 convolution is a product over channels. */
-static sl_status pointwise(part *p, const sl_tensor *y, const sl_tensor *x,
-                           const sl_affine *affine, sl_error *err)
+static sl_status pointwise(part *p, const sl_tensor *y, const sl_tensor *x, const sl_affine *affine,
+                           sl_error *err)
 {
     const int64_t rows = x->dim[0] * x->dim[1] * x->dim[2];
     const sl_tensor w = sl_tensor_of(affine->w.data, affine->w.dtype, 2, y->dim[3], x->dim[3]);
@@ -298,8 +306,12 @@ done:
 /* Residual blocks, then time, then space; `out` NULL: into a work buffer. */
 static sl_status run_stage(part *p, const sl_vae_stage *stage, const sl_tensor *out, sl_error *err)
 {
-    static const sl_conv_params enlarge = { .stride_t = 1, .stride_hw = 1, .pad_top = 1,
-                                            .pad_bottom = 1, .pad_left = 1, .pad_right = 1,
+    static const sl_conv_params enlarge = { .stride_t = 1,
+                                            .stride_hw = 1,
+                                            .pad_top = 1,
+                                            .pad_bottom = 1,
+                                            .pad_left = 1,
+                                            .pad_right = 1,
                                             .upsample = 2 };
     sl_status status = SL_OK;
 
@@ -308,8 +320,9 @@ static sl_status run_stage(part *p, const sl_vae_stage *stage, const sl_tensor *
     if (has(&stage->time_conv))
         SL_TRY(double_time(p, &stage->time_conv, err));
     if (has(&stage->resample)) {
-        const sl_tensor y = out ? *out : spare(p, 0, p->x.dim[0], 2 * p->x.dim[1],
-                                               2 * p->x.dim[2], stage->resample.w.dim[0]);
+        const sl_tensor y = out ? *out
+                                : spare(p, 0, p->x.dim[0], 2 * p->x.dim[1], 2 * p->x.dim[2],
+                                        stage->resample.w.dim[0]);
 
         SL_TRY(p->ops->conv(p->d->exec, &y, &p->x, NULL, &stage->resample.w, &stage->resample.b,
                             NULL, &enlarge, err));
@@ -377,8 +390,14 @@ sl_status sl_vae_decoder_begin(sl_vae_decoder *decoder, sl_exec *exec, sl_scratc
         return sl_fail(err, SL_ERR_INVALID,
                        "video decoder: %lld latent frames of %lld x %lld with %lld channels",
                        (long long)T, (long long)h, (long long)w, (long long)config->z_dim);
-    *decoder = (sl_vae_decoder){ .exec = exec, .scratch = scratch, .weights = weights,
-                                 .config = config, .tap = tap, .T = T, .h = h, .w = w };
+    *decoder = (sl_vae_decoder){ .exec = exec,
+                                 .scratch = scratch,
+                                 .weights = weights,
+                                 .config = config,
+                                 .tap = tap,
+                                 .T = T,
+                                 .h = h,
+                                 .w = w };
     SL_TRY(sl_scratch_tensor(scratch, &decoder->denorm_scale, err, SL_F32, 1, config->z_dim));
     SL_TRY(sl_scratch_tensor(scratch, &decoder->denorm_shift, err, SL_F32, 1, config->z_dim));
     SL_TRY(sl_exec_write(exec, decoder->denorm_scale.data, config->std, vector_bytes, err));
@@ -473,7 +492,9 @@ sl_status sl_vae_decoder_next(sl_vae_decoder *decoder, const sl_tensor *latent, 
     sl_scratch *scratch = decoder->scratch;
     const chunk_sizes sizes = measure_chunk(decoder);
     int next_cache = 0;
-    part p = { .d = decoder, .ops = sl_exec_ops(decoder->exec), .at = ELSEWHERE,
+    part p = { .d = decoder,
+               .ops = sl_exec_ops(decoder->exec),
+               .at = ELSEWHERE,
                .next_cache = decoder->cache_count > 0 ? &next_cache : NULL };
     sl_status status = SL_OK;
     sl_tensor pictures, hand;

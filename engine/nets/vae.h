@@ -36,9 +36,9 @@ typedef struct {
     const sl_vae_weights *weights;
     const sl_vae_config *config;
     const sl_tap *tap;
-    int64_t T, h, w;     /* latent */
-    int64_t chunk_index; /* latent frames decoded so far */
-    size_t chunk_mark;   /* scratch as it is between chunks */
+    int64_t T, h, w;                        /* latent */
+    int64_t chunk_index;                    /* latent frames decoded so far */
+    size_t chunk_mark;                      /* scratch as it is between chunks */
     sl_vae_cache caches[SL_VAE_MAX_CACHES]; /* in execution order */
     int cache_count;                        /* 0 for a single frame: none is needed */
     sl_tensor denorm_scale, denorm_shift;   /* [z_dim]: std and mean */

@@ -184,9 +184,9 @@ static video decode_whole(const sl_vae_weights *w, const sl_vae_config *config,
 
     for (int64_t p = 0; p < positions; p++)
         for (int64_t c = 0; c < z; c++)
-            x.v[p * z + c] = (double)((const float *)latent->data)[c * positions + p] *
-                                 (double)config->std[c] +
-                             (double)config->mean[c];
+            x.v[p * z + c] =
+                (double)((const float *)latent->data)[c * positions + p] * (double)config->std[c] +
+                (double)config->mean[c];
     x = replace(x, conv(&x, &w->conv2));
     x = replace(x, conv(&x, &net->conv1));
     x = res_block(x, &net->mid0);
@@ -226,7 +226,9 @@ static const struct {
 
 static sl_vae_config config_of(size_t i)
 {
-    sl_vae_config config = { .dim = shapes[i].dim, .z_dim = 16, .num_res_blocks = shapes[i].blocks };
+    sl_vae_config config = { .dim = shapes[i].dim,
+                             .z_dim = 16,
+                             .num_res_blocks = shapes[i].blocks };
 
     memcpy(config.dim_mult, shapes[i].mult, sizeof config.dim_mult);
     memcpy(config.temporal_down, shapes[i].temporal_down, sizeof config.temporal_down);
@@ -257,8 +259,8 @@ SL_TEST(streaming_equals_the_whole_sequence)
             SL_CHECK_OK(sl_vae_decoder_next(&decoder, &latent, k, &frames, err));
             SL_CHECK(frames.dim[0] == sl_vae_frame_count(&config, k + 1) - seen);
             SL_CHECK(frames.dim[1] == 8 * h && frames.dim[2] == 8 * w && frames.dim[3] == 3);
-            const double error = net_test_rel_l2(frames.data, at(&want, seen, 0, 0),
-                                                 sl_tensor_count(&frames));
+            const double error =
+                net_test_rel_l2(frames.data, at(&want, seen, 0, 0), sl_tensor_count(&frames));
             if (!(error <= 2e-5))
                 fail_msg("shape %zu, latent frame %lld: relative L2 %g", i, (long long)k, error);
             seen += frames.dim[0];
@@ -319,11 +321,11 @@ SL_TEST(refuses_frames_out_of_order)
     net_test_open(&t);
     SL_CHECK_OK(sl_vae_visit(&weights, &config, SL_PRECISION_F32, net_test_weight, &t, err));
     const sl_tensor latent = NET_TEST_INPUT(&t, 7, 4, 16, 2, 1, 1);
-    SL_CHECK_STATUS(sl_vae_decoder_begin(&decoder, t.exec, &t.scratch, &weights, &config, 0, 1, 1,
-                                         NULL, err),
-                    SL_ERR_INVALID);
-    SL_CHECK_OK(sl_vae_decoder_begin(&decoder, t.exec, &t.scratch, &weights, &config, 2, 1, 1, NULL,
-                                     err));
+    SL_CHECK_STATUS(
+        sl_vae_decoder_begin(&decoder, t.exec, &t.scratch, &weights, &config, 0, 1, 1, NULL, err),
+        SL_ERR_INVALID);
+    SL_CHECK_OK(
+        sl_vae_decoder_begin(&decoder, t.exec, &t.scratch, &weights, &config, 2, 1, 1, NULL, err));
     SL_CHECK_STATUS(sl_vae_decoder_next(&decoder, &latent, 1, &frames, err), SL_ERR_INVALID);
     SL_CHECK_OK(sl_vae_decoder_next(&decoder, &latent, 0, &frames, err));
     SL_CHECK_STATUS(sl_vae_decoder_next(&decoder, &latent, 0, &frames, err), SL_ERR_INVALID);

@@ -35,7 +35,9 @@ SL_TEST(refuses_what_is_no_schedule)
     static const struct {
         int steps;
         double sigma_max;
-    } rows[] = { { 0, 80 }, { 5, 80 }, { -1, 80 }, { 4, 0 }, { 4, -1 }, { 4, NAN }, { 4, INFINITY } };
+    } rows[] = {
+        { 0, 80 }, { 5, 80 }, { -1, 80 }, { 4, 0 }, { 4, -1 }, { 4, NAN }, { 4, INFINITY }
+    };
 
     for (size_t i = 0; i < SL_COUNT(rows); i++) {
         sl_rcm_schedule s = { .step_count = 77 };

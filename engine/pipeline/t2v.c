@@ -17,7 +17,7 @@
 #include <stdlib.h>
 
 enum {
-    PIXEL_MULTIPLE = 16,  /* 8 of the VAE, 2 of the patches */
+    PIXEL_MULTIPLE = 16, /* 8 of the VAE, 2 of the patches */
     LATENT_PIXELS = 8,
     TOKENS_PER_AXIS = 128, /* what the rotary table holds */
     RGB = 3,
@@ -135,7 +135,7 @@ typedef struct {
     const sl_t2v_request *request;
     const float *const *noises; /* NULL: generated */
     const sl_tensor *latent;    /* f64 */
-    sl_tensor staging;        /* f32: the network's input, then the step's noise */
+    sl_tensor staging;          /* f32: the network's input, then the step's noise */
     sl_tensor velocity;         /* f32 */
 } denoiser;
 
@@ -191,8 +191,12 @@ sl_status sl_t2v_denoise(sl_exec *exec, sl_scratch *scratch, const sl_component 
 {
     const size_t mark = sl_scratch_mark(scratch);
     const bool tell = events && events->on_step && !sl_exec_is_counting(exec);
-    denoiser d = { .exec = exec, .ops = sl_exec_ops(exec), .scratch = scratch, .request = request,
-                   .noises = noises, .latent = latent };
+    denoiser d = { .exec = exec,
+                   .ops = sl_exec_ops(exec),
+                   .scratch = scratch,
+                   .request = request,
+                   .noises = noises,
+                   .latent = latent };
     sl_status status = SL_OK;
     sl_rcm_schedule schedule;
     sl_dit_text prepared;
@@ -290,8 +294,8 @@ static sl_status begin_phase(sl_exec *exec, sl_scratch *scratch, const sl_t2v_ev
 
 sl_status sl_t2v_run(sl_exec *exec, sl_scratch *scratch, const sl_t2v_components *components,
                      const sl_arch *arch, const sl_t2v_request *request, const int32_t *ids,
-                     const float *const *noises, const sl_t2v_events *events,
-                     sl_t2v_result *result, sl_error *err)
+                     const float *const *noises, const sl_t2v_events *events, sl_t2v_result *result,
+                     sl_error *err)
 {
     const size_t mark = sl_scratch_mark(scratch);
     const sl_component *encoder = components->text_encoder;
@@ -373,7 +377,8 @@ sl_status sl_t2v_plan_make(sl_t2v_plan *out, const sl_t2v_request *request, cons
         plan.weight_bytes[kinds[i]] = sl_component_plan_bytes(&spec);
         SL_TRY(sl_component_create_counting(&parts[i], &spec, err));
     }
-    const sl_t2v_components components = { .text_encoder = parts[0], .dit = parts[1],
+    const sl_t2v_components components = { .text_encoder = parts[0],
+                                           .dit = parts[1],
                                            .vae = parts[2] };
     SL_TRY(sl_t2v_run(exec, &scratch, &components, arch, request, NULL, NULL, NULL, &counted, err));
     sum_up(&plan, request, arch, &counted);

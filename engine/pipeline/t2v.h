@@ -40,20 +40,15 @@ sl_t2v_request sl_t2v_request_default(const sl_arch *arch);
 sl_status sl_t2v_request_check(const sl_t2v_request *request, const sl_arch *arch,
                                sl_error *err) SL_MUST_CHECK;
 
-typedef enum {
-    SL_PHASE_ENCODE_TEXT,
-    SL_PHASE_DENOISE,
-    SL_PHASE_DECODE,
-    SL_PHASE_COUNT
-} sl_phase;
+typedef enum { SL_PHASE_ENCODE_TEXT, SL_PHASE_DENOISE, SL_PHASE_DECODE, SL_PHASE_COUNT } sl_phase;
 
 const char *sl_phase_name(sl_phase phase); /* "encode_text", ... */
 
 typedef struct {
-    size_t weight_bytes[SL_COMPONENT_COUNT];     /* granules each component maps; 0: not needed */
+    size_t weight_bytes[SL_COMPONENT_COUNT];       /* granules each component maps; 0: not needed */
     size_t phase_activation_bytes[SL_PHASE_COUNT]; /* scratch peak, to the byte */
-    size_t activation_bytes; /* the largest of them, in granules: what the job maps */
-    size_t total_bytes;      /* all weights + activation_bytes (without the exec's workspace) */
+    size_t activation_bytes;   /* the largest of them, in granules: what the job maps */
+    size_t total_bytes;        /* all weights + activation_bytes (without the exec's workspace) */
     size_t output_frame_bytes; /* host memory of one chunk of RGB frames */
 } sl_t2v_plan;
 
@@ -85,8 +80,8 @@ typedef struct {
  * after a step is SL_ERR_DATA and names step and stage. */
 sl_status sl_t2v_run(sl_exec *exec, sl_scratch *scratch, const sl_t2v_components *components,
                      const sl_arch *arch, const sl_t2v_request *request, const int32_t *ids,
-                     const float *const *noises, const sl_t2v_events *events,
-                     sl_t2v_result *result, sl_error *err) SL_MUST_CHECK;
+                     const float *const *noises, const sl_t2v_events *events, sl_t2v_result *result,
+                     sl_error *err) SL_MUST_CHECK;
 
 /* The stages behind the text encoder, as sl_t2v_run calls them; activations are
  * given back before they return.  events may be NULL. */
