@@ -563,6 +563,67 @@ SL_TEST(refuses_paths_that_no_socket_has)
     SL_CHECK(client == NULL);
 }
 
+/* ---- memory that is not there ---- */
+
+static __thread int fail_in; /* the n-th allocation of this thread from now fails; 0: none */
+
+void *__real_malloc(size_t size_bytes);
+void *__real_calloc(size_t count, size_t size_bytes);
+void *__real_realloc(void *memory, size_t size_bytes);
+void *__wrap_malloc(size_t size_bytes);
+void *__wrap_calloc(size_t count, size_t size_bytes);
+void *__wrap_realloc(void *memory, size_t size_bytes);
+
+static bool fails_now(void)
+{
+    return fail_in > 0 && --fail_in == 0;
+}
+
+void *__wrap_malloc(size_t size_bytes)
+{
+    return fails_now() ? NULL : __real_malloc(size_bytes);
+}
+
+void *__wrap_calloc(size_t count, size_t size_bytes)
+{
+    return fails_now() ? NULL : __real_calloc(count, size_bytes);
+}
+
+void *__wrap_realloc(void *memory, size_t size_bytes)
+{
+    return fails_now() ? NULL : __real_realloc(memory, size_bytes);
+}
+
+SL_TEST(every_allocation_may_fail)
+{
+    server s;
+    sl_client *client = NULL;
+    sl_status status = SL_ERR_NO_MEMORY;
+    int failures = 0;
+
+    server_start(&s, serve_health);
+    for (; status != SL_OK; failures++) {
+        fail_in = failures + 1;
+        status = sl_client_create(&client, s.path, err);
+        fail_in = 0;
+        SL_CHECK(status == SL_OK ? client != NULL : status == SL_ERR_NO_MEMORY && !client);
+    }
+    SL_CHECK(failures >= 2);
+    /* In a call the unpacking counts too: it can only say "no such message". */
+    for (status = SL_ERR_NO_MEMORY, failures = 0; status != SL_OK; failures++) {
+        sl_call_details details;
+
+        fail_in = failures + 1;
+        status = ask(client, 5 * SL_NS_PER_S, &details, err);
+        fail_in = 0;
+        SL_CHECK(status == SL_OK || status == SL_ERR_NO_MEMORY || status == SL_ERR_DATA);
+        sl_call_details_fini(&details);
+    }
+    SL_CHECK(failures >= 4);
+    sl_client_destroy(client);
+    server_end(&s);
+}
+
 /* ---- threads and interrupts ---- */
 
 static void *interrupt_soon(void *arg)
@@ -662,5 +723,5 @@ SL_TEST_MAIN(SL_RUN(answers_and_keeps_the_connection),
              SL_RUN(waits_for_a_daemon_that_is_being_restarted),
              SL_RUN(drops_replies_to_other_requests), SL_RUN(passes_on_what_the_server_says),
              SL_RUN(refuses_a_request_that_is_too_long), SL_RUN(refuses_paths_that_no_socket_has),
-             SL_RUN(an_interrupt_ends_the_wait), SL_RUN(threads_share_a_client),
-             SL_RUN(a_deadline_holds_behind_another_call))
+             SL_RUN(every_allocation_may_fail), SL_RUN(an_interrupt_ends_the_wait),
+             SL_RUN(threads_share_a_client), SL_RUN(a_deadline_holds_behind_another_call))
