@@ -42,6 +42,26 @@ SL_TEST(status_message_is_cut_not_overrun)
     SL_CHECK(strlen(err->message) == SL_ERROR_MESSAGE_BYTES - 1);
 }
 
+SL_TEST(status_message_is_cut_between_characters)
+{
+    char text[3000];
+    for (size_t shift = 0; shift < 4; shift++) {
+        size_t n = 0;
+        while (n < shift)
+            text[n++] = 'a';
+        while (n + 3 < sizeof text) {
+            memcpy(text + n, "\xe2\x82\xac", 3); /* a euro sign */
+            n += 3;
+        }
+        text[n] = '\0';
+        sl_fail(err, SL_ERR_IO, "%s", text);
+        const size_t length = strlen(err->message);
+        SL_CHECK(length > SL_ERROR_MESSAGE_BYTES - 4 && (length - shift) % 3 == 0);
+    }
+    sl_fail(err, SL_ERR_IO, "%s", "\x82\x82\x82\x82"); /* never was text: left alone */
+    SL_CHECK(strlen(err->message) == 4);
+}
+
 SL_TEST(sizes_refuse_overflow)
 {
     size_t n = 5;
@@ -113,6 +133,7 @@ SL_TEST(log_quotes_what_would_break_a_line)
 }
 
 SL_TEST_MAIN(SL_RUN(status_messages_carry_context), SL_RUN(status_message_is_cut_not_overrun),
+             SL_RUN(status_message_is_cut_between_characters),
              SL_RUN(sizes_refuse_overflow), SL_RUN(sizes_parse_and_print),
              SL_RUN(arena_frees_in_reverse_and_keeps_its_limit), SL_RUN(clock_deadline_is_clamped),
              SL_RUN(log_quotes_what_would_break_a_line))

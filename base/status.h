@@ -47,7 +47,7 @@ enum { SL_ERROR_MESSAGE_BYTES = 1024 };
 
 typedef struct {
     sl_status status;                      /* SL_OK: nothing recorded */
-    char message[SL_ERROR_MESSAGE_BYTES];  /* always terminated; cut if too long */
+    char message[SL_ERROR_MESSAGE_BYTES];  /* terminated; cut at a character if too long */
 } sl_error;
 
 #define SL_MUST_CHECK      __attribute__((warn_unused_result))
@@ -63,7 +63,9 @@ sl_status sl_fail(sl_error *err, sl_status status, const char *fmt, ...) SL_PRIN
  * ETIMEDOUT: TIMEOUT, everything else: IO). */
 sl_status sl_fail_errno(sl_error *err, const char *fmt, ...) SL_PRINTF(2, 3);
 
-/* Puts "<text>: " in front of a recorded message; returns err->status. */
+/* Puts "<text>: " in front of a recorded message.  Returns err->status, which
+ * is why a function that allows err to be NULL must not return its result:
+ * without a record it can only say INTERNAL. */
 sl_status sl_error_prefix(sl_error *err, const char *fmt, ...) SL_PRINTF(2, 3);
 
 void sl_error_clear(sl_error *err);
