@@ -19,6 +19,7 @@
 #include "kernels/embed.h"
 #include "kernels/exec.h"
 #include "kernels/linear.h"
+#include "kernels/linear_int8.h"
 #include "kernels/noise.h"
 #include "kernels/norm.h"
 #include "kernels/patch.h"
@@ -28,6 +29,8 @@
 struct sl_ops {
     const char *name; /* "cpu", "counting" */
     sl_linear_fn *linear;
+    sl_quantize_int8_fn *quantize_int8;
+    sl_linear_int8_fn *linear_int8;
     sl_layer_norm_fn *layer_norm;
     sl_rms_norm_fn *rms_norm;
     sl_channel_norm_fn *channel_norm;

@@ -4,6 +4,8 @@
 const sl_ops sl_ops_counting = {
     .name = "counting",
     .linear = sl_linear_check,
+    .quantize_int8 = sl_quantize_int8_check,
+    .linear_int8 = sl_linear_int8_check,
     .layer_norm = sl_layer_norm_check,
     .rms_norm = sl_rms_norm_check,
     .channel_norm = sl_channel_norm_check,

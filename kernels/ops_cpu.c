@@ -3,6 +3,8 @@
 const sl_ops sl_ops_cpu = {
     .name = "cpu",
     .linear = sl_linear_cpu,
+    .quantize_int8 = sl_quantize_int8_cpu,
+    .linear_int8 = sl_linear_int8_cpu,
     .layer_norm = sl_layer_norm_cpu,
     .rms_norm = sl_rms_norm_cpu,
     .channel_norm = sl_channel_norm_cpu,

@@ -34,6 +34,7 @@ static const struct {
     { "text-to-video, end to end after the text encoder", golden_run_e2e_t2v, false },
     { "sentencepiece unigram tokenizer", golden_run_tokenizer, false },
     { "checkpoint containers, good and hostile", golden_run_loader, false },
+    { "128x128 block int8 quantisation and W8A8 linear", golden_run_int8_linear, false },
     { "full-size VAE, synthetic weights", golden_run_full_vae, true },
     { "full-size umT5-xxl encoder, synthetic weights", golden_run_full_t5, true },
     { "full-size DiT, synthetic weights", golden_run_full_dit, true },
