@@ -30,18 +30,24 @@ typedef struct {
     int count;        /* 0, 1 or 2 valid frames, the newest last */
 } sl_vae_cache;
 
+/* One video under way, in either direction. */
 typedef struct {
+    const char *name; /* "decoder" */
     sl_exec *exec;
     sl_scratch *scratch;
     const sl_vae_weights *weights;
     const sl_vae_config *config;
     const sl_tap *tap;
     int64_t T, h, w;                        /* latent */
-    int64_t chunk_index;                    /* latent frames decoded so far */
+    int64_t chunk_index;                    /* latent frames done so far */
     size_t chunk_mark;                      /* scratch as it is between chunks */
     sl_vae_cache caches[SL_VAE_MAX_CACHES]; /* in execution order */
     int cache_count;                        /* 0 for a single frame: none is needed */
-    sl_tensor denorm_scale, denorm_shift;   /* [z_dim]: std and mean */
+    sl_tensor scale, shift;                 /* [z_dim], between latents and the network */
+} sl_vae_stream;
+
+typedef struct {
+    sl_vae_stream stream;
 } sl_vae_decoder;
 
 /* Prepares for T latent frames of h x w. */
