@@ -51,12 +51,16 @@ struct sl_ops {
     sl_unpatchify_fn *unpatchify;
     sl_latent_to_frames_fn *latent_to_frames;
     sl_frames_to_rgb_fn *frames_to_rgb;
+    sl_rgb_to_frames_fn *rgb_to_frames;
+    sl_frames_to_latent_fn *frames_to_latent;
+    sl_known_mask_fn *known_mask;
     sl_conv_fn *conv;
     sl_pair_frames_fn *pair_frames;
     sl_randn_fn *randn;
     sl_sample_init_fn *sample_init;
     sl_sample_step_fn *sample_step;
     sl_sample_cast_fn *sample_cast;
+    sl_sample_combine_fn *sample_combine;
 };
 
 extern const sl_ops sl_ops_cpu;

@@ -25,12 +25,16 @@ const sl_ops sl_ops_cpu = {
     .unpatchify = sl_unpatchify_cpu,
     .latent_to_frames = sl_latent_to_frames_cpu,
     .frames_to_rgb = sl_frames_to_rgb_cpu,
+    .rgb_to_frames = sl_rgb_to_frames_cpu,
+    .frames_to_latent = sl_frames_to_latent_cpu,
+    .known_mask = sl_known_mask_cpu,
     .conv = sl_conv_cpu,
     .pair_frames = sl_pair_frames_cpu,
     .randn = sl_randn_cpu,
     .sample_init = sl_sample_init_cpu,
     .sample_step = sl_sample_step_cpu,
     .sample_cast = sl_sample_cast_cpu,
+    .sample_combine = sl_sample_combine_cpu,
 };
 
 const sl_ops *sl_exec_ops(const sl_exec *exec)

@@ -4,6 +4,7 @@
 #include "engine/nets/vae.h"
 #include "engine/pipeline/schedule.h"
 #include "engine/pipeline/t2v.h"
+#include "engine/pipeline/unipc.h"
 #include "kernels/ops.h"
 
 #include <math.h>
@@ -118,12 +119,116 @@ done:
     return status;
 }
 
+/* The largest differences over all UniPC schedules of the case. */
+typedef struct {
+    int schedule_count;
+    double sigma, timestep, exact_scalars, reference;
+} unipc_errors;
+
+/* The trajectory, compared with two tellings of it: scalars in f64 and in f32. */
+static sl_status check_unipc_states(golden_case *c, const char *stem,
+                                    const sl_unipc_schedule *schedule, unipc_errors *worst,
+                                    sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(&c->env->scratch);
+    const sl_ops *ops = sl_exec_ops(c->env->exec);
+    golden_array exact, reference;
+    sl_status status = SL_OK;
+    sl_tensor noise, x, v;
+    sl_unipc unipc;
+    char name[96];
+
+    snprintf(name, sizeof name, "%s.trajectory_f64_scalars", stem);
+    GOLDEN_TRY(golden_get(c, name, &exact, err));
+    snprintf(name, sizeof name, "%s.trajectory", stem);
+    GOLDEN_TRY(golden_get(c, name, &reference, err));
+    GOLDEN_TRY(upload_noise(c, 0, &noise, err));
+    GOLDEN_TRY(sl_scratch_take(&c->env->scratch, &x, err, SL_F64, noise.rank, noise.dim));
+    GOLDEN_TRY(sl_scratch_take(&c->env->scratch, &v, err, SL_F64, noise.rank, noise.dim));
+    const int64_t count = sl_tensor_count(&x), states = count * (schedule->step_count + 1);
+    if (exact.count != states || reference.count != states)
+        return sl_fail(err, SL_ERR_DATA, "\"%s\" has another number of states", name);
+    GOLDEN_TRY(ops->sample_init(c->env->exec, &x, &noise, 1.0, err));
+    GOLDEN_TRY(sl_unipc_begin(&unipc, c->env->exec, &c->env->scratch, schedule, &x, err));
+    for (int i = 0; i <= schedule->step_count; i++) {
+        worst->exact_scalars =
+            fmax(worst->exact_scalars, golden_max_abs(x.data, exact.v + i * count, count));
+        worst->reference =
+            fmax(worst->reference, golden_max_abs(x.data, reference.v + i * count, count));
+        if (i == schedule->step_count)
+            break;
+        for (int64_t k = 0; k < count; k++)
+            ((double *)v.data)[k] =
+                0.3 * ((double *)x.data)[k] + 0.1 * sin(schedule->timestep[i] / 100.0);
+        GOLDEN_TRY(sl_unipc_step(&unipc, &v, err));
+    }
+done:
+    sl_scratch_release(&c->env->scratch, mark);
+    return status;
+}
+
+static sl_status check_unipc(golden_case *c, const char *stem, double shift, int steps,
+                             unipc_errors *worst, sl_error *err)
+{
+    sl_unipc_schedule schedule;
+    sl_status status = SL_OK;
+    golden_array want;
+    char name[96];
+
+    GOLDEN_TRY(sl_unipc_schedule_make(&schedule, steps, shift, err));
+    snprintf(name, sizeof name, "%s.sigmas", stem);
+    GOLDEN_TRY(golden_get(c, name, &want, err));
+    if (want.count != steps + 1)
+        return sl_fail(err, SL_ERR_DATA, "\"%s\" has another number of steps", name);
+    worst->sigma = fmax(worst->sigma, golden_max_abs(schedule.sigma, want.v, want.count));
+    snprintf(name, sizeof name, "%s.timesteps", stem);
+    GOLDEN_TRY(golden_get(c, name, &want, err));
+    if (want.count != steps)
+        return sl_fail(err, SL_ERR_DATA, "\"%s\" has another number of steps", name);
+    worst->timestep = fmax(worst->timestep, golden_max_abs(schedule.timestep, want.v, want.count));
+    GOLDEN_TRY(check_unipc_states(c, stem, &schedule, worst, err));
+    worst->schedule_count++;
+done:
+    return status;
+}
+
+/* Finds its schedules by their names: out.unipc_shift<shift>_n<steps>.sigmas. */
+static sl_status run_unipc(golden_case *c, sl_error *err)
+{
+    unipc_errors worst = { .schedule_count = 0 };
+    sl_status status = SL_OK;
+    char what[48];
+
+    for (int64_t i = 0; c->io && i < sl_ckpt_count(c->io); i++) {
+        const char *name = sl_ckpt_get(c->io, i)->name;
+        char stem[64];
+        double shift;
+        int steps, used = 0;
+
+        if (sscanf(name, "out.unipc_shift%lf_n%d%n", &shift, &steps, &used) != 2 ||
+            strcmp(name + used, ".sigmas") != 0)
+            continue;
+        snprintf(stem, sizeof stem, "%.*s", used, name);
+        GOLDEN_TRY(check_unipc(c, stem, shift, steps, &worst, err));
+    }
+    if (worst.schedule_count == 0)
+        goto done;
+    snprintf(what, sizeof what, "%d UniPC schedules", worst.schedule_count);
+    golden_check(c, what, "max_abs", worst.sigma, 0.0);
+    golden_check(c, "UniPC timesteps", "max_abs", worst.timestep, 0.0);
+    golden_check(c, "UniPC states, f64 scalars", "max_abs", worst.exact_scalars,
+                 golden_tolerance(c, "unipc_abs_vs_f64_scalars"));
+    golden_check(c, "UniPC states, reference", "max_abs", worst.reference,
+                 golden_tolerance(c, "unipc_abs_vs_reference"));
+done:
+    return status;
+}
+
 /* Finds its schedules by their names: out.rcm_s<sigma>_n<steps>.t_steps. */
 sl_status golden_run_sampler(golden_case *c, sl_error *err)
 {
     sampler_errors worst = { .schedule_count = 0 };
     sl_status status = SL_OK;
-    bool unipc = false;
 
     for (int64_t i = 0; c->io && i < sl_ckpt_count(c->io); i++) {
         const char *name = sl_ckpt_get(c->io, i)->name;
@@ -132,7 +237,6 @@ sl_status golden_run_sampler(golden_case *c, sl_error *err)
         double sigma;
         int steps, used = 0;
 
-        unipc = unipc || strncmp(name, "out.unipc", 9) == 0;
         if (sscanf(name, "out.rcm_s%lf_n%d%n", &sigma, &steps, &used) != 2 ||
             strcmp(name + used, ".t_steps") != 0)
             continue;
@@ -152,8 +256,7 @@ sl_status golden_run_sampler(golden_case *c, sl_error *err)
         golden_check(c, "SDE states", "max_abs", worst.sde, golden_tolerance(c, "rcm_abs"));
         golden_check(c, "ODE states", "max_abs", worst.ode, golden_tolerance(c, "rcm_abs"));
     }
-    if (unipc)
-        golden_skip(c, "unipc", "the UniPC sampler is not implemented yet");
+    GOLDEN_TRY(run_unipc(c, err));
 done:
     return status;
 }
