@@ -8,6 +8,9 @@ sl_status sl_component_visit(void *weights, const sl_component_spec *spec, sl_la
 {
     sl_status status;
 
+    if (spec->mode == SL_MODE_STREAMED && !sl_component_can_stream(spec->kind))
+        return sl_fail(err, SL_ERR_INVALID, "%s cannot be streamed: it has no equal blocks",
+                       sl_component_name(spec->kind));
     switch (spec->kind) {
     case SL_COMPONENT_TEXT_ENCODER:
         status = sl_t5_config_check(&spec->config.t5, err);

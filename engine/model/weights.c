@@ -11,6 +11,8 @@ typedef struct {
     sl_dtype linear;       /* device dtype of linear weights */
     sl_dtype file_default; /* dtype in the file unless a tensor says otherwise */
     char prefix[96];       /* "blocks.3.self_attn." */
+    int64_t block;         /* -1: outside of the blocks */
+    bool by_row;           /* the tensors to come are tables */
     sl_status status;      /* once it is no longer SL_OK nothing more is visited */
 } walk;
 
@@ -24,6 +26,7 @@ static walk walk_begin(sl_weight_visitor *visitor, void *arg, sl_layout layout,
         .layout = layout,
         .linear = precision == SL_PRECISION_BF16 ? SL_BF16 : SL_F32,
         .file_default = file_default,
+        .block = -1,
     };
 }
 
@@ -42,7 +45,12 @@ static void emit(walk *w, sl_tensor *slot, const char *name, sl_dtype file_dtype
                  sl_tensor device, int rank, const int64_t *dim)
 {
     char full[192];
-    sl_weight_spec spec = { .name = full, .rank = rank, .file_dtype = file_dtype, .form = form };
+    sl_weight_spec spec = { .name = full,
+                            .rank = rank,
+                            .file_dtype = file_dtype,
+                            .form = form,
+                            .block = w->block,
+                            .by_row = w->by_row };
 
     if (w->status != SL_OK)
         return;
@@ -116,6 +124,7 @@ static void dit_block(walk *w, sl_dit_block *b, int64_t i, const sl_dit_config *
 {
     const int64_t D = c->dim;
 
+    w->block = i;
     set_prefix(w, "blocks.%lld.", (long long)i);
     emit(w, &b->modulation, "modulation", w->file_default, SL_FORM_PLAIN,
          sl_tensor_of(NULL, SL_F32, 2, 6, D), 3, (const int64_t[]){ 1, 6, D });
@@ -132,6 +141,7 @@ static void dit_block(walk *w, sl_dit_block *b, int64_t i, const sl_dit_config *
     set_prefix(w, "blocks.%lld.", (long long)i);
     block_linear(w, &b->ffn0, "ffn.0", c->ffn_dim, D);
     block_linear(w, &b->ffn2, "ffn.2", D, c->ffn_dim);
+    w->block = -1;
 }
 
 sl_status sl_dit_visit(sl_dit_weights *weights, const sl_dit_config *config, sl_layout layout,
@@ -179,10 +189,13 @@ sl_status sl_t5_visit(sl_t5_weights *weights, const sl_t5_config *config, sl_pre
         weights = &none;
     memset(weights, 0, sizeof *weights);
 
+    w.by_row = true;
     matrix(&w, &weights->token, "token_embedding.weight", w.linear, c->vocab, c->dim);
+    w.by_row = false;
     for (int64_t i = 0; i < c->num_layers; i++) {
         sl_t5_block *b = &weights->blocks[i];
 
+        w.block = i;
         set_prefix(&w, "blocks.%lld.", (long long)i);
         vector(&w, &b->norm1, "norm1.weight", SL_BF16, c->dim);
         matrix(&w, &b->q, "attn.q.weight", w.linear, c->dim_attn, c->dim);
@@ -195,6 +208,7 @@ sl_status sl_t5_visit(sl_t5_weights *weights, const sl_t5_config *config, sl_pre
         matrix(&w, &b->fc1, "ffn.fc1.weight", w.linear, c->dim_ffn, c->dim);
         matrix(&w, &b->fc2, "ffn.fc2.weight", w.linear, c->dim, c->dim_ffn);
     }
+    w.block = -1;
     set_prefix(&w, "%s", "");
     vector(&w, &weights->norm, "norm.weight", SL_BF16, c->dim);
     return w.status;

@@ -16,6 +16,9 @@
 #include "engine/model/config.h"
 #include "kernels/tensor.h"
 
+#include <stdbool.h>
+#include <stdint.h>
+
 typedef struct {
     sl_tensor w, b; /* b.data NULL where the network has none */
 } sl_affine;
@@ -32,7 +35,11 @@ typedef struct {
     sl_affine ffn0, ffn2;
 } sl_dit_block;
 
+/* stream.h.  NULL in a network's weights: all blocks are resident. */
+typedef struct sl_weight_stream sl_weight_stream;
+
 typedef struct {
+    sl_weight_stream *stream;
     sl_affine patch; /* w [D, in_dim * 4] */
     sl_affine text0, text2;
     sl_affine time0, time2;
@@ -50,7 +57,9 @@ typedef struct {
 } sl_t5_block;
 
 typedef struct {
-    sl_tensor token; /* [vocab, dim] */
+    sl_weight_stream *stream;
+    sl_tensor token;    /* [vocab, dim] */
+    bool token_on_host; /* token.data is host memory, to be gathered from there */
     sl_t5_block blocks[SL_MAX_LAYERS];
     sl_tensor norm;
 } sl_t5_weights;
@@ -109,17 +118,19 @@ typedef struct {
     int64_t dim[SL_MAX_RANK];
     sl_dtype file_dtype; /* what the manifest of this layout says */
     sl_form form;
+    int64_t block;   /* which of the network's equal blocks it belongs to; -1: to none */
+    bool by_row;     /* a large table of which a run reads some rows only */
     sl_tensor *slot; /* NULL for FILE_ONLY; else: visitor sets data; dtype, rank
                         and dim are the device form, already filled in */
 } sl_weight_spec;
 
 typedef sl_status sl_weight_visitor(void *arg, const sl_weight_spec *spec, sl_error *err);
 
-/* precision decides the device dtype of linear (and convolution, embedding)
- * weights; everything else is f32.  Zeroes *weights first, so that what a
- * network has not stays NULL; weights NULL: slots are temporaries, for visitors
- * that only count or compare.  Stops at the first failure.  config must have
- * passed its check. */
+/* All tensors of a block come in a row.  precision decides the device dtype of
+ * linear (and convolution, embedding) weights; everything else is f32.  Zeroes
+ * *weights first, so that what a network has not stays NULL; weights NULL: slots
+ * are temporaries, for visitors that only count or compare.  Stops at the first
+ * failure.  config must have passed its check. */
 sl_status sl_dit_visit(sl_dit_weights *weights, const sl_dit_config *config, sl_layout layout,
                        sl_precision precision, sl_weight_visitor *visitor, void *arg,
                        sl_error *err) SL_MUST_CHECK;

@@ -6,6 +6,7 @@
  */
 #include "engine/nets/dit.h"
 
+#include "engine/model/stream.h"
 #include "engine/nets/net.h"
 #include "kernels/ops.h"
 
@@ -57,6 +58,7 @@ sl_status sl_dit_prepare(sl_exec *exec, sl_scratch *scratch, const sl_dit_weight
 {
     const sl_ops *ops = sl_exec_ops(exec);
     const int64_t rows = text->dim[0], D = config->dim;
+    sl_block_pass pass = { .stream = NULL };
     sl_status status = SL_OK;
     sl_tensor hidden, context;
     size_t mark = sl_scratch_mark(scratch);
@@ -74,14 +76,17 @@ sl_status sl_dit_prepare(sl_exec *exec, sl_scratch *scratch, const sl_dit_weight
                        err));
     sl_tap_show(exec, tap, "text", &context);
 
+    SL_TRY(sl_block_pass_begin(&pass, weights->stream, exec, err));
     for (int64_t i = 0; i < config->num_layers; i++) {
         const sl_dit_attention *w = &weights->blocks[i].cross_attn;
 
+        SL_TRY(sl_block_pass_get(&pass, i, err));
         SL_TRY(ops->linear(exec, &out->k[i], &context, &w->k.w, &w->k.b, SL_ACT_NONE, err));
         SL_TRY(ops->rms_norm(exec, &out->k[i], &out->k[i], &w->norm_k, config->eps, err));
         SL_TRY(ops->linear(exec, &out->v[i], &context, &w->v.w, &w->v.b, SL_ACT_NONE, err));
     }
 done:
+    sl_block_pass_end(&pass);
     sl_scratch_release(scratch, mark);
     return status;
 }
@@ -316,6 +321,7 @@ sl_status sl_dit_forward(sl_exec *exec, sl_scratch *scratch, const sl_dit_weight
 {
     const size_t mark = sl_scratch_mark(scratch);
     const int64_t D = config->dim, pairs = D / config->num_heads / 2;
+    sl_block_pass pass = { .stream = NULL };
     sl_status status = SL_OK;
     forward f = {
         .exec = exec, .ops = sl_exec_ops(exec), .scratch = scratch, .config = config, .text = text
@@ -336,17 +342,21 @@ sl_status sl_dit_forward(sl_exec *exec, sl_scratch *scratch, const sl_dit_weight
     sl_tap_show(exec, tap, "patch", &f.x);
     sl_tap_show(exec, tap, "e", &f.e);
     sl_tap_show(exec, tap, "e0", &f.e0);
+    SL_TRY(sl_block_pass_begin(&pass, weights->stream, exec, err));
     for (int64_t i = 0; i < config->num_layers; i++) {
         const sl_dit_block *block = &weights->blocks[i];
 
+        SL_TRY(sl_block_pass_get(&pass, i, err));
         SL_TRY(f.ops->add(exec, &f.m, &f.e0, &block->modulation, err));
         SL_TRY(self_attention(&f, &block->self_attn, err));
         SL_TRY(cross_attention(&f, block, i, err));
         SL_TRY(feed_forward(&f, block, err));
         sl_tap_show_index(exec, tap, "block", i, &f.x);
     }
+    sl_block_pass_end(&pass);
     SL_TRY(run_head(&f, weights, velocity, err));
 done:
+    sl_block_pass_end(&pass);
     sl_scratch_release(scratch, mark);
     return status;
 }
