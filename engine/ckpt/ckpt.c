@@ -1,6 +1,7 @@
 #include "engine/ckpt/ckpt.h"
 
 #include "base/size.h"
+#include "engine/ckpt/ckpt_file.h"
 #include "engine/ckpt/json_scan.h"
 #include "engine/ckpt/st_file.h"
 
@@ -17,7 +18,7 @@ enum { MAX_SHARDS = 256 };
 
 struct sl_ckpt {
     char *path;
-    sl_st_file *files; /* their tensor arrays are NULL once merged */
+    sl_ckpt_file *files; /* their tensor arrays are NULL once merged */
     int file_count;
     sl_ckpt_tensor *tensors; /* sorted by name */
     int64_t count;
@@ -133,7 +134,7 @@ static sl_status read_index(shard_index *index, const char *path, sl_error *err)
     sl_status status;
 
     *index = (shard_index){ .strings = NULL };
-    status = sl_st_open(path, &fd, &size_bytes, err);
+    status = sl_file_open(path, &fd, &size_bytes, err);
     if (status != SL_OK)
         return status;
     if (size_bytes > SL_ST_MAX_HEADER_BYTES) {
@@ -148,7 +149,7 @@ static sl_status read_index(shard_index *index, const char *path, sl_error *err)
             sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for an index of %zu bytes", size_bytes);
         goto done;
     }
-    status = sl_st_read(fd, path, 0, text, size_bytes, err);
+    status = sl_file_read(fd, path, 0, text, size_bytes, err);
     if (status == SL_OK)
         status = parse_index(index, text, size_bytes, err);
 done:
@@ -188,7 +189,7 @@ static sl_status open_shard(sl_ckpt *ckpt, const char *index_path, const char *s
                        MAX_SHARDS);
     if (asprintf(&path, "%.*s%s", dir, index_path, shard) < 0)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a path");
-    status = sl_st_file_init(&ckpt->files[ckpt->file_count], path, err);
+    status = sl_ckpt_file_init(&ckpt->files[ckpt->file_count], path, err);
     if (status == SL_OK)
         ckpt->file_count++;
     free(path);
@@ -229,7 +230,7 @@ static sl_status merge(sl_ckpt *ckpt, sl_error *err)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for %" PRId64 " tensor records",
                        total);
     for (int f = 0; f < ckpt->file_count; f++) {
-        sl_st_file *file = &ckpt->files[f];
+        sl_ckpt_file *file = &ckpt->files[f];
         for (int64_t i = 0; i < file->count; i++) {
             ckpt->tensors[at] = file->tensors[i];
             ckpt->tensors[at++].file_index = f;
@@ -312,7 +313,7 @@ static sl_status open_single(sl_ckpt *ckpt, const char *path, sl_error *err)
     ckpt->files = calloc(1, sizeof *ckpt->files);
     if (!ckpt->files)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for checkpoint \"%s\"", path);
-    status = sl_st_file_init(&ckpt->files[0], path, err);
+    status = sl_ckpt_file_init(&ckpt->files[0], path, err);
     if (status != SL_OK)
         return status;
     ckpt->file_count = 1;
@@ -357,7 +358,7 @@ void sl_ckpt_close(sl_ckpt *ckpt)
     if (!ckpt)
         return;
     for (int f = 0; f < ckpt->file_count; f++)
-        sl_st_file_fini(&ckpt->files[f]);
+        sl_ckpt_file_fini(&ckpt->files[f]);
     free(ckpt->files);
     free(ckpt->tensors);
     free(ckpt->path);
@@ -394,7 +395,7 @@ size_t sl_ckpt_data_bytes(const sl_ckpt *ckpt)
     return ckpt->data_bytes;
 }
 
-static size_t file_offset(const sl_st_file *file, const sl_ckpt_tensor *tensor)
+static size_t file_offset(const sl_ckpt_file *file, const sl_ckpt_tensor *tensor)
 {
     return (size_t)((const char *)tensor->tensor.data - (const char *)file->map);
 }
@@ -402,16 +403,16 @@ static size_t file_offset(const sl_st_file *file, const sl_ckpt_tensor *tensor)
 sl_status sl_ckpt_read(const sl_ckpt *ckpt, const sl_ckpt_tensor *tensor, size_t offset, void *out,
                        size_t size_bytes, sl_error *err)
 {
-    const sl_st_file *file = &ckpt->files[tensor->file_index];
+    const sl_ckpt_file *file = &ckpt->files[tensor->file_index];
 
     SL_ASSERT(offset <= tensor->size_bytes && size_bytes <= tensor->size_bytes - offset);
-    return sl_st_read(file->fd, file->path, file_offset(file, tensor) + offset, out, size_bytes,
-                      err);
+    return sl_file_read(file->fd, file->path, file_offset(file, tensor) + offset, out, size_bytes,
+                        err);
 }
 
 void sl_ckpt_will_need(const sl_ckpt *ckpt, const sl_ckpt_tensor *tensor)
 {
-    const sl_st_file *file = &ckpt->files[tensor->file_index];
+    const sl_ckpt_file *file = &ckpt->files[tensor->file_index];
 
     if (tensor->size_bytes > 0) /* a hint: no harm if refused */
         (void)posix_fadvise(file->fd, (off_t)file_offset(file, tensor), (off_t)tensor->size_bytes,
