@@ -1,0 +1,223 @@
+/* t2v_test.h - what tests of the pipeline share: a model small enough for many
+ * runs, its components from files with made-up weights, and a record of a run.
+ */
+#ifndef SL_ENGINE_PIPELINE_T2V_TEST_H
+#define SL_ENGINE_PIPELINE_T2V_TEST_H
+
+#include "engine/nets/net_test.h"
+#include "engine/pipeline/t2v.h"
+
+#include <stdio.h>
+#include <unistd.h>
+
+static const sl_arch small = {
+    .name = "test-t2v",
+    .task = SL_TASK_T2V,
+    .expert_count = 1,
+    .dit = { .dim = 32,
+             .ffn_dim = 48,
+             .num_heads = 2,
+             .num_layers = 2,
+             .in_dim = 16,
+             .out_dim = 16,
+             .text_dim = 16,
+             .text_len = 8,
+             .freq_dim = 16,
+             .eps = 1e-6f },
+    .t5 = { .vocab = 40,
+            .dim = 16,
+            .dim_attn = 16,
+            .dim_ffn = 24,
+            .num_heads = 2,
+            .num_layers = 2,
+            .num_buckets = 32,
+            .max_distance = 128,
+            .eps = 1e-6f },
+    .vae = { .dim = 4,
+             .z_dim = 16,
+             .num_res_blocks = 2,
+             .dim_mult = { 1, 2, 4, 4 },
+             .temporal_down = { false, true, true },
+             .mean = { 0.1f, -0.2f },
+             .std = { 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2 } },
+    .sigma_max = 80,
+    .default_width = 48,
+    .default_height = 32,
+    .default_frames = 5,
+};
+
+static const int32_t ids[8] = { 4, 9, 39, 0, 7, 7, 12, 1 };
+
+/* ---- files with weights, through the ordinary writer and loader ---- */
+
+typedef struct {
+    sl_st_writer *writer;
+    bool declare; /* else write */
+} file_job;
+
+static inline sl_status file_visitor(void *arg, const sl_weight_spec *spec, sl_error *err)
+{
+    const file_job *job = arg;
+    const bool norm = strstr(spec->name, "norm") || strstr(spec->name, "gamma");
+    const bool small_value = strstr(spec->name, "bias") || strstr(spec->name, "modulation");
+    int64_t count = 1, fan_in = 1;
+    uint64_t seed = 0;
+    sl_status status;
+    float *v;
+
+    if (job->declare)
+        return sl_st_writer_declare(job->writer, spec->name, SL_F32, spec->rank, spec->dim, err);
+    for (const char *c = spec->name; *c; c++)
+        seed = seed * 131 + (uint64_t)(unsigned char)*c;
+    for (int i = 0; i < spec->rank; i++) {
+        count *= spec->dim[i];
+        fan_in *= i > 0 ? spec->dim[i] : 1;
+    }
+    v = malloc((size_t)count * sizeof *v);
+    SL_CHECK(v != NULL);
+    net_test_fill(v, count, seed, norm && !small_value ? 1.0f : 0.0f,
+                  norm || small_value ? 0.1f : sqrtf(3.0f / (float)fan_in));
+    status = sl_st_writer_write(job->writer, v, (size_t)count * sizeof *v, err);
+    free(v);
+    return status;
+}
+
+static inline sl_status visit(const sl_arch *arch, sl_component_kind kind, file_job *job, sl_error *err)
+{
+    switch (kind) {
+    case SL_COMPONENT_TEXT_ENCODER: {
+        static sl_t5_weights weights;
+        return sl_t5_visit(&weights, &arch->t5, SL_PRECISION_F32, file_visitor, job, err);
+    }
+    case SL_COMPONENT_VAE: {
+        static sl_vae_weights weights;
+        return sl_vae_visit(&weights, &arch->vae, SL_PRECISION_F32, file_visitor, job, err);
+    }
+    default: {
+        static sl_dit_weights weights;
+        return sl_dit_visit(&weights, &arch->dit, SL_LAYOUT_OFFICIAL, SL_PRECISION_F32,
+                            file_visitor, job, err);
+    }
+    }
+}
+
+static inline void write_file(const char *path, const sl_arch *arch, sl_component_kind kind)
+{
+    sl_error error = { .status = SL_OK }, *err = &error;
+    file_job job = { .declare = true };
+
+    SL_CHECK_OK(sl_st_writer_create(&job.writer, path, err));
+    SL_CHECK_OK(visit(arch, kind, &job, err));
+    job.declare = false;
+    SL_CHECK_OK(visit(arch, kind, &job, err));
+    SL_CHECK_OK(sl_st_writer_finish(job.writer, err));
+    sl_st_writer_destroy(job.writer);
+}
+
+/* ---- a worker in little ---- */
+
+enum { PARTS = 3 };
+static const sl_component_kind kinds[PARTS] = { SL_COMPONENT_TEXT_ENCODER, SL_COMPONENT_DIT,
+                                                SL_COMPONENT_VAE };
+
+typedef struct {
+    net_test net;
+    const sl_arch *arch;
+    sl_component *parts[PARTS];
+    sl_t2v_components components;
+} fixture;
+
+static inline void open_fixture(fixture *f, const sl_arch *arch, sl_precision precision)
+{
+    sl_error error = { .status = SL_OK }, *err = &error;
+    char dir[] = "/tmp/sl_t2v_test_XXXXXX", path[64];
+
+    net_test_open(&f->net);
+    f->arch = arch;
+    SL_CHECK(mkdtemp(dir) != NULL);
+    snprintf(path, sizeof path, "%s/w.safetensors", dir);
+    for (int i = 0; i < PARTS; i++) {
+        const sl_component_spec spec = sl_component_spec_of(arch, kinds[i], precision);
+        sl_ckpt *ckpt;
+
+        write_file(path, arch, kinds[i]);
+        SL_CHECK_OK(sl_ckpt_open(&ckpt, path, err));
+        SL_CHECK_OK(sl_component_load(&f->parts[i], &spec, f->net.device, f->net.exec, ckpt, err));
+        SL_CHECK(sl_component_mapped_bytes(f->parts[i]) == sl_component_plan_bytes(&spec));
+        sl_ckpt_close(ckpt);
+        unlink(path);
+    }
+    rmdir(dir);
+    f->components =
+        (sl_t2v_components){ .text_encoder = f->parts[0], .dit = f->parts[1], .vae = f->parts[2] };
+}
+
+static inline void close_fixture(fixture *f)
+{
+    for (int i = 0; i < PARTS; i++)
+        sl_component_destroy(f->parts[i]);
+    net_test_close(&f->net);
+}
+
+/* What a run told. */
+typedef struct {
+    uint8_t *rgb; /* [frames, height, width, 3] */
+    size_t frame_bytes;
+    int frames, steps, phases;
+    const char *fail_in; /* "phase", "step", "frames": answers with SL_ERR_BUSY */
+    atomic_uint *cancel; /* set in the first step */
+} record;
+
+static inline sl_status on_phase(void *arg, sl_phase phase, sl_error *err)
+{
+    record *r = arg;
+
+    SL_CHECK((int)phase == r->phases++);
+    if (r->fail_in && strcmp(r->fail_in, "phase") == 0)
+        return sl_fail(err, SL_ERR_BUSY, "asked to stop");
+    return SL_OK;
+}
+
+static inline sl_status on_step(void *arg, int step, int step_count, const sl_tensor *latent,
+                         sl_error *err)
+{
+    record *r = arg;
+
+    SL_CHECK(step == r->steps++ && step < step_count && latent->dtype == SL_F64);
+    if (r->cancel)
+        atomic_store(r->cancel, 1);
+    if (r->fail_in && strcmp(r->fail_in, "step") == 0)
+        return sl_fail(err, SL_ERR_BUSY, "asked to stop");
+    return SL_OK;
+}
+
+static inline sl_status on_frames(void *arg, const uint8_t *rgb, int first, int count, sl_error *err)
+{
+    record *r = arg;
+
+    SL_CHECK(first == r->frames);
+    r->frames += count;
+    r->rgb = realloc(r->rgb, (size_t)r->frames * r->frame_bytes);
+    SL_CHECK(r->rgb != NULL);
+    memcpy(r->rgb + (size_t)first * r->frame_bytes, rgb, (size_t)count * r->frame_bytes);
+    if (r->fail_in && strcmp(r->fail_in, "frames") == 0)
+        return sl_fail(err, SL_ERR_BUSY, "asked to stop");
+    return SL_OK;
+}
+
+static inline sl_status run(fixture *f, const sl_t2v_request *request, const float *const *noises,
+                     record *r, sl_t2v_result *result, sl_error *err)
+{
+    const sl_t2v_events events = {
+        .arg = r, .on_phase = on_phase, .on_step = on_step, .on_frames = on_frames
+    };
+
+    r->frame_bytes = (size_t)request->width * (size_t)request->height * 3;
+    net_test_reset(&f->net); /* NaN: nothing may be read before it is written */
+    const sl_status status = sl_t2v_run(f->net.exec, &f->net.scratch, &f->components, f->arch,
+                                        request, ids, noises, &events, result, err);
+    SL_CHECK(sl_scratch_mark(&f->net.scratch) == 0);
+    return status;
+}
+
+#endif
