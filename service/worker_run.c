@@ -61,7 +61,7 @@ static sl_status on_step(void *arg, int step, int step_count, const sl_tensor *l
 
     (void)latent;
     message.job_id = p->run->job_id;
-    message.step = step;
+    message.step = step + 1; /* the pipeline counts from 0 */
     message.step_count = step_count;
     event.kind_case = SLUICE__WORKER__EVENT__KIND_STEP;
     event.step = &message;
