@@ -33,6 +33,8 @@ const char *sl_component_mode_name(sl_component_mode mode); /* "resident", "stre
 bool sl_component_mode_parse(const char *text, sl_component_mode *out);
 bool sl_component_can_stream(sl_component_kind kind);
 
+#define SL_COMPONENT_BIT(kind) (1u << (kind)) /* of sets of components */
+
 typedef struct {
     sl_component_kind kind;
     sl_precision precision;

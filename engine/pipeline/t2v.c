@@ -15,6 +15,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum {
     PIXEL_MULTIPLE = 16, /* 8 of the VAE, 2 of the patches */
@@ -106,6 +107,23 @@ static sl_status check_sampling(const sl_t2v_request *request, const sl_arch *ar
     return SL_OK;
 }
 
+/* What can be streamed of a model with one expert. */
+static sl_status check_streamed(unsigned streamed, sl_error *err)
+{
+    const unsigned possible =
+        SL_COMPONENT_BIT(SL_COMPONENT_TEXT_ENCODER) | SL_COMPONENT_BIT(SL_COMPONENT_DIT);
+
+    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++)
+        if (streamed & ~possible & SL_COMPONENT_BIT(kind))
+            return sl_fail(err, SL_ERR_INVALID, "%s cannot be streamed: expected %s or %s",
+                           sl_component_name((sl_component_kind)kind),
+                           sl_component_name(SL_COMPONENT_TEXT_ENCODER),
+                           sl_component_name(SL_COMPONENT_DIT));
+    if (streamed & ~possible)
+        return sl_fail(err, SL_ERR_INVALID, "streamed components 0x%x: unknown bits", streamed);
+    return SL_OK;
+}
+
 sl_status sl_t2v_request_check(const sl_t2v_request *request, const sl_arch *arch, sl_error *err)
 {
     sl_status status = SL_OK;
@@ -119,11 +137,23 @@ sl_status sl_t2v_request_check(const sl_t2v_request *request, const sl_arch *arc
     SL_TRY(check_side("height", request->height, err));
     SL_TRY(check_frames(request->frames, arch, err));
     SL_TRY(check_sampling(request, arch, err));
+    SL_TRY(check_streamed(request->streamed, err));
     if (request->token_count < 1 || request->token_count > arch->dit.text_len)
         return sl_fail(err, SL_ERR_INVALID, "%" PRId64 " prompt tokens: expected 1 to %" PRId64,
                        request->token_count, arch->dit.text_len);
 done:
     return status;
+}
+
+int64_t sl_t2v_latent_shape(const sl_t2v_request *request, const sl_arch *arch, int64_t dim[4])
+{
+    const int64_t shape[4] = { arch->dit.out_dim,
+                               1 + (request->frames - 1) / frames_per_latent(arch),
+                               request->height / LATENT_PIXELS, request->width / LATENT_PIXELS };
+
+    if (dim)
+        memcpy(dim, shape, sizeof shape);
+    return shape[0] * shape[1] * shape[2] * shape[3];
 }
 
 /* ---- denoising ---- */
@@ -184,38 +214,65 @@ done:
     return status;
 }
 
+/* Where a run begins: at noise, or behind steps that an earlier run has done. */
+typedef struct {
+    int steps_done;
+    const double *latent; /* NULL: noise */
+} origin;
+
+static sl_status set_state(denoiser *d, const origin *from, double t, sl_error *err)
+{
+    sl_status status = SL_OK;
+
+    if (from->latent)
+        return sl_exec_write(d->exec, d->latent->data, from->latent, sl_tensor_bytes(d->latent),
+                             err);
+    SL_TRY(draw_noise(d, 0, err));
+    SL_TRY(d->ops->sample_init(d->exec, d->latent, &d->staging, t, err));
+done:
+    return status;
+}
+
+/* Noise is drawn by step, not in sequence: steps do not depend on how the ones
+ * before were run. */
+static sl_status denoise_from(const origin *from, denoiser *d, const sl_component *dit,
+                              const sl_tensor *text, const sl_t2v_events *events, sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(d->scratch);
+    const bool tell = events && events->on_step && !sl_exec_is_counting(d->exec);
+    const sl_tensor *latent = d->latent;
+    sl_status status = SL_OK;
+    sl_rcm_schedule schedule;
+    sl_dit_text prepared;
+
+    d->ops = sl_exec_ops(d->exec);
+    SL_TRY(sl_rcm_schedule_make(&schedule, d->request->steps, d->request->sigma_max, err));
+    SL_TRY(sl_scratch_take(d->scratch, &d->staging, err, SL_F32, latent->rank, latent->dim));
+    SL_TRY(sl_scratch_take(d->scratch, &d->velocity, err, SL_F32, latent->rank, latent->dim));
+    SL_TRY(sl_dit_prepare(d->exec, d->scratch, sl_component_dit(dit),
+                          &sl_component_get_spec(dit)->config.dit, text, &prepared, NULL, err));
+    SL_TRY(set_state(d, from, schedule.t[0], err));
+    for (int i = from->steps_done; i < schedule.step_count; i++) {
+        SL_TRY(denoise_step(d, dit, &prepared, &schedule, i, err));
+        if (tell)
+            SL_TRY(events->on_step(events->arg, i, schedule.step_count, latent, err));
+    }
+done:
+    sl_scratch_release(d->scratch, mark);
+    return status;
+}
+
 sl_status sl_t2v_denoise(sl_exec *exec, sl_scratch *scratch, const sl_component *dit,
                          const sl_t2v_request *request, const sl_tensor *text,
                          const float *const *noises, const sl_t2v_events *events,
                          const sl_tensor *latent, sl_error *err)
 {
-    const size_t mark = sl_scratch_mark(scratch);
-    const bool tell = events && events->on_step && !sl_exec_is_counting(exec);
-    denoiser d = { .exec = exec,
-                   .ops = sl_exec_ops(exec),
-                   .scratch = scratch,
-                   .request = request,
-                   .noises = noises,
-                   .latent = latent };
-    sl_status status = SL_OK;
-    sl_rcm_schedule schedule;
-    sl_dit_text prepared;
+    const origin noise = { .steps_done = 0 };
+    denoiser d = {
+        .exec = exec, .scratch = scratch, .request = request, .noises = noises, .latent = latent
+    };
 
-    SL_TRY(sl_rcm_schedule_make(&schedule, request->steps, request->sigma_max, err));
-    SL_TRY(sl_scratch_take(scratch, &d.staging, err, SL_F32, latent->rank, latent->dim));
-    SL_TRY(sl_scratch_take(scratch, &d.velocity, err, SL_F32, latent->rank, latent->dim));
-    SL_TRY(sl_dit_prepare(exec, scratch, sl_component_dit(dit),
-                          &sl_component_get_spec(dit)->config.dit, text, &prepared, NULL, err));
-    SL_TRY(draw_noise(&d, 0, err));
-    SL_TRY(d.ops->sample_init(exec, latent, &d.staging, schedule.t[0], err));
-    for (int i = 0; i < schedule.step_count; i++) {
-        SL_TRY(denoise_step(&d, dit, &prepared, &schedule, i, err));
-        if (tell)
-            SL_TRY(events->on_step(events->arg, i, schedule.step_count, latent, err));
-    }
-done:
-    sl_scratch_release(scratch, mark);
-    return status;
+    return denoise_from(&noise, &d, dit, text, events, err);
 }
 
 /* ---- decoding ---- */
@@ -280,16 +337,109 @@ done:
     return status;
 }
 
-/* ---- the walk: run and plan ---- */
+/* ---- the walk ---- */
+
+/* One walk through the phases. */
+typedef struct {
+    sl_exec *exec;
+    sl_scratch *scratch;
+    const sl_t2v_components *components;
+    const sl_arch *arch;
+    const sl_t2v_request *request;
+    const int32_t *ids;
+    const float *const *noises;
+    const sl_t2v_events *events;
+    origin from;
+    size_t mark; /* of the scratch before the walk */
+    sl_t2v_result measured;
+} walk;
 
 /* A phase begins: its peak is counted from what is in use now. */
-static sl_status begin_phase(sl_exec *exec, sl_scratch *scratch, const sl_t2v_events *events,
-                             sl_phase phase, sl_error *err)
+static sl_status begin_phase(walk *w, sl_phase phase, sl_error *err)
 {
-    scratch->peak_bytes = scratch->used_bytes;
-    if (events && events->on_phase && !sl_exec_is_counting(exec))
-        return events->on_phase(events->arg, phase, err);
+    w->scratch->peak_bytes = w->scratch->used_bytes;
+    if (w->events && w->events->on_phase && !sl_exec_is_counting(w->exec))
+        return w->events->on_phase(w->events->arg, phase, err);
     return SL_OK;
+}
+
+static void end_phase(walk *w, sl_phase phase)
+{
+    w->measured.phase_activation_bytes[phase] = w->scratch->peak_bytes - w->mark;
+}
+
+/* The phases before decoding. */
+static sl_status make_latent(walk *w, const sl_tensor *latent, sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(w->scratch);
+    const sl_component *encoder = w->components->text_encoder;
+    denoiser d = { .exec = w->exec,
+                   .scratch = w->scratch,
+                   .request = w->request,
+                   .noises = w->noises,
+                   .latent = latent };
+    sl_status status = SL_OK;
+    sl_tensor text;
+
+    SL_TRY(sl_scratch_tensor(w->scratch, &text, err, SL_F32, 2, w->arch->dit.text_len,
+                             w->arch->t5.dim));
+    SL_TRY(sl_umt5_encode(w->exec, w->scratch, sl_component_t5(encoder),
+                          &sl_component_get_spec(encoder)->config.t5, w->ids,
+                          w->request->token_count, &text, NULL, err));
+    end_phase(w, SL_PHASE_ENCODE_TEXT);
+
+    SL_TRY(begin_phase(w, SL_PHASE_DENOISE, err));
+    SL_TRY(denoise_from(&w->from, &d, w->components->dit, &text, w->events, err));
+    end_phase(w, SL_PHASE_DENOISE);
+done:
+    sl_scratch_release(w->scratch, mark);
+    return status;
+}
+
+/* Activations are planned for the modes of the request. */
+static sl_status check_mode(const sl_component *component, unsigned streamed, sl_error *err)
+{
+    const sl_component_spec *spec = sl_component_get_spec(component);
+    const sl_component_mode want =
+        streamed & SL_COMPONENT_BIT(spec->kind) ? SL_MODE_STREAMED : SL_MODE_RESIDENT;
+
+    if (spec->mode == want)
+        return SL_OK;
+    return sl_fail(err, SL_ERR_INVALID, "%s is %s: the request was planned with it %s",
+                   sl_component_name(spec->kind), sl_component_mode_name(spec->mode),
+                   sl_component_mode_name(want));
+}
+
+static sl_status run_walk(walk *w, sl_t2v_result *result, sl_error *err)
+{
+    const bool decode_only = w->from.steps_done == w->request->steps;
+    sl_scratch *scratch = w->scratch;
+    sl_status status = SL_OK;
+    sl_tensor latent;
+    int64_t dim[4];
+
+    w->mark = sl_scratch_mark(scratch);
+    SL_TRY(sl_t2v_request_check(w->request, w->arch, err));
+    if (!decode_only) {
+        SL_TRY(check_mode(w->components->text_encoder, w->request->streamed, err));
+        SL_TRY(check_mode(w->components->dit, w->request->streamed, err));
+        SL_TRY(begin_phase(w, SL_PHASE_ENCODE_TEXT, err));
+    }
+    (void)sl_t2v_latent_shape(w->request, w->arch, dim);
+    SL_TRY(sl_scratch_take(scratch, &latent, err, SL_F64, 4, dim));
+    if (decode_only)
+        SL_TRY(sl_exec_write(w->exec, latent.data, w->from.latent, sl_tensor_bytes(&latent), err));
+    else
+        SL_TRY(make_latent(w, &latent, err));
+
+    SL_TRY(begin_phase(w, SL_PHASE_DECODE, err));
+    SL_TRY(sl_t2v_decode(w->exec, scratch, w->components->vae, &latent, w->events, err));
+    end_phase(w, SL_PHASE_DECODE);
+    if (result)
+        *result = w->measured;
+done:
+    sl_scratch_release(scratch, w->mark);
+    return status;
 }
 
 sl_status sl_t2v_run(sl_exec *exec, sl_scratch *scratch, const sl_t2v_components *components,
@@ -297,39 +447,40 @@ sl_status sl_t2v_run(sl_exec *exec, sl_scratch *scratch, const sl_t2v_components
                      const float *const *noises, const sl_t2v_events *events, sl_t2v_result *result,
                      sl_error *err)
 {
-    const size_t mark = sl_scratch_mark(scratch);
-    const sl_component *encoder = components->text_encoder;
-    sl_t2v_result measured = { .phase_activation_bytes = { 0 } };
-    sl_status status = SL_OK;
-    sl_tensor latent, text;
+    walk w = { .exec = exec,
+               .scratch = scratch,
+               .components = components,
+               .arch = arch,
+               .request = request,
+               .ids = ids,
+               .noises = noises,
+               .events = events };
 
-    SL_TRY(sl_t2v_request_check(request, arch, err));
-    SL_TRY(begin_phase(exec, scratch, events, SL_PHASE_ENCODE_TEXT, err));
-    const int64_t T = 1 + (request->frames - 1) / frames_per_latent(arch);
-    SL_TRY(sl_scratch_tensor(scratch, &latent, err, SL_F64, 4, arch->dit.out_dim, T,
-                             request->height / LATENT_PIXELS, request->width / LATENT_PIXELS));
-    const size_t latent_mark = sl_scratch_mark(scratch);
-    SL_TRY(sl_scratch_tensor(scratch, &text, err, SL_F32, 2, arch->dit.text_len, arch->t5.dim));
-    SL_TRY(sl_umt5_encode(exec, scratch, sl_component_t5(encoder),
-                          &sl_component_get_spec(encoder)->config.t5, ids, request->token_count,
-                          &text, NULL, err));
-    measured.phase_activation_bytes[SL_PHASE_ENCODE_TEXT] = scratch->peak_bytes - mark;
-
-    SL_TRY(begin_phase(exec, scratch, events, SL_PHASE_DENOISE, err));
-    SL_TRY(sl_t2v_denoise(exec, scratch, components->dit, request, &text, noises, events, &latent,
-                          err));
-    measured.phase_activation_bytes[SL_PHASE_DENOISE] = scratch->peak_bytes - mark;
-
-    sl_scratch_release(scratch, latent_mark);
-    SL_TRY(begin_phase(exec, scratch, events, SL_PHASE_DECODE, err));
-    SL_TRY(sl_t2v_decode(exec, scratch, components->vae, &latent, events, err));
-    measured.phase_activation_bytes[SL_PHASE_DECODE] = scratch->peak_bytes - mark;
-    if (result)
-        *result = measured;
-done:
-    sl_scratch_release(scratch, mark);
-    return status;
+    return run_walk(&w, result, err);
 }
+
+sl_status sl_t2v_resume(sl_exec *exec, sl_scratch *scratch, const sl_t2v_components *components,
+                        const sl_arch *arch, const sl_t2v_request *request, const int32_t *ids,
+                        const float *const *noises, int steps_done, const double *latent,
+                        const sl_t2v_events *events, sl_t2v_result *result, sl_error *err)
+{
+    walk w = { .exec = exec,
+               .scratch = scratch,
+               .components = components,
+               .arch = arch,
+               .request = request,
+               .ids = ids,
+               .noises = noises,
+               .events = events,
+               .from = { .steps_done = steps_done, .latent = latent } };
+
+    if (steps_done < 1 || steps_done > request->steps)
+        return sl_fail(err, SL_ERR_INVALID, "resumed behind step %d: expected 1 to %d", steps_done,
+                       request->steps);
+    return run_walk(&w, result, err);
+}
+
+/* ---- plans ---- */
 
 /* Both sums of sizes that memory must hold; SIZE_MAX stands for "more than any". */
 static size_t add_saturated(size_t a, size_t b)
@@ -342,12 +493,13 @@ static void sum_up(sl_t2v_plan *plan, const sl_t2v_request *request, const sl_ar
 {
     size_t most = 0;
 
-    for (int phase = 0; phase < SL_PHASE_COUNT; phase++) {
+    for (int phase = SL_PHASE_COUNT - 1; phase >= 0; phase--) {
         plan->phase_activation_bytes[phase] = counted->phase_activation_bytes[phase];
         if (counted->phase_activation_bytes[phase] > most)
             most = counted->phase_activation_bytes[phase];
+        plan->remaining_bytes[phase] = sl_granules(most);
     }
-    plan->activation_bytes = sl_granules(most);
+    plan->activation_bytes = plan->remaining_bytes[0];
     plan->total_bytes = plan->activation_bytes;
     for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++)
         plan->total_bytes = add_saturated(plan->total_bytes, plan->weight_bytes[kind]);
@@ -362,7 +514,11 @@ sl_status sl_t2v_plan_make(sl_t2v_plan *out, const sl_t2v_request *request, cons
     static const sl_component_kind kinds[] = { SL_COMPONENT_TEXT_ENCODER, SL_COMPONENT_DIT,
                                                SL_COMPONENT_VAE };
     sl_component *parts[SL_COUNT(kinds)] = { NULL };
-    sl_t2v_plan plan = { .weight_bytes = { 0 } };
+    sl_t2v_plan plan = {
+        .phase_components = { [SL_PHASE_ENCODE_TEXT] = SL_COMPONENT_BIT(SL_COMPONENT_TEXT_ENCODER),
+                              [SL_PHASE_DENOISE] = SL_COMPONENT_BIT(SL_COMPONENT_DIT),
+                              [SL_PHASE_DECODE] = SL_COMPONENT_BIT(SL_COMPONENT_VAE) },
+    };
     sl_exec *exec = NULL;
     sl_status status = SL_OK;
     sl_scratch scratch;
@@ -372,9 +528,13 @@ sl_status sl_t2v_plan_make(sl_t2v_plan *out, const sl_t2v_request *request, cons
     SL_TRY(sl_exec_create_counting(&exec, err));
     sl_scratch_init_counting(&scratch);
     for (size_t i = 0; i < SL_COUNT(kinds); i++) {
-        const sl_component_spec spec = sl_component_spec_of(arch, kinds[i], request->precision);
+        sl_component_spec spec = sl_component_spec_of(arch, kinds[i], request->precision);
 
+        if (request->streamed & SL_COMPONENT_BIT(kinds[i]))
+            spec.mode = SL_MODE_STREAMED;
         plan.weight_bytes[kinds[i]] = sl_component_plan_bytes(&spec);
+        plan.image_bytes[kinds[i]] = sl_component_image_bytes(&spec);
+        plan.pass_bytes[kinds[i]] = sl_component_pass_bytes(&spec);
         SL_TRY(sl_component_create_counting(&parts[i], &spec, err));
     }
     const sl_t2v_components components = { .text_encoder = parts[0],
@@ -388,4 +548,27 @@ done:
         sl_component_destroy(parts[i]);
     sl_exec_destroy(exec);
     return status;
+}
+
+static double longer(double a, double b)
+{
+    return a > b ? a : b;
+}
+
+sl_t2v_estimate sl_t2v_estimate_run(const sl_t2v_plan *plan, const sl_t2v_request *request,
+                                    const sl_t2v_speed *speed)
+{
+    const double *compute_s = speed->phase_s, rate = speed->copy_bytes_per_s;
+    const double steps = request->steps;
+    sl_t2v_estimate estimate = { .resident_s = 0.0 };
+
+    SL_ASSERT(rate > 0.0);
+    const double text_s = (double)plan->pass_bytes[SL_COMPONENT_TEXT_ENCODER] / rate;
+    const double dit_s = (double)plan->pass_bytes[SL_COMPONENT_DIT] / rate;
+    for (int phase = 0; phase < SL_PHASE_COUNT; phase++)
+        estimate.resident_s += compute_s[phase];
+    estimate.streamed_s = longer(compute_s[SL_PHASE_ENCODE_TEXT], text_s) + dit_s +
+                          steps * longer(compute_s[SL_PHASE_DENOISE] / steps, dit_s) +
+                          compute_s[SL_PHASE_DECODE];
+    return estimate;
 }

@@ -28,6 +28,7 @@ typedef struct {
     double sigma_max;
     uint64_t seed;
     sl_precision precision;
+    unsigned streamed;   /* SL_COMPONENT_BITs: their blocks come from host memory */
     int64_t token_count; /* ids including </s>; a plan without a prompt uses text_len */
 } sl_t2v_request;
 
@@ -45,15 +46,44 @@ typedef enum { SL_PHASE_ENCODE_TEXT, SL_PHASE_DENOISE, SL_PHASE_DECODE, SL_PHASE
 const char *sl_phase_name(sl_phase phase); /* "encode_text", ... */
 
 typedef struct {
-    size_t weight_bytes[SL_COMPONENT_COUNT];       /* granules each component maps; 0: not needed */
+    size_t weight_bytes[SL_COMPONENT_COUNT];   /* granules each component maps; 0: not needed */
+    size_t image_bytes[SL_COMPONENT_COUNT];    /* its image; in host memory if it is streamed */
+    size_t pass_bytes[SL_COMPONENT_COUNT];     /* streamed: copied per walk through its blocks */
+    unsigned phase_components[SL_PHASE_COUNT]; /* SL_COMPONENT_BITs that the phase uses */
     size_t phase_activation_bytes[SL_PHASE_COUNT]; /* scratch peak, to the byte */
-    size_t activation_bytes;   /* the largest of them, in granules: what the job maps */
+    size_t remaining_bytes[SL_PHASE_COUNT]; /* granules of activations from this phase to the end:
+                                               at its begin the job may shrink to them */
+    size_t activation_bytes;   /* the largest of all phases, in granules: what the job maps */
     size_t total_bytes;        /* all weights + activation_bytes (without the exec's workspace) */
     size_t output_frame_bytes; /* host memory of one chunk of RGB frames */
 } sl_t2v_plan;
 
 sl_status sl_t2v_plan_make(sl_t2v_plan *out, const sl_t2v_request *request, const sl_arch *arch,
                            sl_error *err) SL_MUST_CHECK;
+
+/* What is known of the machine: measured, or guessed. */
+typedef struct {
+    double copy_bytes_per_s;        /* host to device while computing; above 0 */
+    double phase_s[SL_PHASE_COUNT]; /* compute of each phase with everything resident */
+} sl_t2v_speed;
+
+typedef struct {
+    double resident_s, streamed_s; /* the slowdown is their ratio */
+} sl_t2v_estimate;
+
+/* Time of a run, without and with the streaming that the plan is for.  With two
+ * slots a walk through a network takes the longer of its compute and its copy
+ * (the first block, which nothing hides, is left out):
+ *
+ *     encode text    max(compute, pass / rate)
+ *     denoise        pass / rate + steps * max(compute / steps, pass / rate)
+ *     decode         compute
+ *
+ * the first term of denoise being the walk that prepares the text's keys and
+ * values, whose compute counts as nothing; pass is the network's pass_bytes,
+ * without which a phase takes its compute. */
+sl_t2v_estimate sl_t2v_estimate_run(const sl_t2v_plan *plan, const sl_t2v_request *request,
+                                    const sl_t2v_speed *speed);
 
 typedef struct {
     const sl_component *text_encoder, *dit, *vae;
@@ -75,13 +105,28 @@ typedef struct {
     size_t phase_activation_bytes[SL_PHASE_COUNT]; /* measured scratch peaks */
 } sl_t2v_result;
 
-/* ids: request->token_count of them.  noises: NULL, or steps + 1 host arrays
+/* ids: request->token_count of them.  Components are in the modes that the
+ * request says (SL_ERR_INVALID).  noises: NULL, or steps + 1 host arrays
  * [16, T, h, w] f32 that replace the generator (noise import).  A NaN or infinity
  * after a step is SL_ERR_DATA and names step and stage. */
 sl_status sl_t2v_run(sl_exec *exec, sl_scratch *scratch, const sl_t2v_components *components,
                      const sl_arch *arch, const sl_t2v_request *request, const int32_t *ids,
                      const float *const *noises, const sl_t2v_events *events, sl_t2v_result *result,
                      sl_error *err) SL_MUST_CHECK;
+
+/* Continues a run of the same request behind steps_done (1 to steps) of its
+ * steps: gives the frames that it would have given.  latent: the state that
+ * on_step showed last, in host memory.  Events and result are those of the rest:
+ * behind the last step that is decoding alone, without ids, text encoder and DiT. */
+sl_status sl_t2v_resume(sl_exec *exec, sl_scratch *scratch, const sl_t2v_components *components,
+                        const sl_arch *arch, const sl_t2v_request *request, const int32_t *ids,
+                        const float *const *noises, int steps_done, const double *latent,
+                        const sl_t2v_events *events, sl_t2v_result *result,
+                        sl_error *err) SL_MUST_CHECK;
+
+/* Elements of the latent state, [C, T, h, w] in *dim if it is not NULL; of a
+ * request that passed its check. */
+int64_t sl_t2v_latent_shape(const sl_t2v_request *request, const sl_arch *arch, int64_t dim[4]);
 
 /* The stages behind the text encoder, as sl_t2v_run calls them; activations are
  * given back before they return.  events may be NULL. */
