@@ -124,6 +124,10 @@ sl_status golden_decode(golden_case *c, const sl_vae_weights *weights, const sl_
                         const sl_tensor *latent, const char *out, const sl_tap *tap,
                         const char *rel_l2_key, const char *max_abs_key,
                         sl_error *err) SL_MUST_CHECK;
+sl_status golden_encode(golden_case *c, const sl_vae_weights *weights, const sl_vae_config *config,
+                        const sl_tensor *video, const char *out, const sl_tap *tap,
+                        const char *rel_l2_key, const char *max_abs_key,
+                        sl_error *err) SL_MUST_CHECK;
 
 #define GOLDEN_TRY(expr)                                                                           \
     do {                                                                                           \

@@ -177,7 +177,7 @@ sl_status golden_run_full_vae(golden_case *c, sl_error *err)
     static generated net;
     sl_status status = SL_OK;
     sl_component_spec spec;
-    sl_tensor latent = { .data = NULL };
+    sl_tensor latent = { .data = NULL }, video = { .data = NULL };
     bool fits;
 
     memset(&net, 0, sizeof net);
@@ -185,9 +185,11 @@ sl_status golden_run_full_vae(golden_case *c, sl_error *err)
     GOLDEN_TRY(generate(c, &spec, &net, &fits, err));
     if (!fits)
         goto done;
-    golden_skip(c, "encode", "the video encoder is not implemented yet");
     GOLDEN_TRY(generate_input(c, "in.latent", &latent, err));
     GOLDEN_TRY(golden_decode(c, &net.weights.vae, &config, &latent, "out.video", NULL, "f32_rel_l2",
+                             NULL, err));
+    GOLDEN_TRY(generate_input(c, "in.video", &video, err));
+    GOLDEN_TRY(golden_encode(c, &net.weights.vae, &config, &video, "out.mu", NULL, "f32_rel_l2",
                              NULL, err));
 done:
     sl_region_destroy(net.region);
