@@ -37,8 +37,10 @@ static void print_event(const cli *c, const Sluice__V1__JobEvent *event, int64_t
     }
     if (c->progress)
         return;
-    fprintf(stderr, "%10s  %s%s%s\n", cli_duration(event->time_ns - submitted_ns, elapsed),
-            cli_state_text(event->state), event->text[0] ? ": " : "", event->text);
+    const char *state = cli_state_text(event->state);
+    const bool more = event->text[0] && strcmp(event->text, state) != 0;
+    fprintf(stderr, "%10s  %s%s%s\n", cli_duration(event->time_ns - submitted_ns, elapsed), state,
+            more ? ": " : "", more ? event->text : "");
 }
 
 static void show_progress(const cli *c, const Sluice__V1__Job *job)

@@ -32,7 +32,7 @@ def test_the_worker_dies():
         whole = d.wait_state(d.submit(*SHAPE), ["done"], 120)
         before = d.memory()
         job_id = d.submit(*SHAPE)
-        d.wait_state(job_id, ["denoising"])
+        d.wait_state(job_id, ["denoising", "decoding"])
         os.kill(before["worker_pid"], signal.SIGKILL)
         job = d.wait_state(job_id, ["done", "failed", "cancelled"], 120)
         assert job["state"] == "done" and job["attempt"] == 2, job
@@ -138,7 +138,7 @@ def test_sigterm_in_the_middle_of_a_job():
 def test_wrong_flags_and_folders():
     with Daemon(start=False) as d:
         for args in (["--device", "gpu"], ["--device", "cpu:1KiB"], ["--no-such-flag"],
-                     ["--models", "/no/such/folder"]):
+                     ["--config", "/no/such/file"]):
             got = subprocess.run([SLUICED, "--models", shared_model_root(), "--outputs", d.outputs,
                                   "--runtime", d.runtime, "--device", "cpu:1GiB", *args],
                                  capture_output=True, text=True, check=False, timeout=20 * PATIENCE)

@@ -120,17 +120,22 @@ def test_the_same_request_twice_is_the_same_bytes():
                 first["output_sha256"]
 
 
-def test_samplers_steps_and_precisions_differ():
+def test_samplers_steps_and_precisions():
+    tiny = ["--width", "64", "--height", "64", "--frames", "5"]
     with Daemon() as d:
-        seen = set()
-        for args in (["--sampler", "sde", "--steps", "4"], ["--sampler", "ode", "--steps", "4"],
-                     ["--steps", "1"], ["--steps", "2"], ["--steps", "3"],
-                     ["--steps", "3", "--sigma-max", "40"], ["--steps", "3", "--precision", "f32"]):
-            job = generate(d, "x.y4m", "--width", "64", "--height", "64", "--frames", "5", *args)
-            seen.add(job["output_sha256"])
-        assert len(seen) == 7, seen
-        sde = generate(d, "x.y4m", "--width", "64", "--height", "64", "--frames", "5", "--steps", "4")
-        assert sde["output_sha256"] in seen, "SDE and bf16 are not the defaults"
+        jobs = [generate(d, "x.y4m", *tiny, *args) for args in (
+            ["--sampler", "sde", "--steps", "4"], ["--sampler", "ode", "--steps", "4"],
+            ["--steps", "1"], ["--steps", "2"], ["--steps", "3"],
+            ["--steps", "3", "--sigma-max", "40"])]
+        seen = [job["output_sha256"] for job in jobs]
+        assert len(set(seen)) == len(seen), seen
+        defaults = generate(d, "x.y4m", *tiny)
+        assert defaults["output_sha256"] == seen[0], "SDE in 4 steps is not the default"
+        f32 = generate(d, "x.y4m", *tiny, "--precision", "f32")
+        assert f32["plan"]["weight_bytes"] > jobs[0]["plan"]["weight_bytes"], f32
+        assert f32["request"]["precision"] == "f32" and jobs[0]["request"]["precision"] == "bf16"
+        # Both precisions stay loaded while there is room: one model, two sets.
+        check_sums(d.memory())
 
 
 def test_formats():
