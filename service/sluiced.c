@@ -170,7 +170,7 @@ static sl_status make_table(daemon_state *d, sl_error *err)
     if (!d->table)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the budget table");
     if (d->settings.budget)
-        return sl_fail(err, SL_ERR_UNIMPLEMENTED, "budget \"%s\": tables from files come later", d->settings.budget);
+        return sl_budget_table_load(d->table, d->settings.budget, err);
     sl_budget_table_default(d->table);
     return SL_OK;
 }
