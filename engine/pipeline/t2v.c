@@ -3,25 +3,18 @@
  * Scratch, bottom to top:  latent | text | what the phase at hand needs.  The
  * text goes when denoising ends; only the latent lives through.
  */
-#include "engine/pipeline/t2v.h"
+#include "engine/pipeline/t2v_walk.h"
 
-#include "engine/nets/dit.h"
-#include "engine/nets/net.h"
 #include "engine/nets/umt5.h"
 #include "engine/nets/vae.h"
-#include "engine/pipeline/schedule.h"
-#include "kernels/ops.h"
 
 #include <inttypes.h>
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum {
-    PIXEL_MULTIPLE = 16, /* 8 of the VAE, 2 of the patches */
-    LATENT_PIXELS = 8,
+    PIXEL_MULTIPLE = 16,   /* 8 of the VAE, 2 of the patches */
     TOKENS_PER_AXIS = 128, /* what the rotary table holds */
-    RGB = 3,
 };
 
 const char *sl_phase_name(sl_phase phase)
@@ -149,235 +142,34 @@ int64_t sl_t2v_latent_shape(const sl_t2v_request *request, const sl_arch *arch, 
 {
     const int64_t shape[4] = { arch->dit.out_dim,
                                1 + (request->frames - 1) / frames_per_latent(arch),
-                               request->height / LATENT_PIXELS, request->width / LATENT_PIXELS };
+                               request->height / SL_LATENT_PIXELS,
+                               request->width / SL_LATENT_PIXELS };
 
     if (dim)
         memcpy(dim, shape, sizeof shape);
     return shape[0] * shape[1] * shape[2] * shape[3];
 }
 
-/* ---- denoising ---- */
-
-typedef struct {
-    sl_exec *exec;
-    const sl_ops *ops;
-    sl_scratch *scratch;
-    const sl_t2v_request *request;
-    const float *const *noises; /* NULL: generated */
-    const sl_tensor *latent;    /* f64 */
-    sl_tensor staging;          /* f32: the network's input, then the step's noise */
-    sl_tensor velocity;         /* f32 */
-} denoiser;
-
-static sl_status draw_noise(denoiser *d, int draw, sl_error *err)
-{
-    const sl_tensor *noise = &d->staging;
-
-    if (d->noises)
-        return sl_exec_write(d->exec, noise->data, d->noises[draw], sl_tensor_bytes(noise), err);
-    return d->ops->randn(d->exec, noise, d->request->seed, (uint32_t)draw, err);
-}
-
-static sl_status check_finite(sl_exec *exec, const sl_tensor *x, const char *stage, int64_t index,
-                              int64_t count, sl_error *err)
-{
-    int64_t bad_count = 0;
-    const sl_status status = sl_exec_ops(exec)->check_finite(exec, x, &bad_count, err);
-
-    if (status != SL_OK || bad_count == 0)
-        return status;
-    return sl_fail(err, SL_ERR_DATA,
-                   "%s %" PRId64 " of %" PRId64 ": %" PRId64 " of %" PRId64
-                   " values are NaN or infinite",
-                   stage, index + 1, count, bad_count, sl_tensor_count(x));
-}
-
-/* One evaluation and one update of the state.  Behind the last step t is 0: the
- * noise of SDE would be multiplied by 0, and both updates are the same. */
-static sl_status denoise_step(denoiser *d, const sl_component *dit, const sl_dit_text *text,
-                              const sl_rcm_schedule *schedule, int i, sl_error *err)
-{
-    const double t_next = schedule->t[i + 1];
-    const bool noisy = d->request->mode == SL_SAMPLER_SDE && t_next != 0.0;
-    sl_status status = SL_OK;
-
-    SL_TRY(d->ops->sample_cast(d->exec, &d->staging, d->latent, err));
-    SL_TRY(sl_dit_forward(d->exec, d->scratch, sl_component_dit(dit),
-                          &sl_component_get_spec(dit)->config.dit, text, schedule->timestep[i],
-                          &d->staging, &d->velocity, NULL, err));
-    if (noisy)
-        SL_TRY(draw_noise(d, i + 1, err));
-    SL_TRY(d->ops->sample_step(d->exec, d->latent, &d->velocity, noisy ? &d->staging : NULL,
-                               schedule->t[i], t_next, err));
-    SL_TRY(check_finite(d->exec, d->latent, "denoising step", i, schedule->step_count, err));
-done:
-    return status;
-}
-
-/* Where a run begins: at noise, or behind steps that an earlier run has done. */
-typedef struct {
-    int steps_done;
-    const double *latent; /* NULL: noise */
-} origin;
-
-static sl_status set_state(denoiser *d, const origin *from, double t, sl_error *err)
-{
-    sl_status status = SL_OK;
-
-    if (from->latent)
-        return sl_exec_write(d->exec, d->latent->data, from->latent, sl_tensor_bytes(d->latent),
-                             err);
-    SL_TRY(draw_noise(d, 0, err));
-    SL_TRY(d->ops->sample_init(d->exec, d->latent, &d->staging, t, err));
-done:
-    return status;
-}
-
-/* Noise is drawn by step, not in sequence: steps do not depend on how the ones
- * before were run. */
-static sl_status denoise_from(const origin *from, denoiser *d, const sl_component *dit,
-                              const sl_tensor *text, const sl_t2v_events *events, sl_error *err)
-{
-    const size_t mark = sl_scratch_mark(d->scratch);
-    const bool tell = events && events->on_step && !sl_exec_is_counting(d->exec);
-    const sl_tensor *latent = d->latent;
-    sl_status status = SL_OK;
-    sl_rcm_schedule schedule;
-    sl_dit_text prepared;
-
-    d->ops = sl_exec_ops(d->exec);
-    SL_TRY(sl_rcm_schedule_make(&schedule, d->request->steps, d->request->sigma_max, err));
-    SL_TRY(sl_scratch_take(d->scratch, &d->staging, err, SL_F32, latent->rank, latent->dim));
-    SL_TRY(sl_scratch_take(d->scratch, &d->velocity, err, SL_F32, latent->rank, latent->dim));
-    SL_TRY(sl_dit_prepare(d->exec, d->scratch, sl_component_dit(dit),
-                          &sl_component_get_spec(dit)->config.dit, text, &prepared, NULL, err));
-    SL_TRY(set_state(d, from, schedule.t[0], err));
-    for (int i = from->steps_done; i < schedule.step_count; i++) {
-        SL_TRY(denoise_step(d, dit, &prepared, &schedule, i, err));
-        if (tell)
-            SL_TRY(events->on_step(events->arg, i, schedule.step_count, latent, err));
-    }
-done:
-    sl_scratch_release(d->scratch, mark);
-    return status;
-}
-
-sl_status sl_t2v_denoise(sl_exec *exec, sl_scratch *scratch, const sl_component *dit,
-                         const sl_t2v_request *request, const sl_tensor *text,
-                         const float *const *noises, const sl_t2v_events *events,
-                         const sl_tensor *latent, sl_error *err)
-{
-    const origin noise = { .steps_done = 0 };
-    denoiser d = {
-        .exec = exec, .scratch = scratch, .request = request, .noises = noises, .latent = latent
-    };
-
-    return denoise_from(&noise, &d, dit, text, events, err);
-}
-
-/* ---- decoding ---- */
-
-static sl_status deliver(sl_exec *exec, sl_scratch *scratch, const sl_tensor *frames, int first,
-                         uint8_t *host, const sl_t2v_events *events, sl_error *err)
-{
-    const size_t mark = sl_scratch_mark(scratch);
-    sl_status status = SL_OK;
-    sl_tensor rgb;
-
-    SL_TRY(sl_scratch_take(scratch, &rgb, err, SL_U8, frames->rank, frames->dim));
-    SL_TRY(sl_exec_ops(exec)->frames_to_rgb(exec, &rgb, frames, err));
-    if (host) {
-        SL_TRY(sl_exec_read(exec, host, rgb.data, sl_tensor_bytes(&rgb), err));
-        SL_TRY(events->on_frames(events->arg, host, first, (int)frames->dim[0], err));
-    }
-done:
-    sl_scratch_release(scratch, mark);
-    return status;
-}
-
-static size_t chunk_rgb_bytes(const sl_vae_config *config, int64_t T, int64_t h, int64_t w)
-{
-    const int64_t first_only = 1, later = sl_vae_frame_count(config, 2) - 1;
-    const int64_t frames = T > 1 ? later : first_only;
-
-    return (size_t)(frames * LATENT_PIXELS * h * LATENT_PIXELS * w * RGB);
-}
-
-sl_status sl_t2v_decode(sl_exec *exec, sl_scratch *scratch, const sl_component *vae,
-                        const sl_tensor *latent, const sl_t2v_events *events, sl_error *err)
-{
-    const size_t mark = sl_scratch_mark(scratch);
-    const sl_vae_config *config = &sl_component_get_spec(vae)->config.vae;
-    const int64_t T = latent->dim[1], h = latent->dim[2], w = latent->dim[3];
-    const bool tell = events && events->on_frames && !sl_exec_is_counting(exec);
-    uint8_t *host = NULL;
-    sl_status status = SL_OK;
-    sl_vae_decoder decoder;
-    sl_tensor z, frames;
-    int64_t first = 0;
-
-    if (tell) {
-        host = malloc(chunk_rgb_bytes(config, T, h, w));
-        if (!host)
-            return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a chunk of decoded frames");
-    }
-    SL_TRY(sl_scratch_take(scratch, &z, err, SL_F32, latent->rank, latent->dim));
-    SL_TRY(sl_exec_ops(exec)->sample_cast(exec, &z, latent, err));
-    SL_TRY(sl_vae_decoder_begin(&decoder, exec, scratch, sl_component_vae(vae), config, T, h, w,
-                                NULL, err));
-    for (int64_t t = 0; t < T; t++) {
-        SL_TRY(sl_vae_decoder_next(&decoder, &z, t, &frames, err));
-        SL_TRY(check_finite(exec, &frames, "decoding latent frame", t, T, err));
-        SL_TRY(deliver(exec, scratch, &frames, (int)first, host, events, err));
-        first += frames.dim[0];
-    }
-done:
-    free(host);
-    sl_scratch_release(scratch, mark);
-    return status;
-}
-
 /* ---- the walk ---- */
 
-/* One walk through the phases. */
-typedef struct {
-    sl_exec *exec;
-    sl_scratch *scratch;
-    const sl_t2v_components *components;
-    const sl_arch *arch;
-    const sl_t2v_request *request;
-    const int32_t *ids;
-    const float *const *noises;
-    const sl_t2v_events *events;
-    origin from;
-    size_t mark; /* of the scratch before the walk */
-    sl_t2v_result measured;
-} walk;
-
-/* A phase begins: its peak is counted from what is in use now. */
-static sl_status begin_phase(walk *w, sl_phase phase, sl_error *err)
+sl_status sl_t2v_begin_phase(sl_t2v_walk *walk, sl_phase phase, sl_error *err)
 {
-    w->scratch->peak_bytes = w->scratch->used_bytes;
-    if (w->events && w->events->on_phase && !sl_exec_is_counting(w->exec))
-        return w->events->on_phase(w->events->arg, phase, err);
+    walk->scratch->peak_bytes = walk->scratch->used_bytes;
+    if (walk->events && walk->events->on_phase && !sl_exec_is_counting(walk->exec))
+        return walk->events->on_phase(walk->events->arg, phase, err);
     return SL_OK;
 }
 
-static void end_phase(walk *w, sl_phase phase)
+void sl_t2v_end_phase(sl_t2v_walk *walk, sl_phase phase)
 {
-    w->measured.phase_activation_bytes[phase] = w->scratch->peak_bytes - w->mark;
+    walk->measured.phase_activation_bytes[phase] = walk->scratch->peak_bytes - walk->mark;
 }
 
 /* The phases before decoding. */
-static sl_status make_latent(walk *w, const sl_tensor *latent, sl_error *err)
+static sl_status make_latent(sl_t2v_walk *w, const sl_tensor *latent, sl_error *err)
 {
     const size_t mark = sl_scratch_mark(w->scratch);
     const sl_component *encoder = w->components->text_encoder;
-    denoiser d = { .exec = w->exec,
-                   .scratch = w->scratch,
-                   .request = w->request,
-                   .noises = w->noises,
-                   .latent = latent };
     sl_status status = SL_OK;
     sl_tensor text;
 
@@ -386,11 +178,11 @@ static sl_status make_latent(walk *w, const sl_tensor *latent, sl_error *err)
     SL_TRY(sl_umt5_encode(w->exec, w->scratch, sl_component_t5(encoder),
                           &sl_component_get_spec(encoder)->config.t5, w->ids,
                           w->request->token_count, &text, NULL, err));
-    end_phase(w, SL_PHASE_ENCODE_TEXT);
+    sl_t2v_end_phase(w, SL_PHASE_ENCODE_TEXT);
 
-    SL_TRY(begin_phase(w, SL_PHASE_DENOISE, err));
-    SL_TRY(denoise_from(&w->from, &d, w->components->dit, &text, w->events, err));
-    end_phase(w, SL_PHASE_DENOISE);
+    SL_TRY(sl_t2v_begin_phase(w, SL_PHASE_DENOISE, err));
+    SL_TRY(sl_t2v_walk_denoise(w, &text, latent, err));
+    sl_t2v_end_phase(w, SL_PHASE_DENOISE);
 done:
     sl_scratch_release(w->scratch, mark);
     return status;
@@ -410,9 +202,9 @@ static sl_status check_mode(const sl_component *component, unsigned streamed, sl
                    sl_component_mode_name(want));
 }
 
-static sl_status run_walk(walk *w, sl_t2v_result *result, sl_error *err)
+static sl_status run_walk(sl_t2v_walk *w, sl_t2v_result *result, sl_error *err)
 {
-    const bool decode_only = w->from.steps_done == w->request->steps;
+    const bool decode_only = w->steps_done == w->request->steps;
     sl_scratch *scratch = w->scratch;
     sl_status status = SL_OK;
     sl_tensor latent;
@@ -423,18 +215,18 @@ static sl_status run_walk(walk *w, sl_t2v_result *result, sl_error *err)
     if (!decode_only) {
         SL_TRY(check_mode(w->components->text_encoder, w->request->streamed, err));
         SL_TRY(check_mode(w->components->dit, w->request->streamed, err));
-        SL_TRY(begin_phase(w, SL_PHASE_ENCODE_TEXT, err));
+        SL_TRY(sl_t2v_begin_phase(w, SL_PHASE_ENCODE_TEXT, err));
     }
     (void)sl_t2v_latent_shape(w->request, w->arch, dim);
     SL_TRY(sl_scratch_take(scratch, &latent, err, SL_F64, 4, dim));
     if (decode_only)
-        SL_TRY(sl_exec_write(w->exec, latent.data, w->from.latent, sl_tensor_bytes(&latent), err));
+        SL_TRY(sl_exec_write(w->exec, latent.data, w->latent, sl_tensor_bytes(&latent), err));
     else
         SL_TRY(make_latent(w, &latent, err));
 
-    SL_TRY(begin_phase(w, SL_PHASE_DECODE, err));
+    SL_TRY(sl_t2v_begin_phase(w, SL_PHASE_DECODE, err));
     SL_TRY(sl_t2v_decode(w->exec, scratch, w->components->vae, &latent, w->events, err));
-    end_phase(w, SL_PHASE_DECODE);
+    sl_t2v_end_phase(w, SL_PHASE_DECODE);
     if (result)
         *result = w->measured;
 done:
@@ -447,14 +239,14 @@ sl_status sl_t2v_run(sl_exec *exec, sl_scratch *scratch, const sl_t2v_components
                      const float *const *noises, const sl_t2v_events *events, sl_t2v_result *result,
                      sl_error *err)
 {
-    walk w = { .exec = exec,
-               .scratch = scratch,
-               .components = components,
-               .arch = arch,
-               .request = request,
-               .ids = ids,
-               .noises = noises,
-               .events = events };
+    sl_t2v_walk w = { .exec = exec,
+                      .scratch = scratch,
+                      .components = components,
+                      .arch = arch,
+                      .request = request,
+                      .ids = ids,
+                      .noises = noises,
+                      .events = events };
 
     return run_walk(&w, result, err);
 }
@@ -464,111 +256,19 @@ sl_status sl_t2v_resume(sl_exec *exec, sl_scratch *scratch, const sl_t2v_compone
                         const float *const *noises, int steps_done, const double *latent,
                         const sl_t2v_events *events, sl_t2v_result *result, sl_error *err)
 {
-    walk w = { .exec = exec,
-               .scratch = scratch,
-               .components = components,
-               .arch = arch,
-               .request = request,
-               .ids = ids,
-               .noises = noises,
-               .events = events,
-               .from = { .steps_done = steps_done, .latent = latent } };
+    sl_t2v_walk w = { .exec = exec,
+                      .scratch = scratch,
+                      .components = components,
+                      .arch = arch,
+                      .request = request,
+                      .ids = ids,
+                      .noises = noises,
+                      .events = events,
+                      .steps_done = steps_done,
+                      .latent = latent };
 
     if (steps_done < 1 || steps_done > request->steps)
         return sl_fail(err, SL_ERR_INVALID, "resumed behind step %d: expected 1 to %d", steps_done,
                        request->steps);
     return run_walk(&w, result, err);
-}
-
-/* ---- plans ---- */
-
-/* Both sums of sizes that memory must hold; SIZE_MAX stands for "more than any". */
-static size_t add_saturated(size_t a, size_t b)
-{
-    return a > SIZE_MAX - b ? SIZE_MAX : a + b;
-}
-
-static void sum_up(sl_t2v_plan *plan, const sl_t2v_request *request, const sl_arch *arch,
-                   const sl_t2v_result *counted)
-{
-    size_t most = 0;
-
-    for (int phase = SL_PHASE_COUNT - 1; phase >= 0; phase--) {
-        plan->phase_activation_bytes[phase] = counted->phase_activation_bytes[phase];
-        if (counted->phase_activation_bytes[phase] > most)
-            most = counted->phase_activation_bytes[phase];
-        plan->remaining_bytes[phase] = sl_granules(most);
-    }
-    plan->activation_bytes = plan->remaining_bytes[0];
-    plan->total_bytes = plan->activation_bytes;
-    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++)
-        plan->total_bytes = add_saturated(plan->total_bytes, plan->weight_bytes[kind]);
-    plan->output_frame_bytes =
-        chunk_rgb_bytes(&arch->vae, request->frames > 1 ? 2 : 1, request->height / LATENT_PIXELS,
-                        request->width / LATENT_PIXELS);
-}
-
-sl_status sl_t2v_plan_make(sl_t2v_plan *out, const sl_t2v_request *request, const sl_arch *arch,
-                           sl_error *err)
-{
-    static const sl_component_kind kinds[] = { SL_COMPONENT_TEXT_ENCODER, SL_COMPONENT_DIT,
-                                               SL_COMPONENT_VAE };
-    sl_component *parts[SL_COUNT(kinds)] = { NULL };
-    sl_t2v_plan plan = {
-        .phase_components = { [SL_PHASE_ENCODE_TEXT] = SL_COMPONENT_BIT(SL_COMPONENT_TEXT_ENCODER),
-                              [SL_PHASE_DENOISE] = SL_COMPONENT_BIT(SL_COMPONENT_DIT),
-                              [SL_PHASE_DECODE] = SL_COMPONENT_BIT(SL_COMPONENT_VAE) },
-    };
-    sl_exec *exec = NULL;
-    sl_status status = SL_OK;
-    sl_scratch scratch;
-    sl_t2v_result counted;
-
-    SL_TRY(sl_t2v_request_check(request, arch, err));
-    SL_TRY(sl_exec_create_counting(&exec, err));
-    sl_scratch_init_counting(&scratch);
-    for (size_t i = 0; i < SL_COUNT(kinds); i++) {
-        sl_component_spec spec = sl_component_spec_of(arch, kinds[i], request->precision);
-
-        if (request->streamed & SL_COMPONENT_BIT(kinds[i]))
-            spec.mode = SL_MODE_STREAMED;
-        plan.weight_bytes[kinds[i]] = sl_component_plan_bytes(&spec);
-        plan.image_bytes[kinds[i]] = sl_component_image_bytes(&spec);
-        plan.pass_bytes[kinds[i]] = sl_component_pass_bytes(&spec);
-        SL_TRY(sl_component_create_counting(&parts[i], &spec, err));
-    }
-    const sl_t2v_components components = { .text_encoder = parts[0],
-                                           .dit = parts[1],
-                                           .vae = parts[2] };
-    SL_TRY(sl_t2v_run(exec, &scratch, &components, arch, request, NULL, NULL, NULL, &counted, err));
-    sum_up(&plan, request, arch, &counted);
-    *out = plan;
-done:
-    for (size_t i = 0; i < SL_COUNT(kinds); i++)
-        sl_component_destroy(parts[i]);
-    sl_exec_destroy(exec);
-    return status;
-}
-
-static double longer(double a, double b)
-{
-    return a > b ? a : b;
-}
-
-sl_t2v_estimate sl_t2v_estimate_run(const sl_t2v_plan *plan, const sl_t2v_request *request,
-                                    const sl_t2v_speed *speed)
-{
-    const double *compute_s = speed->phase_s, rate = speed->copy_bytes_per_s;
-    const double steps = request->steps;
-    sl_t2v_estimate estimate = { .resident_s = 0.0 };
-
-    SL_ASSERT(rate > 0.0);
-    const double text_s = (double)plan->pass_bytes[SL_COMPONENT_TEXT_ENCODER] / rate;
-    const double dit_s = (double)plan->pass_bytes[SL_COMPONENT_DIT] / rate;
-    for (int phase = 0; phase < SL_PHASE_COUNT; phase++)
-        estimate.resident_s += compute_s[phase];
-    estimate.streamed_s = longer(compute_s[SL_PHASE_ENCODE_TEXT], text_s) + dit_s +
-                          steps * longer(compute_s[SL_PHASE_DENOISE] / steps, dit_s) +
-                          compute_s[SL_PHASE_DECODE];
-    return estimate;
 }

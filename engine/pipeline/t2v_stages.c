@@ -1,0 +1,195 @@
+/* t2v_stages.c - the stages of a run behind the text encoder. */
+#include "engine/pipeline/t2v_walk.h"
+
+#include "engine/nets/dit.h"
+#include "engine/nets/vae.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+
+enum { RGB = 3 };
+
+/* ---- denoising ---- */
+
+typedef struct {
+    const sl_t2v_walk *walk;
+    sl_exec *exec;
+    const sl_ops *ops;
+    sl_scratch *scratch;
+    const sl_tensor *latent; /* f64 */
+    sl_tensor staging;       /* f32: the network's input, then the step's noise */
+    sl_tensor velocity;      /* f32 */
+} denoiser;
+
+static sl_status draw_noise(denoiser *d, int draw, sl_error *err)
+{
+    const sl_tensor *noise = &d->staging;
+
+    if (d->walk->noises)
+        return sl_exec_write(d->exec, noise->data, d->walk->noises[draw], sl_tensor_bytes(noise),
+                             err);
+    return d->ops->randn(d->exec, noise, d->walk->request->seed, (uint32_t)draw, err);
+}
+
+static sl_status check_finite(sl_exec *exec, const sl_tensor *x, const char *stage, int64_t index,
+                              int64_t count, sl_error *err)
+{
+    int64_t bad_count = 0;
+    const sl_status status = sl_exec_ops(exec)->check_finite(exec, x, &bad_count, err);
+
+    if (status != SL_OK || bad_count == 0)
+        return status;
+    return sl_fail(err, SL_ERR_DATA,
+                   "%s %" PRId64 " of %" PRId64 ": %" PRId64 " of %" PRId64
+                   " values are NaN or infinite",
+                   stage, index + 1, count, bad_count, sl_tensor_count(x));
+}
+
+/* One evaluation and one update of the state.  Behind the last step t is 0: the
+ * noise of SDE would be multiplied by 0, and both updates are the same. */
+static sl_status denoise_step(denoiser *d, const sl_component *dit, const sl_dit_text *text,
+                              const sl_rcm_schedule *schedule, int i, sl_error *err)
+{
+    const double t_next = schedule->t[i + 1];
+    const bool noisy = d->walk->request->mode == SL_SAMPLER_SDE && t_next != 0.0;
+    sl_status status = SL_OK;
+
+    SL_TRY(d->ops->sample_cast(d->exec, &d->staging, d->latent, err));
+    SL_TRY(sl_dit_forward(d->exec, d->scratch, sl_component_dit(dit),
+                          &sl_component_get_spec(dit)->config.dit, text, schedule->timestep[i],
+                          &d->staging, &d->velocity, NULL, err));
+    if (noisy)
+        SL_TRY(draw_noise(d, i + 1, err));
+    SL_TRY(d->ops->sample_step(d->exec, d->latent, &d->velocity, noisy ? &d->staging : NULL,
+                               schedule->t[i], t_next, err));
+    SL_TRY(check_finite(d->exec, d->latent, "denoising step", i, schedule->step_count, err));
+done:
+    return status;
+}
+
+/* At noise, or behind steps that an earlier run has done. */
+static sl_status set_state(denoiser *d, double t, sl_error *err)
+{
+    sl_status status = SL_OK;
+
+    if (d->walk->latent)
+        return sl_exec_write(d->exec, d->latent->data, d->walk->latent, sl_tensor_bytes(d->latent),
+                             err);
+    SL_TRY(draw_noise(d, 0, err));
+    SL_TRY(d->ops->sample_init(d->exec, d->latent, &d->staging, t, err));
+done:
+    return status;
+}
+
+/* Noise is drawn by step, not in sequence: steps do not depend on how the ones
+ * before were run. */
+sl_status sl_t2v_walk_denoise(sl_t2v_walk *walk, const sl_tensor *text, const sl_tensor *latent,
+                              sl_error *err)
+{
+    sl_scratch *scratch = walk->scratch;
+    const size_t mark = sl_scratch_mark(scratch);
+    const sl_t2v_events *events = walk->events;
+    const bool tell = events && events->on_step && !sl_exec_is_counting(walk->exec);
+    const sl_component *dit = walk->components->dit;
+    denoiser d = { .walk = walk,
+                   .exec = walk->exec,
+                   .ops = sl_exec_ops(walk->exec),
+                   .scratch = scratch,
+                   .latent = latent };
+    sl_status status = SL_OK;
+    sl_rcm_schedule schedule;
+    sl_dit_text prepared;
+
+    SL_TRY(sl_rcm_schedule_make(&schedule, walk->request->steps, walk->request->sigma_max, err));
+    SL_TRY(sl_scratch_take(scratch, &d.staging, err, SL_F32, latent->rank, latent->dim));
+    SL_TRY(sl_scratch_take(scratch, &d.velocity, err, SL_F32, latent->rank, latent->dim));
+    SL_TRY(sl_dit_prepare(d.exec, scratch, sl_component_dit(dit),
+                          &sl_component_get_spec(dit)->config.dit, text, &prepared, NULL, err));
+    SL_TRY(set_state(&d, schedule.t[0], err));
+    for (int i = walk->steps_done; i < schedule.step_count; i++) {
+        SL_TRY(denoise_step(&d, dit, &prepared, &schedule, i, err));
+        if (tell)
+            SL_TRY(events->on_step(events->arg, i, schedule.step_count, latent, err));
+    }
+done:
+    sl_scratch_release(scratch, mark);
+    return status;
+}
+
+sl_status sl_t2v_denoise(sl_exec *exec, sl_scratch *scratch, const sl_component *dit,
+                         const sl_t2v_request *request, const sl_tensor *text,
+                         const float *const *noises, const sl_t2v_events *events,
+                         const sl_tensor *latent, sl_error *err)
+{
+    const sl_t2v_components components = { .dit = dit };
+    sl_t2v_walk walk = { .exec = exec,
+                         .scratch = scratch,
+                         .components = &components,
+                         .request = request,
+                         .noises = noises,
+                         .events = events };
+
+    return sl_t2v_walk_denoise(&walk, text, latent, err);
+}
+
+/* ---- decoding ---- */
+
+static sl_status deliver(sl_exec *exec, sl_scratch *scratch, const sl_tensor *frames, int first,
+                         uint8_t *host, const sl_t2v_events *events, sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(scratch);
+    sl_status status = SL_OK;
+    sl_tensor rgb;
+
+    SL_TRY(sl_scratch_take(scratch, &rgb, err, SL_U8, frames->rank, frames->dim));
+    SL_TRY(sl_exec_ops(exec)->frames_to_rgb(exec, &rgb, frames, err));
+    if (host) {
+        SL_TRY(sl_exec_read(exec, host, rgb.data, sl_tensor_bytes(&rgb), err));
+        SL_TRY(events->on_frames(events->arg, host, first, (int)frames->dim[0], err));
+    }
+done:
+    sl_scratch_release(scratch, mark);
+    return status;
+}
+
+size_t sl_t2v_chunk_rgb_bytes(const sl_vae_config *config, int64_t T, int64_t h, int64_t w)
+{
+    const int64_t first_only = 1, later = sl_vae_frame_count(config, 2) - 1;
+    const int64_t frames = T > 1 ? later : first_only;
+
+    return (size_t)(frames * SL_LATENT_PIXELS * h * SL_LATENT_PIXELS * w * RGB);
+}
+
+sl_status sl_t2v_decode(sl_exec *exec, sl_scratch *scratch, const sl_component *vae,
+                        const sl_tensor *latent, const sl_t2v_events *events, sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(scratch);
+    const sl_vae_config *config = &sl_component_get_spec(vae)->config.vae;
+    const int64_t T = latent->dim[1], h = latent->dim[2], w = latent->dim[3];
+    const bool tell = events && events->on_frames && !sl_exec_is_counting(exec);
+    uint8_t *host = NULL;
+    sl_status status = SL_OK;
+    sl_vae_decoder decoder;
+    sl_tensor z, frames;
+    int64_t first = 0;
+
+    if (tell) {
+        host = malloc(sl_t2v_chunk_rgb_bytes(config, T, h, w));
+        if (!host)
+            return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a chunk of decoded frames");
+    }
+    SL_TRY(sl_scratch_take(scratch, &z, err, SL_F32, latent->rank, latent->dim));
+    SL_TRY(sl_exec_ops(exec)->sample_cast(exec, &z, latent, err));
+    SL_TRY(sl_vae_decoder_begin(&decoder, exec, scratch, sl_component_vae(vae), config, T, h, w,
+                                NULL, err));
+    for (int64_t t = 0; t < T; t++) {
+        SL_TRY(sl_vae_decoder_next(&decoder, &z, t, &frames, err));
+        SL_TRY(check_finite(exec, &frames, "decoding latent frame", t, T, err));
+        SL_TRY(deliver(exec, scratch, &frames, (int)first, host, events, err));
+        first += frames.dim[0];
+    }
+done:
+    free(host);
+    sl_scratch_release(scratch, mark);
+    return status;
+}
