@@ -131,6 +131,23 @@ static void unlink_wait(sl_service *s, ticket_wait *wait)
     *link = wait->next;
 }
 
+/* What was resident already took no command and has no measurement of its own:
+ * the receipt then says what was measured when it came.  Locked. */
+static void complete_receipt(sl_service *s, sl_core_receipt *receipt)
+{
+    for (int i = 0; i < receipt->line_count; i++) {
+        sl_core_receipt_line *line = &receipt->lines[i];
+        for (int k = 0; k < sl_core_component_count(s->core) && line->measured_bytes == 0; k++) {
+            sl_core_component c;
+            sl_core_get_component(s->core, k, &c);
+            if (c.state == SL_CORE_READY && sl_core_key_equal(&c.key, &line->key))
+                line->measured_bytes = c.measured_bytes;
+        }
+    }
+    if (receipt->command_count == 0)
+        receipt->before_bytes = receipt->after_bytes = receipt->peak_bytes = s->calm_mapped_bytes;
+}
+
 /* Waits for the end of wait->ticket, which the core has just given out.  Locked. */
 static sl_status wait_for_ticket(sl_service *s, sl_rpc_call *call, ticket_wait *wait,
                                  sl_error *err)
@@ -152,17 +169,13 @@ static sl_status wait_for_ticket(sl_service *s, sl_rpc_call *call, ticket_wait *
     unlink_wait(s, wait);
     if (!wait->ended)
         return status;
-    if (wait->action.status == SL_OK)
+    if (wait->action.status == SL_OK) {
+        complete_receipt(s, &wait->action.receipt);
         return SL_OK;
+    }
     if (wait->action.status == SL_ERR_TOO_LARGE || wait->action.status == SL_ERR_BUSY)
         call->refusal = sl_answer_to_pb(&wait->action.answer, call->arena);
     return sl_fail(err, wait->action.status, "%s", wait->action.message);
-}
-
-static Sluice__V1__Receipt *receipt_of(const sl_service *s, sl_rpc_call *call,
-                                       const ticket_wait *wait)
-{
-    return sl_receipt_to_pb(&wait->action.receipt, s->config.device.limit_bytes, call->arena);
 }
 
 /* What stands in the way of any load or unload.  Locked. */
@@ -272,7 +285,9 @@ sl_status sl_handle_load_model(void *service, sl_rpc_call *call, sl_error *err)
         return status;
     Sluice__V1__LoadModelReply *reply =
         sl_rpc_new(call->arena, &sluice__v1__load_model_reply__descriptor);
-    if (!reply || !(reply->receipt = receipt_of(s, call, wait)))
+    if (!reply
+        || !(reply->receipt = sl_receipt_to_pb(&wait->action.receipt,
+                                                     s->config.device.limit_bytes, call->arena)))
         return out_of_memory(err);
     call->reply = &reply->base;
     return SL_OK;
@@ -321,10 +336,13 @@ sl_status sl_handle_unload_model(void *service, sl_rpc_call *call, sl_error *err
     }
     pthread_mutex_lock(&s->lock);
     status = may_wait(s, call, err);
-    if (status == SL_OK)
-        status = sl_core_unload(s->core, keys, find_keys(s, request, keys), &wait->ticket, err);
-    if (status == SL_OK)
+    const int present = find_keys(s, request, keys);
+    if (status == SL_OK && present > 0)
+        status = sl_core_unload(s->core, keys, present, &wait->ticket, err);
+    if (status == SL_OK && present > 0)
         status = wait_for_ticket(s, call, wait, err);
+    else if (status == SL_OK)
+        complete_receipt(s, &wait->action.receipt);
     pthread_mutex_unlock(&s->lock);
     if (wait->ended)
         log_receipt("unload_done", request->model[0] ? request->model : "all", &wait->action);
@@ -332,7 +350,9 @@ sl_status sl_handle_unload_model(void *service, sl_rpc_call *call, sl_error *err
         return status;
     Sluice__V1__UnloadModelReply *reply =
         sl_rpc_new(call->arena, &sluice__v1__unload_model_reply__descriptor);
-    if (!reply || !(reply->receipt = receipt_of(s, call, wait)))
+    if (!reply
+        || !(reply->receipt = sl_receipt_to_pb(&wait->action.receipt,
+                                                     s->config.device.limit_bytes, call->arena)))
         return out_of_memory(err);
     call->reply = &reply->base;
     return SL_OK;
