@@ -342,9 +342,13 @@ sl_status sl_ckpt_open(sl_ckpt **out, const char *path, sl_error *err)
                                             : open_single(ckpt, path, err);
     if (status != SL_OK)
         goto done;
-    /* no overflow: within each file the tensors do not overlap */
-    for (int64_t i = 0; i < ckpt->count; i++)
-        ckpt->data_bytes += ckpt->tensors[i].size_bytes;
+    for (int64_t i = 0; i < ckpt->count; i++) {
+        /* views of one storage may overlap: nothing bounds their sum */
+        if (!sl_size_add(ckpt->data_bytes, ckpt->tensors[i].size_bytes, &ckpt->data_bytes)) {
+            status = sl_fail(err, SL_ERR_DATA, "\"%s\": the number of bytes overflows", path);
+            goto done;
+        }
+    }
 
     *out = ckpt;
     ckpt = NULL;
@@ -395,6 +399,14 @@ size_t sl_ckpt_data_bytes(const sl_ckpt *ckpt)
     return ckpt->data_bytes;
 }
 
+/* Its bytes are in memory that the file's records own, not in the mapping. */
+static bool is_copy(const sl_ckpt_file *file, const sl_ckpt_tensor *tensor)
+{
+    const uintptr_t at = (uintptr_t)tensor->tensor.data, start = (uintptr_t)file->copies;
+
+    return at >= start && at - start < file->copies_bytes;
+}
+
 static size_t file_offset(const sl_ckpt_file *file, const sl_ckpt_tensor *tensor)
 {
     return (size_t)((const char *)tensor->tensor.data - (const char *)file->map);
@@ -406,6 +418,10 @@ sl_status sl_ckpt_read(const sl_ckpt *ckpt, const sl_ckpt_tensor *tensor, size_t
     const sl_ckpt_file *file = &ckpt->files[tensor->file_index];
 
     SL_ASSERT(offset <= tensor->size_bytes && size_bytes <= tensor->size_bytes - offset);
+    if (is_copy(file, tensor)) {
+        memcpy(out, (const char *)tensor->tensor.data + offset, size_bytes);
+        return SL_OK;
+    }
     return sl_file_read(file->fd, file->path, file_offset(file, tensor) + offset, out, size_bytes,
                         err);
 }
@@ -414,7 +430,7 @@ void sl_ckpt_will_need(const sl_ckpt *ckpt, const sl_ckpt_tensor *tensor)
 {
     const sl_ckpt_file *file = &ckpt->files[tensor->file_index];
 
-    if (tensor->size_bytes > 0) /* a hint: no harm if refused */
+    if (tensor->size_bytes > 0 && !is_copy(file, tensor)) /* a hint: no harm if refused */
         (void)posix_fadvise(file->fd, (off_t)file_offset(file, tensor), (off_t)tensor->size_bytes,
                             POSIX_FADV_WILLNEED);
 }
@@ -427,7 +443,6 @@ void sl_ckpt_done_with(const sl_ckpt *ckpt, const sl_ckpt_tensor *tensor)
     const uintptr_t first = (uintptr_t)tensor->tensor.data & ~(page - 1);
     const uintptr_t end = (uintptr_t)tensor->tensor.data + tensor->size_bytes;
 
-    (void)ckpt;
-    if (tensor->size_bytes > 0)
+    if (tensor->size_bytes > 0 && !is_copy(&ckpt->files[tensor->file_index], tensor))
         (void)madvise((void *)first, end - first, MADV_DONTNEED);
 }

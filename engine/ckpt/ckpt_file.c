@@ -1,5 +1,6 @@
 #include "engine/ckpt/ckpt_file.h"
 
+#include "engine/ckpt/pth.h"
 #include "engine/ckpt/st_file.h"
 
 #include <errno.h>
@@ -137,6 +138,25 @@ static sl_status map_file(sl_ckpt_file *file, sl_error *err)
     return SL_OK;
 }
 
+/* By the contents: names are given by people. */
+static sl_status parse(sl_ckpt_file *file, sl_error *err)
+{
+    char start[SL_PTH_MAGIC_BYTES];
+    const size_t n = file->map_bytes < sizeof start ? file->map_bytes : sizeof start;
+    const sl_status status = sl_file_read(file->fd, file->path, 0, start, n, err);
+
+    if (status != SL_OK)
+        return status;
+    if (n == 0)
+        return sl_fail(err, SL_ERR_DATA, "the file is empty");
+    if (sl_pth_is_zip(start, n))
+        return sl_pth_parse(file, err);
+    if (sl_pth_is_legacy(start, n))
+        return sl_fail(err, SL_ERR_DATA,
+                       "legacy (non-zip) PyTorch checkpoint; re-save with torch.save");
+    return sl_st_parse(file, err);
+}
+
 sl_status sl_ckpt_file_init(sl_ckpt_file *file, const char *path, sl_error *err)
 {
     sl_status status;
@@ -149,7 +169,7 @@ sl_status sl_ckpt_file_init(sl_ckpt_file *file, const char *path, sl_error *err)
     status = file->path ? map_file(file, err)
                         : sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a path");
     if (status == SL_OK)
-        status = sl_st_parse(file, err);
+        status = parse(file, err);
     if (status != SL_OK) {
         sl_error_prefix(err, "\"%s\"", path);
         sl_ckpt_file_fini(file);
@@ -166,5 +186,6 @@ void sl_ckpt_file_fini(sl_ckpt_file *file)
     free(file->path);
     free(file->names);
     free(file->tensors);
+    free(file->copies);
     *file = (sl_ckpt_file){ .fd = -1 };
 }

@@ -1,7 +1,7 @@
 /* ckpt_file.h - one checkpoint file, whatever its format: mapped, and the
  * records of its tensors.
  *
- * Inside of the ckpt module only.  st_file.h and pth_file.h fill in the
+ * Inside of the ckpt module only.  st_file.h and pth.h fill in the
  * records; every offset is checked against the file before it becomes a
  * pointer.  What the formats themselves read goes through sl_file_read: the
  * mapping of a file that shrinks would fault.
@@ -19,6 +19,8 @@ typedef struct {
     char *names;             /* backing of every tensor's name */
     sl_ckpt_tensor *tensors; /* sorted by name; file_index 0 */
     int64_t count, capacity;
+    char *copies; /* data of tensors that the file does not hold in order; or NULL */
+    size_t copies_bytes;
 } sl_ckpt_file;
 
 /* Recognises the format by the contents.  On failure *file is fini'd. */

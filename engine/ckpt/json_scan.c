@@ -58,9 +58,7 @@ sl_status sl_json_next(sl_json_scan *scan, char bracket, bool *more, sl_error *e
     return SL_OK;
 }
 
-/* Length of the well-formed UTF-8 sequence at s, 0 if there is none.  Refuses
- * overlong forms, surrogates and everything above U+10FFFF (RFC 3629). */
-static size_t utf8_length(const unsigned char *s, size_t left)
+size_t sl_utf8_length(const unsigned char *s, size_t left)
 {
     size_t n;
     unsigned char low = 0x80, high = 0xbf;
@@ -214,7 +212,7 @@ sl_status sl_json_string(sl_json_scan *scan, char *out, size_t capacity, size_t 
             if (status != SL_OK)
                 return status;
         } else {
-            n = utf8_length(s, scan->size_bytes - scan->pos);
+            n = sl_utf8_length(s, scan->size_bytes - scan->pos);
             if (n == 0)
                 return fail(scan, err, "invalid UTF-8 in a string");
             memcpy(piece, s, n);

@@ -225,9 +225,6 @@ sl_status sl_st_parse(sl_ckpt_file *file, sl_error *err)
     memcpy(&header, start, 8);
     header = le64toh(header);
     if (header > SL_ST_MAX_HEADER_BYTES || header > file->map_bytes - 8) {
-        if (memcmp(start, "PK\3\4", 4) == 0 || memcmp(start, "\x80\x02", 2) == 0)
-            return sl_fail(err, SL_ERR_DATA,
-                           "this is a PyTorch checkpoint (.pth), only safetensors is read");
         return sl_fail(err, SL_ERR_DATA,
                        "header length %llu is above the limit of %zu or the file's %zu bytes",
                        (unsigned long long)header, SL_ST_MAX_HEADER_BYTES, file->map_bytes);
