@@ -3,6 +3,7 @@
 
 #include "base/test.h"
 #include "engine/model/convert.h"
+#include "engine/model/stream.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -378,7 +379,263 @@ SL_TEST(conversions_round_once)
         SL_CHECK((double)f[i] == half_values[i]);
 }
 
+/* ---- images ---- */
+
+static const struct {
+    const char *file;
+    sl_component_kind kind;
+} golden_files[] = {
+    { "dit_t2v.ckpt.safetensors", SL_COMPONENT_DIT },
+    { "dit_t2v_hd64.ckpt.safetensors", SL_COMPONENT_DIT },
+    { "vae.ckpt.safetensors", SL_COMPONENT_VAE },
+    { "t5.ckpt.safetensors", SL_COMPONENT_TEXT_ENCODER },
+};
+
+static sl_component_spec golden_spec(size_t i, sl_precision precision)
+{
+    sl_component_spec spec =
+        sl_component_spec_of(sl_arch_find("tiny-t2v"), golden_files[i].kind, precision);
+
+    if (spec.kind == SL_COMPONENT_DIT)
+        spec.config.dit = i == 0 ? golden_dit : golden_hd64;
+    return spec;
+}
+
+/* The first byte of a resident component's region. */
+static const void *first_byte(const sl_component *component)
+{
+    switch (sl_component_get_spec(component)->kind) {
+    case SL_COMPONENT_TEXT_ENCODER:
+        return sl_component_t5(component)->token.data;
+    case SL_COMPONENT_VAE:
+        return sl_component_vae(component)->encoder.conv1.w.data;
+    default:
+        return sl_component_dit(component)->patch.w.data;
+    }
+}
+
+enum { FENCE = 64 };
+
+/* An image of exactly its bytes, all 0xa5 before it is filled, and a fence. */
+static unsigned char *make_image(const host *h, const sl_component_spec *spec, const sl_ckpt *ckpt)
+{
+    sl_error error = { .status = SL_OK }, *err = &error;
+    const size_t image_bytes = sl_component_image_bytes(spec);
+    void *image = NULL;
+
+    SL_CHECK(posix_memalign(&image, 64, image_bytes + FENCE) == 0);
+    memset(image, 0xa5, image_bytes + FENCE);
+    SL_CHECK_OK(sl_component_fill_image(image, image_bytes, spec, h->exec, ckpt, err));
+    for (size_t i = 0; i < FENCE; i++)
+        SL_CHECK(((unsigned char *)image)[image_bytes + i] == 0xa5);
+    return image;
+}
+
+SL_TEST(image_is_what_loading_gives)
+{
+    host h;
+
+    if (!sl_test_shared_dir())
+        SL_SKIP("no ../shared");
+    host_init(&h, "cpu:128MiB", err);
+    for (size_t i = 0; i < SL_COUNT(golden_files); i++) {
+        for (int p = 0; p < SL_PRECISION_COUNT; p++) {
+            const sl_component_spec spec = golden_spec(i, (sl_precision)p);
+            const size_t image_bytes = sl_component_image_bytes(&spec);
+            sl_ckpt *ckpt = open_golden(golden_files[i].file, err);
+            unsigned char *image = make_image(&h, &spec, ckpt);
+            sl_component *from_file = NULL, *from_image = NULL;
+
+            SL_CHECK(sl_granules(image_bytes) == sl_component_plan_bytes(&spec));
+            SL_CHECK_OK(sl_component_load(&from_file, &spec, h.device, h.exec, ckpt, err));
+            sl_ckpt_close(ckpt);
+            SL_CHECK_OK(sl_component_load_image(&from_image, &spec, h.device, h.exec, image,
+                                                image_bytes, err));
+            SL_CHECK(sl_component_mapped_bytes(from_image) == sl_component_plan_bytes(&spec));
+            SL_CHECK(memcmp(first_byte(from_file), image, image_bytes) == 0);
+            memset(image, 0x5a, image_bytes); /* it is no longer needed */
+            SL_CHECK(memcmp(first_byte(from_image), first_byte(from_file),
+                            sl_component_plan_bytes(&spec)) == 0);
+            sl_component_destroy(from_file);
+            sl_component_destroy(from_image);
+            free(image);
+        }
+    }
+    host_fini(&h);
+}
+
+/* Streamed and resident weights, walked side by side: equal shapes, and equal
+ * bytes where the streamed ones are on the device or in the image. */
+typedef struct {
+    const unsigned char *resident; /* its region */
+    size_t used_bytes;
+    const sl_tensor *streamed; /* in visiting order */
+    int64_t block;             /* to compare; -1: what is in no block */
+    int64_t at, compared;
+} side_by_side;
+
+static sl_status collect_visitor(void *arg, const sl_weight_spec *spec, sl_error *err)
+{
+    side_by_side *c = arg;
+    const sl_tensor *streamed = &c->streamed[c->at++];
+    const size_t at = c->used_bytes;
+
+    (void)err;
+    c->used_bytes += (sl_tensor_bytes(spec->slot) + 255) & ~(size_t)255;
+    if (spec->block != c->block)
+        return SL_OK;
+    c->compared++;
+    SL_CHECK(sl_tensor_same_shape(streamed, spec->slot) && streamed->dtype == spec->slot->dtype);
+    SL_CHECK(memcmp(streamed->data, c->resident + at, sl_tensor_bytes(streamed)) == 0);
+    return SL_OK;
+}
+
+/* The slots of umT5 weights in visiting order. */
+static int64_t t5_slots(const sl_t5_weights *w, int64_t block_count, sl_tensor *out)
+{
+    int64_t n = 0;
+
+    out[n++] = w->token;
+    for (int64_t i = 0; i < block_count; i++) {
+        const sl_t5_block *b = &w->blocks[i];
+        const sl_tensor block[] = { b->norm1, b->q,     b->k,    b->v,   b->o,
+                                    b->pos,   b->norm2, b->gate, b->fc1, b->fc2 };
+
+        memcpy(&out[n], block, sizeof block);
+        n += (int64_t)SL_COUNT(block);
+    }
+    out[n++] = w->norm;
+    return n;
+}
+
+SL_TEST(streamed_weights_are_the_same)
+{
+    sl_tensor slots[64];
+    host h;
+
+    if (!sl_test_shared_dir())
+        SL_SKIP("no ../shared");
+    host_init(&h, "cpu:128MiB", err);
+    for (int p = 0; p < SL_PRECISION_COUNT; p++) {
+        const sl_component_spec resident = golden_spec(3, (sl_precision)p);
+        sl_component_spec spec = resident;
+        sl_ckpt *ckpt = open_golden(golden_files[3].file, err);
+        const size_t image_bytes = sl_component_image_bytes(&spec);
+        const int64_t block_count = spec.config.t5.num_layers;
+        sl_component *streamed = NULL, *whole = NULL;
+        sl_block_pass pass;
+
+        spec.mode = SL_MODE_STREAMED;
+        SL_CHECK(sl_component_image_bytes(&spec) == image_bytes);
+        unsigned char *image = make_image(&h, &spec, ckpt);
+        SL_CHECK_OK(sl_component_load(&whole, &resident, h.device, h.exec, ckpt, err));
+        SL_CHECK_OK(
+            sl_component_load_image(&streamed, &spec, h.device, h.exec, image, image_bytes, err));
+        SL_CHECK(sl_component_mapped_bytes(streamed) == sl_component_plan_bytes(&spec));
+
+        const sl_t5_weights *w = sl_component_t5(streamed);
+        SL_CHECK(w->token_on_host && w->token.data == image);
+        SL_CHECK(w->stream && !sl_component_t5(whole)->stream);
+        SL_CHECK_OK(sl_block_pass_begin(&pass, w->stream, h.exec, err));
+        for (int64_t block = -1; block < block_count; block++) {
+            if (block >= 0)
+                SL_CHECK_OK(sl_block_pass_get(&pass, block, err));
+            side_by_side c = { .resident = first_byte(whole), .streamed = slots, .block = block };
+            SL_CHECK(t5_slots(w, block_count, slots) == 22);
+            SL_CHECK_OK(
+                sl_t5_visit(NULL, &spec.config.t5, spec.precision, collect_visitor, &c, err));
+            SL_CHECK(c.at == 22 && c.compared == (block < 0 ? 2 : 10));
+        }
+        sl_block_pass_end(&pass);
+        sl_component_destroy(streamed);
+        sl_component_destroy(whole);
+        free(image);
+        sl_ckpt_close(ckpt);
+    }
+    host_fini(&h);
+}
+
+/* In bf16: two blocks of 0.4 GB and no table, two of 0.7 GB and the rest. */
+SL_TEST(streamed_plan_of_the_real_models)
+{
+    const sl_arch *arch = sl_arch_find("wan2.1-t2v-14b");
+    sl_component_spec t5 = sl_component_spec_of(arch, SL_COMPONENT_TEXT_ENCODER, SL_PRECISION_BF16);
+    sl_component_spec dit = sl_component_spec_of(arch, SL_COMPONENT_DIT, SL_PRECISION_BF16);
+    const size_t t5_bytes = sl_component_plan_bytes(&t5), dit_bytes = sl_component_plan_bytes(&dit);
+
+    SL_CHECK(sl_component_pass_bytes(&t5) == 0);
+    t5.mode = dit.mode = SL_MODE_STREAMED;
+    const size_t t5_pass = sl_component_pass_bytes(&t5), dit_pass = sl_component_pass_bytes(&dit);
+    const size_t table = (size_t)arch->t5.vocab * (size_t)arch->t5.dim * 2;
+    const size_t t5_fixed = sl_component_image_bytes(&t5) - t5_pass - table;
+    const size_t dit_fixed = sl_component_image_bytes(&dit) - dit_pass;
+
+    SL_CHECK(sl_component_plan_bytes(&t5) == sl_granules(t5_fixed + 2 * (t5_pass / 24)));
+    SL_CHECK(sl_component_plan_bytes(&dit) == sl_granules(dit_fixed + 2 * (dit_pass / 40)));
+    SL_CHECK(sl_component_plan_bytes(&t5) < t5_bytes / 13);
+    SL_CHECK(sl_component_plan_bytes(&dit) < dit_bytes / 10);
+}
+
+SL_TEST(refusals_of_images)
+{
+    sl_component_spec spec = { .kind = SL_COMPONENT_DIT, .precision = SL_PRECISION_F32 };
+    sl_component *component = NULL;
+    sl_component_mode mode;
+    unsigned char *image;
+    host h;
+
+    SL_CHECK(sl_component_mode_parse("streamed", &mode) && mode == SL_MODE_STREAMED);
+    SL_CHECK(!sl_component_mode_parse("host", &mode));
+    SL_CHECK(strcmp(sl_component_mode_name(SL_MODE_RESIDENT), "resident") == 0);
+    if (!sl_test_shared_dir())
+        SL_SKIP("no ../shared");
+    spec.config.dit = golden_dit;
+    const size_t image_bytes = sl_component_image_bytes(&spec);
+    sl_ckpt *ckpt = open_golden("dit_t2v.ckpt.safetensors", err);
+    host_init(&h, "cpu:24MiB", err); /* 16 are the workspace */
+    image = make_image(&h, &spec, ckpt);
+
+    for (int m = 0; m < SL_MODE_COUNT; m++) {
+        spec.mode = (sl_component_mode)m;
+        SL_CHECK_STATUS(sl_component_load_image(&component, &spec, h.device, h.exec, image,
+                                                image_bytes - 1, err),
+                        SL_ERR_INVALID);
+        SL_CHECK(strstr(err->message, "could not load dit from its image: the image has "));
+        SL_CHECK_STATUS(
+            sl_component_load_image(&component, &spec, h.device, h.exec, image, image_bytes, err),
+            SL_ERR_NO_MEMORY);
+    }
+    SL_CHECK_STATUS(sl_component_load(&component, &spec, h.device, h.exec, ckpt, err),
+                    SL_ERR_INVALID);
+    SL_CHECK(strstr(err->message, "loaded from its image"));
+    SL_CHECK_STATUS(sl_component_fill_image(image, image_bytes + 1, &spec, h.exec, ckpt, err),
+                    SL_ERR_INVALID);
+    atomic_store(&h.cancel, 1);
+    SL_CHECK_STATUS(sl_component_fill_image(image, image_bytes, &spec, h.exec, ckpt, err),
+                    SL_ERR_CANCELLED);
+    SL_CHECK(strstr(err->message, "could not read dit from \""));
+    atomic_store(&h.cancel, 0);
+    spec.config.dit.num_layers = 4;
+    SL_CHECK_STATUS(
+        sl_component_fill_image(image, sl_component_image_bytes(&spec), &spec, h.exec, ckpt, err),
+        SL_ERR_DATA);
+
+    spec = sl_component_spec_of(sl_arch_find("tiny-t2v"), SL_COMPONENT_VAE, SL_PRECISION_F32);
+    spec.mode = SL_MODE_STREAMED;
+    SL_CHECK_STATUS(sl_component_create_counting(&component, &spec, err), SL_ERR_INVALID);
+    SL_CHECK(strstr(err->message, "vae cannot be streamed"));
+    SL_CHECK_STATUS(
+        sl_component_load_image(&component, &spec, h.device, h.exec, image, image_bytes, err),
+        SL_ERR_INVALID);
+    SL_CHECK(component == NULL && host_mapped(&h) == sl_exec_workspace_bytes(h.exec));
+    free(image);
+    sl_ckpt_close(ckpt);
+    host_fini(&h);
+}
+
 SL_TEST_MAIN(SL_RUN(golden_dit_loads_in_both_precisions), SL_RUN(golden_vae_and_t5_load),
              SL_RUN(counting_has_the_same_layout), SL_RUN(plan_of_the_real_models),
              SL_RUN(refusals_name_the_tensor_and_map_nothing),
-             SL_RUN(too_small_a_device_and_cancel), SL_RUN(conversions_round_once))
+             SL_RUN(too_small_a_device_and_cancel), SL_RUN(conversions_round_once),
+             SL_RUN(image_is_what_loading_gives), SL_RUN(streamed_weights_are_the_same),
+             SL_RUN(streamed_plan_of_the_real_models), SL_RUN(refusals_of_images))
