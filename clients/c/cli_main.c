@@ -184,6 +184,7 @@ int main(int argc, char **argv)
     const cli_command *command = NULL;
 
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a write past the limit is an error like a full disk */
     if (argc < 2) {
         print_commands(stderr);
         return CLI_USAGE;

@@ -24,12 +24,12 @@ static int show_receipt(cli *c, const char *verb, const char *model, const Proto
         cli_json_print(cli_json_message(reply));
         return CLI_OK;
     }
-    if (!receipt || receipt->n_components == 0)
-        printf("%s %s: nothing to do\n", verb, model);
-    else
-        printf("%s %s\n", verb, model);
-    if (receipt)
-        cli_print_receipt(stdout, receipt);
+    if (!receipt || receipt->n_components == 0) {
+        printf("%s: there was nothing to do\n", model);
+        return CLI_OK;
+    }
+    printf("%s %s\n", verb, model);
+    cli_print_receipt(stdout, receipt);
     return CLI_OK;
 }
 

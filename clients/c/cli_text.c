@@ -251,7 +251,7 @@ void cli_print_receipt(FILE *f, const Sluice__V1__Receipt *receipt)
 
 void cli_print_job(FILE *f, const Sluice__V1__Job *job)
 {
-    char a[CLI_BYTES_TEXT], b[CLI_BYTES_TEXT];
+    char a[CLI_BYTES_TEXT];
     const Sluice__V1__GenerateRequest *r = job->request;
 
     fprintf(f, "job %s: %s", job->job_id, cli_state_text(job->state));
@@ -270,8 +270,9 @@ void cli_print_job(FILE *f, const Sluice__V1__Job *job)
     if (job->run_ns > 0)
         fprintf(f, "  ran %s\n", cli_duration(job->run_ns, a));
     if (job->planned_peak_bytes > 0)
-        fprintf(f, "  planned peak %s bytes, measured %s bytes\n",
-                cli_bytes(job->planned_peak_bytes, a), cli_bytes(job->measured_peak_bytes, b));
+        fprintf(f, "  planned peak %s bytes\n", cli_bytes(job->planned_peak_bytes, a));
+    if (job->measured_peak_bytes > 0)
+        fprintf(f, "  measured peak %s bytes\n", cli_bytes(job->measured_peak_bytes, a));
     if (job->output_size_bytes > 0)
         fprintf(f, "  output %s, %s bytes, sha256 %s\n", cli_format_text(job->output),
                 cli_bytes(job->output_size_bytes, a), job->output_sha256);

@@ -231,6 +231,7 @@ sl_status sl_client_fetch_file(sl_client *client, const char *job_id, const char
         .details = details ? details : &own,
         .fd = -1,
     };
+    struct stat st;
     sl_status status = SL_OK;
 
     *f.details = (sl_call_details){ 0 };
@@ -252,7 +253,7 @@ sl_status sl_client_fetch_file(sl_client *client, const char *job_id, const char
     memcpy(out->sha256, f.sha256, sizeof out->sha256);
 done:
     /* An empty .part has nothing to resume from. */
-    if (status != SL_OK && f.fd >= 0 && f.done_bytes == 0)
+    if (status != SL_OK && f.fd >= 0 && fstat(f.fd, &st) == 0 && st.st_size == 0)
         unlink(f.part_path);
     if (f.fd >= 0)
         close(f.fd);

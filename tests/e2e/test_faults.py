@@ -7,7 +7,7 @@ import time
 from harness import MODEL, PATIENCE, SLUICED, Daemon, check_sums, children_of, partials, \
     process_state, reap_orphan, run, shared_model_root, wait_for
 
-SHAPE = ["--width", "256", "--height", "256", "--frames", "33", "--steps", "4", "--seed", "3"]
+SHAPE = ["--width", "192", "--height", "192", "--frames", "17", "--steps", "4", "--seed", "3"]
 LONG = ["--width", "512", "--height", "512", "--frames", "81"]
 
 

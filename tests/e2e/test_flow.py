@@ -2,6 +2,7 @@
 import hashlib
 import json
 import os
+import resource
 import shutil
 import struct
 import subprocess
@@ -223,6 +224,23 @@ def test_fetch_continues_and_refuses_what_is_not_done():
         assert d.cli("fetch", "no-such-job", "-o", "c.mp4").code == 1
 
 
+def test_a_fetch_that_cannot_write_leaves_what_it_has():
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+    with Daemon() as d:
+        job_id = d.submit(*SHAPE, "--format", "y4m")
+        size = d.wait_state(job_id, ["done"])["output_size_bytes"]
+        assert size > 5000
+        got = subprocess.run([SLUICE, "fetch", job_id, "-o", "a.y4m", "--socket", d.socket],
+                             capture_output=True, text=True, check=False, timeout=60, cwd=d.folder,
+                             preexec_fn=small_files)
+        assert got.returncode == 1 and "a.y4m.part" in got.stderr, got
+        assert sorted(n for n in os.listdir(d.folder) if n.startswith("a.")) == ["a.y4m.part"]
+        again = d.cli("fetch", job_id, "-o", "a.y4m", "--json")
+        assert again.code == 0 and again.json["output"]["size_bytes"] == size, again
+        assert os.path.getsize(os.path.join(d.folder, "a.y4m")) == size
+
+
 def test_a_request_id_names_one_job():
     with Daemon() as d:
         args = ["--request-id", "my-job.1", "--model", MODEL, "--detach", "--json", *SHAPE]
@@ -277,6 +295,9 @@ def test_components_one_by_one():
         assert [c["component"] for c in memory["components"]] == ["text_encoder"]
         assert d.cli("unload").code == 0
         assert d.memory()["weights_bytes"] == 0
+        for words in (["unload"], ["unload", MODEL], ["unload", MODEL, "-c", "dit"]):
+            nothing = d.cli(*words, "--json")  # idempotent
+            assert nothing.code == 0 and nothing.json["receipt"]["components"] == [], nothing
         assert d.cli("load", MODEL, "-c", "dit_high", "--json").code in (1, 2)
         assert d.cli("load", "no-such-model").code == 1
         assert d.cli("unload", MODEL, "-c", "engine").code == 2
