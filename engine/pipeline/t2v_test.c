@@ -5,6 +5,8 @@
 #include "engine/pipeline/t2v_test.h"
 #include "kernels/ops.h"
 
+#include <pthread.h>
+
 SL_TEST(plan_is_what_a_run_uses)
 {
     static const struct {
@@ -262,8 +264,225 @@ SL_TEST(decoding_longer_videos_takes_no_more)
              shorter.phase_activation_bytes[SL_PHASE_DECODE] + latent_bytes);
 }
 
+/* ---- streaming ---- */
+
+/* Three blocks: a walk does not begin in the slot where the one before did. */
+static sl_arch three_blocks(void)
+{
+    sl_arch arch = small;
+
+    arch.dit.num_layers = 3;
+    arch.t5.num_layers = 1;
+    return arch;
+}
+
+SL_TEST(streamed_runs_give_the_same_bytes)
+{
+    static const unsigned sets[] = { SL_COMPONENT_BIT(SL_COMPONENT_TEXT_ENCODER),
+                                     SL_COMPONENT_BIT(SL_COMPONENT_DIT),
+                                     SL_COMPONENT_BIT(SL_COMPONENT_TEXT_ENCODER) |
+                                         SL_COMPONENT_BIT(SL_COMPONENT_DIT) };
+    const sl_arch archs[] = { small, three_blocks() };
+
+    for (size_t a = 0; a < SL_COUNT(archs) * SL_PRECISION_COUNT; a++) {
+        const sl_arch *arch = &archs[a / SL_PRECISION_COUNT];
+        sl_t2v_request request = sl_t2v_request_default(arch);
+        record want = { .rgb = NULL };
+        fixture f;
+
+        request.precision = (sl_precision)(a % SL_PRECISION_COUNT);
+        open_fixture(&f, arch, request.precision);
+        SL_CHECK_OK(run(&f, &request, NULL, &want, NULL, err));
+        close_fixture(&f);
+        for (size_t i = 0; i < SL_COUNT(sets); i++) {
+            sl_t2v_plan plan;
+            sl_t2v_result result;
+
+            request.streamed = sets[i];
+            SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, arch, err));
+            open_fixture_streamed(&f, arch, request.precision, sets[i]);
+            for (int again = 0; again < 2; again++) {
+                record got = { .rgb = NULL };
+
+                SL_CHECK_OK(run(&f, &request, NULL, &got, &result, err));
+                SL_CHECK(got.frames == want.frames);
+                SL_CHECK(memcmp(got.rgb, want.rgb, want.frame_bytes * (size_t)want.frames) == 0);
+                SL_CHECK(memcmp(result.phase_activation_bytes, plan.phase_activation_bytes,
+                                sizeof result.phase_activation_bytes) == 0);
+                free_record(&got);
+            }
+            for (int k = 0; k < PARTS; k++)
+                SL_CHECK(plan.weight_bytes[kinds[k]] == sl_component_mapped_bytes(f.parts[k]));
+            close_fixture(&f);
+        }
+        free_record(&want);
+    }
+}
+
+/* A run that ends amid the blocks leaves nothing behind that the next one sees. */
+SL_TEST(a_cancelled_streamed_run_can_be_repeated)
+{
+    const sl_arch arch = three_blocks();
+    sl_t2v_request request = sl_t2v_request_default(&arch);
+    record want = { .rgb = NULL }, cut = { .rgb = NULL }, got = { .rgb = NULL };
+    fixture f;
+
+    request.streamed = SL_COMPONENT_BIT(SL_COMPONENT_DIT);
+    open_fixture_streamed(&f, &arch, request.precision, request.streamed);
+    SL_CHECK_OK(run(&f, &request, NULL, &want, NULL, err));
+    cut.cancel = &f.net.cancel;
+    SL_CHECK_STATUS(run(&f, &request, NULL, &cut, NULL, err), SL_ERR_CANCELLED);
+    SL_CHECK(cut.steps == 1);
+    atomic_store(&f.net.cancel, 0);
+    SL_CHECK_OK(run(&f, &request, NULL, &got, NULL, err));
+    SL_CHECK(memcmp(got.rgb, want.rgb, want.frame_bytes * (size_t)want.frames) == 0);
+    free_record(&want);
+    free_record(&cut);
+    free_record(&got);
+    close_fixture(&f);
+}
+
+typedef struct {
+    fixture f;
+    const sl_t2v_request *request;
+    record record;
+    sl_status status;
+    pthread_t thread;
+} lane;
+
+static void *lane_main(void *arg)
+{
+    lane *l = arg;
+    sl_error error = { .status = SL_OK };
+
+    l->status = run(&l->f, l->request, NULL, &l->record, NULL, &error);
+    return NULL;
+}
+
+/* Two jobs on the same components, each on an exec of its own. */
+SL_TEST(streamed_components_serve_two_lanes)
+{
+    const sl_arch arch = three_blocks();
+    sl_t2v_request requests[2] = { sl_t2v_request_default(&arch), sl_t2v_request_default(&arch) };
+    lane lanes[2] = { { .request = &requests[0] }, { .request = &requests[1] } };
+    record want[2] = { { .rgb = NULL }, { .rgb = NULL } };
+    fixture f;
+
+    requests[1].seed = 7;
+    requests[0].streamed = requests[1].streamed =
+        SL_COMPONENT_BIT(SL_COMPONENT_DIT) | SL_COMPONENT_BIT(SL_COMPONENT_TEXT_ENCODER);
+    open_fixture_streamed(&f, &arch, SL_PRECISION_BF16, requests[0].streamed);
+    for (int i = 0; i < 2; i++) {
+        SL_CHECK_OK(run(&f, &requests[i], NULL, &want[i], NULL, err));
+        lanes[i].f = f; /* the components of f on a device of its own */
+        net_test_open(&lanes[i].f.net);
+    }
+    for (int i = 0; i < 2; i++)
+        SL_CHECK(pthread_create(&lanes[i].thread, NULL, lane_main, &lanes[i]) == 0);
+    for (int i = 0; i < 2; i++) {
+        pthread_join(lanes[i].thread, NULL);
+        SL_CHECK(lanes[i].status == SL_OK);
+        SL_CHECK(memcmp(lanes[i].record.rgb, want[i].rgb,
+                        want[i].frame_bytes * (size_t)want[i].frames) == 0);
+    }
+    for (int i = 0; i < 2; i++) {
+        net_test_close(&lanes[i].f.net);
+        free_record(&lanes[i].record);
+        free_record(&want[i]);
+    }
+    close_fixture(&f);
+}
+
+SL_TEST(modes_are_checked)
+{
+    sl_t2v_request request = sl_t2v_request_default(&small);
+    record r = { .rgb = NULL };
+    fixture f;
+
+    open_fixture(&f, &small, SL_PRECISION_BF16);
+    request.streamed = SL_COMPONENT_BIT(SL_COMPONENT_DIT);
+    SL_CHECK_STATUS(run(&f, &request, NULL, &r, NULL, err), SL_ERR_INVALID);
+    SL_CHECK(strcmp(err->message, "dit is resident: the request was planned with it streamed") ==
+             0);
+    request.streamed = SL_COMPONENT_BIT(SL_COMPONENT_VAE);
+    SL_CHECK_STATUS(sl_t2v_request_check(&request, &small, err), SL_ERR_INVALID);
+    SL_CHECK(strstr(err->message, "vae cannot be streamed"));
+    request.streamed = SL_COMPONENT_BIT(SL_COMPONENT_DIT_LOW);
+    SL_CHECK_STATUS(sl_t2v_request_check(&request, &small, err), SL_ERR_INVALID);
+    request.streamed = 1u << 20;
+    SL_CHECK_STATUS(sl_t2v_request_check(&request, &small, err), SL_ERR_INVALID);
+    SL_CHECK(r.phases == 0);
+    free_record(&r);
+    close_fixture(&f);
+}
+
+/* ---- plans ---- */
+
+SL_TEST(plan_by_phase)
+{
+    const sl_arch *arch = sl_arch_find("wan2.1-t2v-14b");
+    sl_t2v_request request = sl_t2v_request_default(arch);
+    sl_t2v_plan resident, streamed;
+
+    SL_CHECK_OK(sl_t2v_plan_make(&resident, &request, arch, err));
+    request.streamed =
+        SL_COMPONENT_BIT(SL_COMPONENT_DIT) | SL_COMPONENT_BIT(SL_COMPONENT_TEXT_ENCODER);
+    SL_CHECK_OK(sl_t2v_plan_make(&streamed, &request, arch, err));
+
+    for (int phase = 0; phase < SL_PHASE_COUNT; phase++) {
+        size_t most = 0;
+
+        for (int later = phase; later < SL_PHASE_COUNT; later++)
+            if (resident.phase_activation_bytes[later] > most)
+                most = resident.phase_activation_bytes[later];
+        SL_CHECK(resident.remaining_bytes[phase] == sl_granules(most));
+        SL_CHECK(streamed.phase_components[phase] == resident.phase_components[phase]);
+    }
+    SL_CHECK(resident.phase_components[SL_PHASE_ENCODE_TEXT] ==
+             SL_COMPONENT_BIT(SL_COMPONENT_TEXT_ENCODER));
+    SL_CHECK(resident.phase_components[SL_PHASE_DENOISE] == SL_COMPONENT_BIT(SL_COMPONENT_DIT));
+    SL_CHECK(resident.phase_components[SL_PHASE_DECODE] == SL_COMPONENT_BIT(SL_COMPONENT_VAE));
+
+    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++) {
+        SL_CHECK(sl_granules(resident.image_bytes[kind]) == resident.weight_bytes[kind]);
+        SL_CHECK(resident.image_bytes[kind] == streamed.image_bytes[kind]);
+        SL_CHECK(resident.pass_bytes[kind] == 0);
+    }
+    /* 40 blocks of 0.7 GB and 24 of 0.4: two of each, and what is no block */
+    SL_CHECK(streamed.weight_bytes[SL_COMPONENT_DIT] <
+             resident.weight_bytes[SL_COMPONENT_DIT] / 10);
+    SL_CHECK(streamed.weight_bytes[SL_COMPONENT_TEXT_ENCODER] <
+             resident.weight_bytes[SL_COMPONENT_TEXT_ENCODER] / 13);
+    SL_CHECK(streamed.weight_bytes[SL_COMPONENT_VAE] == resident.weight_bytes[SL_COMPONENT_VAE]);
+    SL_CHECK(streamed.pass_bytes[SL_COMPONENT_DIT] < streamed.image_bytes[SL_COMPONENT_DIT]);
+    SL_CHECK(streamed.pass_bytes[SL_COMPONENT_DIT] >
+             streamed.image_bytes[SL_COMPONENT_DIT] / 100 * 97);
+    SL_CHECK(streamed.total_bytes < resident.total_bytes);
+}
+
+SL_TEST(estimate_of_streaming)
+{
+    sl_t2v_plan plan = { .weight_bytes = { 0 } };
+    const sl_t2v_request request = { .steps = 4 };
+    sl_t2v_speed speed = { .copy_bytes_per_s = 10.0, .phase_s = { 1.0, 40.0, 5.0 } };
+    sl_t2v_estimate e = sl_t2v_estimate_run(&plan, &request, &speed);
+
+    SL_CHECK(e.resident_s == 46.0 && e.streamed_s == 46.0);
+    plan.pass_bytes[SL_COMPONENT_DIT] = 50; /* 5 s, behind 10 s of compute */
+    e = sl_t2v_estimate_run(&plan, &request, &speed);
+    SL_CHECK(e.resident_s == 46.0 && e.streamed_s == 51.0);
+    plan.pass_bytes[SL_COMPONENT_DIT] = 200; /* 20 s a pass, five of them */
+    plan.pass_bytes[SL_COMPONENT_TEXT_ENCODER] = 30;
+    e = sl_t2v_estimate_run(&plan, &request, &speed);
+    SL_CHECK(e.resident_s == 46.0 && e.streamed_s == 3.0 + 100.0 + 5.0);
+}
+
 SL_TEST_MAIN(SL_RUN(plan_is_what_a_run_uses), SL_RUN(plan_is_tight),
              SL_RUN(equal_requests_give_equal_bytes), SL_RUN(imported_noise_replaces_the_generator),
              SL_RUN(callbacks_and_cancel_end_a_run), SL_RUN(broken_numbers_name_step_and_stage),
              SL_RUN(requests_are_checked), SL_RUN(published_models_can_be_planned),
-             SL_RUN(decoding_longer_videos_takes_no_more))
+             SL_RUN(decoding_longer_videos_takes_no_more),
+             SL_RUN(streamed_runs_give_the_same_bytes),
+             SL_RUN(a_cancelled_streamed_run_can_be_repeated),
+             SL_RUN(streamed_components_serve_two_lanes), SL_RUN(modes_are_checked),
+             SL_RUN(plan_by_phase), SL_RUN(estimate_of_streaming))

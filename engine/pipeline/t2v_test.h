@@ -82,7 +82,8 @@ static inline sl_status file_visitor(void *arg, const sl_weight_spec *spec, sl_e
     return status;
 }
 
-static inline sl_status visit(const sl_arch *arch, sl_component_kind kind, file_job *job, sl_error *err)
+static inline sl_status visit(const sl_arch *arch, sl_component_kind kind, file_job *job,
+                              sl_error *err)
 {
     switch (kind) {
     case SL_COMPONENT_TEXT_ENCODER: {
@@ -124,25 +125,46 @@ typedef struct {
     net_test net;
     const sl_arch *arch;
     sl_component *parts[PARTS];
+    void *images[PARTS]; /* of streamed parts */
     sl_t2v_components components;
 } fixture;
 
-static inline void open_fixture(fixture *f, const sl_arch *arch, sl_precision precision)
+static inline void load_streamed(fixture *f, int i, const sl_component_spec *spec,
+                                 const sl_ckpt *ckpt)
+{
+    sl_error error = { .status = SL_OK }, *err = &error;
+    const size_t image_bytes = sl_component_image_bytes(spec);
+
+    SL_CHECK(posix_memalign(&f->images[i], 64, image_bytes) == 0);
+    SL_CHECK_OK(sl_component_fill_image(f->images[i], image_bytes, spec, f->net.exec, ckpt, err));
+    SL_CHECK_OK(sl_component_load_image(&f->parts[i], spec, f->net.device, f->net.exec,
+                                        f->images[i], image_bytes, err));
+}
+
+static inline void open_fixture_streamed(fixture *f, const sl_arch *arch, sl_precision precision,
+                                         unsigned streamed)
 {
     sl_error error = { .status = SL_OK }, *err = &error;
     char dir[] = "/tmp/sl_t2v_test_XXXXXX", path[64];
 
+    memset(f, 0, sizeof *f);
     net_test_open(&f->net);
     f->arch = arch;
     SL_CHECK(mkdtemp(dir) != NULL);
     snprintf(path, sizeof path, "%s/w.safetensors", dir);
     for (int i = 0; i < PARTS; i++) {
-        const sl_component_spec spec = sl_component_spec_of(arch, kinds[i], precision);
+        sl_component_spec spec = sl_component_spec_of(arch, kinds[i], precision);
         sl_ckpt *ckpt;
 
         write_file(path, arch, kinds[i]);
         SL_CHECK_OK(sl_ckpt_open(&ckpt, path, err));
-        SL_CHECK_OK(sl_component_load(&f->parts[i], &spec, f->net.device, f->net.exec, ckpt, err));
+        if (streamed & SL_COMPONENT_BIT(kinds[i])) {
+            spec.mode = SL_MODE_STREAMED;
+            load_streamed(f, i, &spec, ckpt);
+        } else {
+            SL_CHECK_OK(
+                sl_component_load(&f->parts[i], &spec, f->net.device, f->net.exec, ckpt, err));
+        }
         SL_CHECK(sl_component_mapped_bytes(f->parts[i]) == sl_component_plan_bytes(&spec));
         sl_ckpt_close(ckpt);
         unlink(path);
@@ -152,10 +174,17 @@ static inline void open_fixture(fixture *f, const sl_arch *arch, sl_precision pr
         (sl_t2v_components){ .text_encoder = f->parts[0], .dit = f->parts[1], .vae = f->parts[2] };
 }
 
+static inline void open_fixture(fixture *f, const sl_arch *arch, sl_precision precision)
+{
+    open_fixture_streamed(f, arch, precision, 0);
+}
+
 static inline void close_fixture(fixture *f)
 {
-    for (int i = 0; i < PARTS; i++)
+    for (int i = 0; i < PARTS; i++) {
         sl_component_destroy(f->parts[i]);
+        free(f->images[i]);
+    }
     net_test_close(&f->net);
 }
 
@@ -166,7 +195,16 @@ typedef struct {
     int frames, steps, phases;
     const char *fail_in; /* "phase", "step", "frames": answers with SL_ERR_BUSY */
     atomic_uint *cancel; /* set in the first step */
+    double *states[8];   /* behind each step, if keep_states */
+    bool keep_states;
 } record;
+
+static inline void free_record(record *r)
+{
+    free(r->rgb);
+    for (size_t i = 0; i < SL_COUNT(r->states); i++)
+        free(r->states[i]);
+}
 
 static inline sl_status on_phase(void *arg, sl_phase phase, sl_error *err)
 {
@@ -179,11 +217,16 @@ static inline sl_status on_phase(void *arg, sl_phase phase, sl_error *err)
 }
 
 static inline sl_status on_step(void *arg, int step, int step_count, const sl_tensor *latent,
-                         sl_error *err)
+                                sl_error *err)
 {
     record *r = arg;
 
     SL_CHECK(step == r->steps++ && step < step_count && latent->dtype == SL_F64);
+    if (r->keep_states) { /* the device of these tests is the host */
+        r->states[step] = malloc(sl_tensor_bytes(latent));
+        SL_CHECK(r->states[step] != NULL);
+        memcpy(r->states[step], latent->data, sl_tensor_bytes(latent));
+    }
     if (r->cancel)
         atomic_store(r->cancel, 1);
     if (r->fail_in && strcmp(r->fail_in, "step") == 0)
@@ -191,7 +234,8 @@ static inline sl_status on_step(void *arg, int step, int step_count, const sl_te
     return SL_OK;
 }
 
-static inline sl_status on_frames(void *arg, const uint8_t *rgb, int first, int count, sl_error *err)
+static inline sl_status on_frames(void *arg, const uint8_t *rgb, int first, int count,
+                                  sl_error *err)
 {
     record *r = arg;
 
@@ -206,7 +250,7 @@ static inline sl_status on_frames(void *arg, const uint8_t *rgb, int first, int 
 }
 
 static inline sl_status run(fixture *f, const sl_t2v_request *request, const float *const *noises,
-                     record *r, sl_t2v_result *result, sl_error *err)
+                            record *r, sl_t2v_result *result, sl_error *err)
 {
     const sl_t2v_events events = {
         .arg = r, .on_phase = on_phase, .on_step = on_step, .on_frames = on_frames
