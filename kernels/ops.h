@@ -24,7 +24,9 @@
 #include "kernels/norm.h"
 #include "kernels/patch.h"
 #include "kernels/rope.h"
+#include "kernels/sage.h"
 #include "kernels/sampler.h"
+#include "kernels/sla.h"
 
 struct sl_ops {
     const char *name; /* "cpu", "counting" */
@@ -37,6 +39,13 @@ struct sl_ops {
     sl_rope_table_fn *rope_table;
     sl_rope_fn *rope;
     sl_attention_fn *attention;
+    sl_block_mean_fn *block_mean;
+    sl_top_blocks_fn *top_blocks;
+    sl_linear_state_fn *linear_state;
+    sl_sparse_attention_fn *sparse_attention;
+    sl_sage_quantize_fn *sage_quantize;
+    sl_sage_quantize_v_fn *sage_quantize_v;
+    sl_sage_attention_fn *sage_attention;
     sl_add_fn *add;
     sl_mul_fn *mul;
     sl_gated_add_fn *gated_add;
