@@ -406,9 +406,6 @@ static void on_hello(sl_service *s, uint64_t generation, const Sluice__Worker__E
     s->worker_up = true;
     s->worker_pid = event->hello->pid;
     sl_core_worker_up(s->core, event->memory ? event->memory->workspace_bytes : 0);
-    sl_log(SL_LOG_INFO, "worker_up", "pid=%lld threads=%d workspace_bytes=%llu",
-           (long long)event->hello->pid, event->hello->threads,
-           event->memory ? (unsigned long long)event->memory->workspace_bytes : 0ull);
 }
 
 /* The job of an event, told to the core as started; NULL: not the running one. */
