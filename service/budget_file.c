@@ -190,13 +190,13 @@ static sl_status take_row(sl_budget_table *table, const sl_config *config, const
     sl_status status = take_bound(config, number, "from", row->from, "above", row->above, 1,
                                   &out->from_bytes, err);
     if (status == SL_OK)
-        status = take_bound(config, number, "to", row->to, "below", row->below, -1, &out->to_bytes,
-                            err);
+        status =
+            take_bound(config, number, "to", row->to, "below", row->below, -1, &out->to_bytes, err);
     if (status == SL_OK)
         status = check_range(config, table, number, err);
     for (uint32_t i = 0; i < row->forbid_count && status == SL_OK; i++)
-        status = take_rule(&out->rules[out->rule_count++], config, &row->forbid[i], number, (int)i,
-                           err);
+        status =
+            take_rule(&out->rules[out->rule_count++], config, &row->forbid[i], number, (int)i, err);
     return status;
 }
 
@@ -204,9 +204,10 @@ sl_status sl_budget_table_load(sl_budget_table *out, const char *path, sl_error 
 {
     sl_config *config = NULL;
     sl_budget_table *table = calloc(1, sizeof *table);
-    sl_status status = table ? sl_config_open(&config, path, &schema, err)
-                             : sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for \"%s\"", path);
 
+    if (!table)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for \"%s\"", path);
+    sl_status status = sl_config_open(&config, path, &schema, err);
     if (status == SL_OK) {
         const file_table *file = sl_config_values(config);
         for (uint32_t i = 0; i < file->rows_count && status == SL_OK; i++)

@@ -19,8 +19,8 @@ struct sl_channel {
     const char *peer;
 
     /* The reading thread's. */
-    size_t read_bytes; /* held in read[] */
-    bool broken;       /* a frame broke the rules: nothing after it can be trusted */
+    size_t read_bytes;              /* held in read[] */
+    bool broken;                    /* a frame broke the rules: nothing after it can be trusted */
     unsigned char read[READ_BYTES]; /* room for one whole frame of any size */
 
     pthread_mutex_t lock; /* guards what follows, and the order of writes */
@@ -104,10 +104,9 @@ sl_status sl_channel_push(sl_channel *channel, const ProtobufCMessage *message, 
     const size_t size_bytes = protobuf_c_message_get_packed_size(message);
 
     if (size_bytes == 0 || size_bytes > SL_CHANNEL_MAX_MESSAGE)
-        return sl_fail(err, SL_ERR_TOO_LARGE,
-                       "a %s of %zu bytes to the %s: a message has 1 to %zu bytes",
-                       message->descriptor->short_name, size_bytes, channel->peer,
-                       SL_CHANNEL_MAX_MESSAGE);
+        return sl_fail(
+            err, SL_ERR_TOO_LARGE, "a %s of %zu bytes to the %s: a message has 1 to %zu bytes",
+            message->descriptor->short_name, size_bytes, channel->peer, SL_CHANNEL_MAX_MESSAGE);
 
     pthread_mutex_lock(&channel->lock);
     const sl_status status = make_room(channel, HEADER_BYTES + size_bytes, err);
@@ -155,8 +154,8 @@ sl_status sl_channel_flush(sl_channel *channel, int64_t wait_ns, sl_error *err)
                 break;
             status = wait_writable(channel, deadline_ns, err);
         } else if (errno == EPIPE || errno == ECONNRESET) {
-            status = sl_fail(err, SL_ERR_UNAVAILABLE, "the %s has closed the channel",
-                             channel->peer);
+            status =
+                sl_fail(err, SL_ERR_UNAVAILABLE, "the %s has closed the channel", channel->peer);
         } else if (errno != EINTR) {
             status = sl_fail_errno(err, "could not write to the %s", channel->peer);
         }
@@ -187,8 +186,7 @@ sl_status sl_channel_fill(sl_channel *channel, sl_error *err)
         if (n > 0)
             channel->read_bytes += (size_t)n;
         else if (n == 0 || errno == ECONNRESET)
-            return sl_fail(err, SL_ERR_UNAVAILABLE, "the %s has closed the channel",
-                           channel->peer);
+            return sl_fail(err, SL_ERR_UNAVAILABLE, "the %s has closed the channel", channel->peer);
         else if (errno == EAGAIN || errno == EWOULDBLOCK)
             return SL_OK;
         else if (errno != EINTR)

@@ -29,7 +29,8 @@ typedef struct sl_channel sl_channel;
 
 /* fd: a connected stream socket; made non-blocking and close-on-exec.
  * peer: "worker", "daemon"; appears in messages, borrowed. */
-sl_status sl_channel_create(sl_channel **out, int fd, const char *peer, sl_error *err) SL_MUST_CHECK;
+sl_status sl_channel_create(sl_channel **out, int fd, const char *peer,
+                            sl_error *err) SL_MUST_CHECK;
 void sl_channel_destroy(sl_channel *channel); /* NULL is fine */
 int sl_channel_fd(const sl_channel *channel);
 

@@ -177,7 +177,8 @@ SL_TEST(garbage_is_a_status)
             SL_CHECK_OK(sl_channel_flush(p.a, 0, err));
             length = (size_t)recv(sl_channel_fd(p.b), frame, sizeof frame, 0);
             for (int i = 0; i < 3; i++)
-                frame[4 + next_random(&random) % (length - 4)] = (unsigned char)next_random(&random);
+                frame[4 + next_random(&random) % (length - 4)] =
+                    (unsigned char)next_random(&random);
         } else {
             length = 4 + 1 + next_random(&random) % 200;
             frame[0] = frame[1] = frame[2] = 0;
@@ -304,5 +305,5 @@ SL_TEST(threads_may_push)
 SL_TEST_MAIN(SL_RUN(messages_arrive_whole_and_in_order), SL_RUN(every_split_of_a_frame_is_fine),
              SL_RUN(bad_lengths_break_the_channel_for_good), SL_RUN(garbage_is_a_status),
              SL_RUN(a_closed_peer_is_unavailable_after_its_last_message),
-             SL_RUN(a_peer_that_does_not_read_is_noticed),
-             SL_RUN(too_large_a_message_is_refused), SL_RUN(threads_may_push))
+             SL_RUN(a_peer_that_does_not_read_is_noticed), SL_RUN(too_large_a_message_is_refused),
+             SL_RUN(threads_may_push))

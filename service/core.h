@@ -70,14 +70,14 @@ typedef struct {
 
 typedef struct {
     sl_device_kind kind;
-    size_t limit_bytes;     /* capacity of the arena */
-    size_t device_bytes;    /* what the table looks at; 0: limit_bytes */
-    size_t workspace_bytes; /* expected; the worker's own number replaces it */
-    int retry_limit;        /* further attempts after a worker's death; default 2 */
-    int queue_limit;        /* jobs that may wait */
-    int64_t cancel_deadline_ns; /* a cancelled job that has not ended by then costs the
-                                   worker its life */
-    int64_t memory_backoff_ns;  /* wait after the driver refused admitted memory */
+    size_t limit_bytes;           /* capacity of the arena */
+    size_t device_bytes;          /* what the table looks at; 0: limit_bytes */
+    size_t workspace_bytes;       /* expected; the worker's own number replaces it */
+    int retry_limit;              /* further attempts after a worker's death; default 2 */
+    int queue_limit;              /* jobs that may wait */
+    int64_t cancel_deadline_ns;   /* a cancelled job that has not ended by then costs the
+                                     worker its life */
+    int64_t memory_backoff_ns;    /* wait after the driver refused admitted memory */
     const sl_budget_table *table; /* NULL: nothing is forbidden */
 } sl_core_config;
 
@@ -106,10 +106,10 @@ typedef struct {
                                        else: free now or after evictions, for this request */
     int held_count;
     sl_core_holding held[SL_CORE_MAX_HOLDINGS];
-    char row[SL_BUDGET_NAME_BYTES];  /* that governs the device; "" none */
-    char rule[SL_BUDGET_TEXT_BYTES]; /* that said no; "" : the bytes did */
+    char row[SL_BUDGET_NAME_BYTES];       /* that governs the device; "" none */
+    char rule[SL_BUDGET_TEXT_BYTES];      /* that said no; "" : the bytes did */
     char message[SL_CORE_TEXT_BYTES * 2]; /* all of it in one sentence */
-    int evict_count;                 /* idle components that would make room */
+    int evict_count;                      /* idle components that would make room */
     sl_core_key evict[SL_CORE_MAX_HOLDINGS];
 } sl_core_answer;
 
@@ -159,9 +159,9 @@ void sl_core_job_started(sl_core *core, const char *job_id);
 
 typedef struct {
     sl_status status;
-    const char *message;     /* NULL is "" */
+    const char *message;                          /* NULL is "" */
     size_t before_bytes, after_bytes, peak_bytes; /* arena mapped, measured */
-    size_t component_bytes;  /* of a load */
+    size_t component_bytes;                       /* of a load */
     int64_t duration_ns;
 } sl_core_done;
 
@@ -173,31 +173,31 @@ bool sl_core_command_done(sl_core *core, uint64_t command_id, const sl_core_done
 
 typedef enum {
     SL_CORE_NONE,
-    SL_CORE_LOAD,          /* command_id, key, size_bytes; job_id if for a job, else "" */
-    SL_CORE_UNLOAD,        /* command_id, key, size_bytes; job_id / ticket if for one */
-    SL_CORE_RUN,           /* command_id, job_id, size_bytes (activations), attempt */
-    SL_CORE_CANCEL,        /* job_id: of the RUN that is outstanding */
-    SL_CORE_RESTART,       /* message: kill the worker; worker_down must follow */
-    SL_CORE_JOB_ADMITTED,  /* job_id, attempt, size_bytes (all that is booked for it) */
-    SL_CORE_JOB_REQUEUED,  /* job_id, attempt (the coming one), status, message */
-    SL_CORE_JOB_ENDED,     /* job_id, attempt, status, message; the core forgets the job */
-    SL_CORE_TICKET_ENDED,  /* ticket, status, message, receipt; answer if it did not fit */
-    SL_CORE_PIN_LOST,      /* key, status, message: could not be loaded again */
+    SL_CORE_LOAD,         /* command_id, key, size_bytes; job_id if for a job, else "" */
+    SL_CORE_UNLOAD,       /* command_id, key, size_bytes; job_id / ticket if for one */
+    SL_CORE_RUN,          /* command_id, job_id, size_bytes (activations), attempt */
+    SL_CORE_CANCEL,       /* job_id: of the RUN that is outstanding */
+    SL_CORE_RESTART,      /* message: kill the worker; worker_down must follow */
+    SL_CORE_JOB_ADMITTED, /* job_id, attempt, size_bytes (all that is booked for it) */
+    SL_CORE_JOB_REQUEUED, /* job_id, attempt (the coming one), status, message */
+    SL_CORE_JOB_ENDED,    /* job_id, attempt, status, message; the core forgets the job */
+    SL_CORE_TICKET_ENDED, /* ticket, status, message, receipt; answer if it did not fit */
+    SL_CORE_PIN_LOST,     /* key, status, message: could not be loaded again */
 } sl_core_action_kind;
 
 typedef struct {
     sl_core_key key;
     size_t planned_bytes;
-    size_t measured_bytes;   /* 0: no command was needed (resident before) or not reached */
+    size_t measured_bytes; /* 0: no command was needed (resident before) or not reached */
 } sl_core_receipt_line;
 
 typedef struct {
     int line_count;
     sl_core_receipt_line lines[SL_CORE_MAX_KEYS];
-    int command_count;           /* 0: nothing had to be done; the next four are 0 then */
+    int command_count; /* 0: nothing had to be done; the next four are 0 then */
     size_t before_bytes, after_bytes, peak_bytes; /* arena mapped; first, last, highest */
-    int64_t duration_ns;         /* of its commands together */
-    int64_t residue_bytes;       /* measured change minus planned change */
+    int64_t duration_ns;                          /* of its commands together */
+    int64_t residue_bytes;                        /* measured change minus planned change */
 } sl_core_receipt;
 
 typedef struct {
@@ -225,12 +225,12 @@ int64_t sl_core_wake_ns(const sl_core *core);
 typedef struct {
     bool worker_up;
     size_t limit_bytes;
-    size_t workspace_bytes;   /* mapped; 0 while there is no worker */
-    size_t weights_bytes;     /* mapped */
-    size_t activations_bytes; /* mapped */
-    size_t reserved_bytes;    /* booked and not mapped yet, as far as not taken from what
-                                 is about to be evicted */
-    size_t free_bytes;        /* what is left when unexplained is counted as taken */
+    size_t workspace_bytes;    /* mapped; 0 while there is no worker */
+    size_t weights_bytes;      /* mapped */
+    size_t activations_bytes;  /* mapped */
+    size_t reserved_bytes;     /* booked and not mapped yet, as far as not taken from what
+                                  is about to be evicted */
+    size_t free_bytes;         /* what is left when unexplained is counted as taken */
     int64_t unexplained_bytes; /* measured mapped - booked mapped */
 } sl_core_ledger;
 
@@ -240,7 +240,7 @@ typedef struct {
 void sl_core_get_ledger(const sl_core *core, size_t measured_mapped_bytes, sl_core_ledger *out);
 
 typedef enum {
-    SL_CORE_WANTED,    /* booked; its load has not been sent */
+    SL_CORE_WANTED, /* booked; its load has not been sent */
     SL_CORE_LOADING,
     SL_CORE_READY,
     SL_CORE_UNLOADING,
@@ -251,7 +251,7 @@ typedef struct {
     size_t size_bytes;     /* booked */
     size_t measured_bytes; /* by the worker; 0 until READY */
     bool pinned;
-    int users;             /* active jobs that need it */
+    int users; /* active jobs that need it */
     sl_core_residency state;
 } sl_core_component;
 

@@ -290,7 +290,8 @@ static void fill_holdings(const sl_core *core, const demand *d, sl_core_answer *
 
 /* Names the pinned components whose unloading would make room: those that
  * must go, then the largest ones, as few as possible. */
-static void name_pinned(const sl_core *core, const demand *d, size_t missing, sl_core_answer *answer)
+static void name_pinned(const sl_core *core, const demand *d, size_t missing,
+                        sl_core_answer *answer)
 {
     char text[SL_CORE_TEXT_BYTES], key[SL_CORE_TEXT_BYTES];
     const node *named[SL_CORE_MAX_HOLDINGS];
@@ -385,7 +386,8 @@ static bool is_blocked_by_pins(const sl_core *core, const demand *d, sl_core_ans
     return true;
 }
 
-void sl_core_answer_demand(const sl_core *core, const demand *d, int queue_ahead, sl_core_answer *answer)
+void sl_core_answer_demand(const sl_core *core, const demand *d, int queue_ahead,
+                           sl_core_answer *answer)
 {
     memset(answer, 0, sizeof *answer);
     answer->need_bytes = demand_bytes(d);
@@ -396,8 +398,8 @@ void sl_core_answer_demand(const sl_core *core, const demand *d, int queue_ahead
         answer->when = SL_CORE_NEVER;
     } else {
         answer->when = SL_CORE_AFTER;
-        answer->have_bytes = less(most_bytes(core),
-                                  pinned_other_bytes(core, d) + active_other_bytes(core, d));
+        answer->have_bytes =
+            less(most_bytes(core), pinned_other_bytes(core, d) + active_other_bytes(core, d));
         if (is_blocked_by_pins(core, d, answer))
             ;
         else if (!core->up)
@@ -406,8 +408,7 @@ void sl_core_answer_demand(const sl_core *core, const demand *d, int queue_ahead
             snprintf(answer->after, sizeof answer->after, "%d queued job%s before it end%s",
                      queue_ahead, queue_ahead == 1 ? "" : "s", queue_ahead == 1 ? "s" : "");
         else if (core->active)
-            snprintf(answer->after, sizeof answer->after, "job %s ends",
-                     core->active->spec.job_id);
+            snprintf(answer->after, sizeof answer->after, "job %s ends", core->active->spec.job_id);
         else
             answer->when = SL_CORE_NOW;
     }

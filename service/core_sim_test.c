@@ -231,8 +231,8 @@ static void check_ledger(const sim *s)
     SIM_CHECK(s, l.limit_bytes == s->limit);
     SIM_CHECK(s, l.unexplained_bytes == 0);
     SIM_CHECK(s, l.workspace_bytes + l.weights_bytes + l.activations_bytes + l.reserved_bytes +
-                     l.free_bytes ==
-                 s->limit);
+                         l.free_bytes ==
+                     s->limit);
     if (s->worker.up)
         SIM_CHECK(s, l.workspace_bytes + l.weights_bytes + l.activations_bytes == s->worker.told);
 }

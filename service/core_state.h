@@ -27,11 +27,11 @@ struct node {
     size_t size_bytes, measured_bytes;
     sl_core_residency state;
     bool pinned;
-    bool evict;              /* READY or LOADING: to be unloaded at the next chance */
-    bool pick;               /* scratch of pick_victims */
-    uint64_t for_ticket;     /* evicted for that ticket; 0: for a job */
-    int deaths;              /* workers that died while loading it */
-    sl_status lost_status;   /* in `lost` */
+    bool evict;            /* READY or LOADING: to be unloaded at the next chance */
+    bool pick;             /* scratch of pick_victims */
+    uint64_t for_ticket;   /* evicted for that ticket; 0: for a job */
+    int deaths;            /* workers that died while loading it */
+    sl_status lost_status; /* in `lost` */
     char lost_message[SL_CORE_TEXT_BYTES];
 };
 
@@ -42,11 +42,11 @@ struct job {
     int memory_retries;
     int64_t not_before_ns;
     bool tell_requeued, tell_admitted;
-    bool running;            /* RUN has been sent */
-    bool started;            /* activations mapped */
+    bool running; /* RUN has been sent */
+    bool started; /* activations mapped */
     bool cancelled, cancel_sent;
     int64_t cancel_due_ns;
-    sl_status status;        /* of the end, or of why it was queued again */
+    sl_status status; /* of the end, or of why it was queued again */
     char message[SL_ERROR_MESSAGE_BYTES];
 };
 
@@ -95,7 +95,8 @@ typedef struct {
     const sl_budget_facts *facts;
 } demand;
 
-node *sl_core_find(const sl_core *core, const sl_core_key *key); /* NULL; skips what is being evicted */
+node *sl_core_find(const sl_core *core,
+                   const sl_core_key *key); /* NULL; skips what is being evicted */
 bool sl_core_demand_has(const demand *d, const sl_core_key *key);
 demand sl_core_demand_of(const sl_core_job *spec);
 /* Components that the active job needs. */
@@ -105,7 +106,8 @@ sl_status sl_core_check(const demand *d, sl_error *err) SL_MUST_CHECK;
 
 /* Fills *answer.  queue_ahead: jobs that come first.  After SL_CORE_NOW,
  * sl_core_evict_for marks the nodes that answer->evict names. */
-void sl_core_answer_demand(const sl_core *core, const demand *d, int queue_ahead, sl_core_answer *answer);
+void sl_core_answer_demand(const sl_core *core, const demand *d, int queue_ahead,
+                           sl_core_answer *answer);
 
 void sl_core_evict_for(sl_core *core, const demand *d, uint64_t for_ticket);
 

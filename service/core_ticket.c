@@ -164,8 +164,7 @@ static bool start_load(sl_core *core, ticket *t)
             return false;
         sl_core_answer_demand(core, &d, 0, &t->answer);
         if (t->answer.when != SL_CORE_NOW) {
-            end_ticket(core, t,
-                       t->answer.when == SL_CORE_NEVER ? SL_ERR_TOO_LARGE : SL_ERR_BUSY,
+            end_ticket(core, t, t->answer.when == SL_CORE_NEVER ? SL_ERR_TOO_LARGE : SL_ERR_BUSY,
                        t->answer.message);
             return true;
         }
@@ -254,7 +253,7 @@ void sl_core_settle_tickets(sl_core *core)
 }
 
 void sl_core_fail_tickets(sl_core *core, const sl_core_key *key, sl_status status,
-                         const char *message)
+                          const char *message)
 {
     for (ticket *t = core->tickets; t; t = t->next)
         if (t->is_load && t->started && !t->ended && find_line(t, key) >= 0)
@@ -302,4 +301,3 @@ bool sl_core_tell_ticket(sl_core *core, sl_core_action *out)
     free(t);
     return true;
 }
-

@@ -75,7 +75,7 @@ void sl_supervisor_kill(sl_supervisor *supervisor, uint64_t generation, const ch
 void sl_supervisor_stop(sl_supervisor *supervisor, int64_t grace_ns);
 void sl_supervisor_destroy(sl_supervisor *supervisor); /* stops with 5 s; NULL is fine */
 
-pid_t sl_supervisor_pid(const sl_supervisor *supervisor);        /* 0: none */
+pid_t sl_supervisor_pid(const sl_supervisor *supervisor);         /* 0: none */
 uint32_t sl_supervisor_restarts(const sl_supervisor *supervisor); /* workers after the first */
 
 #endif

@@ -354,7 +354,8 @@ SL_TEST(stopping_at_once_is_fine)
 
 SL_TEST(a_missing_program_is_refused)
 {
-    const sl_supervisor_config config = { .worker_path = "/nowhere/sluice-worker", .device = "cpu",
+    const sl_supervisor_config config = { .worker_path = "/nowhere/sluice-worker",
+                                          .device = "cpu",
                                           .lock_fd = -1 };
     const sl_supervisor_events events = { &seen, on_event, on_down };
     sl_supervisor *s = NULL;
@@ -377,9 +378,9 @@ int main(int argc, char **argv)
         SL_RUN(a_missing_program_is_refused),
     };
 
-    if (argc == 7) /* --device MODE --fd N --threads N */
-        _exit(fake_worker(argv[2], atoi(argv[4]))); /* leaks and all */
-    signal(SIGTERM, SIG_IGN);                    /* must not be inherited */
+    if (argc == 7)                                      /* --device MODE --fd N --threads N */
+        _exit(fake_worker(argv[2], atoi(argv[4])));     /* leaks and all */
+    signal(SIGTERM, SIG_IGN);                           /* must not be inherited */
     sl_log_set_level((sl_log_level)(SL_LOG_ERROR + 1)); /* deaths are what this is about */
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

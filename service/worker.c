@@ -84,6 +84,7 @@ void sl_worker_send(sl_worker *worker, Sluice__Worker__Event *event, bool with_r
         atomic_store(&worker->changing, false);
     if (status == SL_OK)
         status = sl_channel_flush(worker->channel, SEND_DEADLINE_NS, &error);
+    event->memory = NULL;
     if (status != SL_OK && sl_debug("worker"))
         sl_log(SL_LOG_DEBUG, "worker_send", "message=%s", error.message);
 }
@@ -213,8 +214,8 @@ static sl_status enqueue(sl_worker *worker, sl_arena *arena, const Sluice__Worke
     q->command = command;
     pthread_mutex_lock(&worker->lock);
     if (worker->queue_length == MAX_QUEUE) {
-        status = sl_fail(err, SL_ERR_DATA, "the daemon sent more than %d commands at once",
-                         MAX_QUEUE);
+        status =
+            sl_fail(err, SL_ERR_DATA, "the daemon sent more than %d commands at once", MAX_QUEUE);
     } else {
         queued **end = &worker->queue;
         while (*end)
@@ -390,7 +391,8 @@ static sl_status start(sl_worker *worker, const options *o, pthread_t *thread, s
     if (status == SL_OK)
         status = sl_device_create(&worker->device, &spec, err);
     if (status == SL_OK)
-        status = sl_exec_create_cpu(&worker->exec, worker->device, o->threads, &worker->cancel, err);
+        status =
+            sl_exec_create_cpu(&worker->exec, worker->device, o->threads, &worker->cancel, err);
     if (status == SL_OK && (errno = pthread_create(thread, NULL, job_thread, worker)) != 0)
         status = sl_fail_errno(err, "could not start the job thread");
     return status;

@@ -57,9 +57,9 @@ typedef struct {
     queued *queue;
     int queue_length;
     bool quit;
-    bool ended;                  /* the job thread has returned */
-    const char *running_job;     /* of the Run in progress; NULL: none */
-    char *partial;               /* the output file being written; NULL: none */
+    bool ended;              /* the job thread has returned */
+    const char *running_job; /* of the Run in progress; NULL: none */
+    char *partial;           /* the output file being written; NULL: none */
 } sl_worker;
 
 /* ---- worker.c: telling the daemon ---- */

@@ -53,7 +53,8 @@ static sl_status on_phase(void *arg, sl_phase phase, sl_error *err)
     return check_cancelled(p->worker, err);
 }
 
-static sl_status on_step(void *arg, int step, int step_count, const sl_tensor *latent, sl_error *err)
+static sl_status on_step(void *arg, int step, int step_count, const sl_tensor *latent,
+                         sl_error *err)
 {
     progress *p = arg;
     Sluice__Worker__Event event = SLUICE__WORKER__EVENT__INIT;
@@ -170,18 +171,17 @@ static void forget_partial(sl_worker *worker, bool remove_it)
 static sl_status make_request(const Sluice__Worker__Run *run, const sl_arch *arch,
                               sl_t2v_request *out, sl_error *err)
 {
-    const sl_t2v_request request = {
-        .width = run->width,
-        .height = run->height,
-        .frames = run->frames,
-        .steps = run->steps,
-        .mode = (sl_sampler_mode)run->sampler,
-        .sigma_max = run->sigma_max,
-        .seed = run->seed,
-        .precision = (sl_precision)run->precision,
-        .token_count = (int64_t)run->n_ids,
-    };
+    sl_t2v_request request = sl_t2v_request_default(arch);
 
+    request.width = run->width;
+    request.height = run->height;
+    request.frames = run->frames;
+    request.steps = run->steps;
+    request.mode = (sl_sampler_mode)run->sampler;
+    request.sigma_max = run->sigma_max;
+    request.seed = run->seed;
+    request.precision = (sl_precision)run->precision;
+    request.token_count = (int64_t)run->n_ids;
     if ((unsigned)run->precision >= SL_PRECISION_COUNT ||
         (run->sampler != SL_SAMPLER_SDE && run->sampler != SL_SAMPLER_ODE) ||
         (unsigned)run->output_format > SL_MEDIA_PNG)
@@ -268,7 +268,8 @@ static sl_status make_video(sl_worker *worker, const Sluice__Worker__Run *run, c
     }
     sl_media_close(p.writer);
     if (status == SL_ERR_NO_MEMORY) {
-        err->status = SL_ERR_INTERNAL; /* mapped as planned, and not enough: asking again is no use */
+        err->status =
+            SL_ERR_INTERNAL; /* mapped as planned, and not enough: asking again is no use */
         status = sl_error_prefix(err, "the memory that was planned did not suffice");
     }
     return status;
@@ -293,8 +294,7 @@ sl_status sl_worker_run(sl_worker *worker, const Sluice__Worker__Run *run,
     if (status == SL_OK)
         status = map_activations(worker, run, &region, err);
     if (status == SL_OK)
-        status =
-            make_video(worker, run, arch, &request, &components, region, &measured, err);
+        status = make_video(worker, run, arch, &request, &components, region, &measured, err);
     if (status == SL_OK)
         status = hash_file(run->output_path, result->sha256, &done->output_size_bytes, err);
     forget_partial(worker, status != SL_OK);
