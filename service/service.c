@@ -430,7 +430,10 @@ static void on_phase(sl_service *s, const Sluice__Worker__Phase *phase)
         const char *text;
     } moves[SL_PHASE_COUNT] = {
         [SL_PHASE_ENCODE_TEXT] = { STATE(ENCODING), "encoding the prompt" },
+        [SL_PHASE_ENCODE_IMAGE] = { STATE(ENCODING), "encoding the image" },
         [SL_PHASE_DENOISE] = { STATE(DENOISING), "denoising" },
+        [SL_PHASE_DENOISE_HIGH] = { STATE(DENOISING), "denoising" },
+        [SL_PHASE_DENOISE_LOW] = { STATE(DENOISING), "denoising" },
         [SL_PHASE_DECODE] = { STATE(DECODING), "decoding" },
     };
     sl_job *job = running_of(s, phase->job_id);
@@ -525,6 +528,8 @@ static void on_done(sl_service *s, const Sluice__Worker__Event *event)
         status = finish_run(s, done, &err);
         message = err.message;
     }
+    /* Only now: finish_run lets others look, and the books still say "running". */
+    take_memory(s, event->memory);
     const sl_core_done end = {
         .status = status,
         .message = message,
@@ -544,7 +549,8 @@ static void on_event(void *arg, uint64_t generation, const Sluice__Worker__Event
     bool moved = true;
 
     pthread_mutex_lock(&s->lock);
-    take_memory(s, event->memory);
+    if (event->kind_case != SLUICE__WORKER__EVENT__KIND_DONE)
+        take_memory(s, event->memory);
     switch (event->kind_case) {
     case SLUICE__WORKER__EVENT__KIND_HELLO:
         on_hello(s, generation, event);
