@@ -297,9 +297,10 @@ static int most_frames(sl_service *s, const sl_model_info *info, sl_job_spec *tr
 sl_status sl_request_nearest(sl_service *s, const sl_job_spec *spec,
                              Sluice__V1__NearestRequest *out, sl_error *err)
 {
-    static const int scales[][2] = { { 1, 1 }, { 3, 4 }, { 2, 3 }, { 1, 2 }, { 3, 8 }, { 1, 4 } };
+    enum { SCALES = 16 };
     sl_model *model = NULL;
     int64_t best = 0;
+    bool best_is_video = false;
     const sl_status status = sl_models_get(s->models, &model, spec->model, err);
 
     if (status != SL_OK)
@@ -308,16 +309,20 @@ sl_status sl_request_nearest(sl_service *s, const sl_job_spec *spec,
     /* The precision asked for first; a lower one only where that never fits. */
     for (int precision = (int)spec->request.precision; precision < SL_PRECISION_COUNT && !best;
          precision++) {
-        for (size_t i = 0; i < SL_COUNT(scales); i++) {
+        for (int scale = SCALES; scale > 0; scale--) {
             sl_job_spec try = { .request = spec->request, .core = spec->core };
             try.request.precision = (sl_precision)precision;
-            try.request.width = scale_side(spec->request.width, scales[i][0], scales[i][1]);
-            try.request.height = scale_side(spec->request.height, scales[i][0], scales[i][1]);
+            try.request.width = scale_side(spec->request.width, scale, SCALES);
+            try.request.height = scale_side(spec->request.height, scale, SCALES);
             const int frames = most_frames(s, info, &try, spec->request.frames);
             const int64_t volume = (int64_t)try.request.width * try.request.height * frames;
-            if (frames == 0 || volume <= best)
+            /* Who asked for a video is not helped by a large picture. */
+            const bool is_video = 2 * frames >= spec->request.frames;
+            if (frames == 0 || is_video < best_is_video
+                || (is_video == best_is_video && volume <= best))
                 continue;
             best = volume;
+            best_is_video = is_video;
             out->exists = true;
             out->width = try.request.width;
             out->height = try.request.height;
