@@ -133,7 +133,7 @@ static sl_status wait_for_news(sl_service *s, sl_rpc_call *call,
     sl_status status = get_job(s, call, request->job_id, job, err);
 
     /* Above the cap nobody waits: others must get through. */
-    if (wait_ns <= 0 || s->watchers >= s->config.waiters)
+    if (wait_ns <= 0 || s->watchers >= s->config.watchers)
         return status;
     if (wait_ns > WATCH_MOST_NS)
         wait_ns = WATCH_MOST_NS;

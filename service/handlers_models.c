@@ -183,7 +183,7 @@ static sl_status may_wait(sl_service *s, sl_rpc_call *call, sl_error *err)
 {
     if (s->stopping)
         return sl_fail(err, SL_ERR_UNAVAILABLE, "the server is shutting down");
-    if (s->load_waiters >= s->config.waiters) {
+    if (s->load_waiters >= s->config.load_waiters) {
         call->retry_after_ns = 1000000000;
         return sl_fail(err, SL_ERR_UNAVAILABLE, "%d requests wait for models already",
                        s->load_waiters);

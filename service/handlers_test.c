@@ -357,7 +357,8 @@ static sl_service *start(size_t limit_bytes, sl_error *err)
         .threads = 2,
         .queue = 8,
         .retry_limit = 2,
-        .waiters = 2,
+        .watchers = 2,
+        .load_waiters = 2,
         .keep_jobs = 100,
         .lock_fd = -1,
     };

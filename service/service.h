@@ -30,7 +30,8 @@ typedef struct {
     int threads;               /* of the worker; 0: one per core */
     int queue;
     int retry_limit;
-    int waiters;               /* long polls at once; and as many waits for loads */
+    int watchers;              /* long polls at once */
+    int load_waiters;          /* calls that wait for loads and unloads at once */
     int keep_jobs;             /* ended ones that are remembered */
     int lock_fd;               /* the device lock; -1: none */
     const sl_budget_table *table;

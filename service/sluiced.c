@@ -187,9 +187,11 @@ static sl_status start_service(daemon_state *d, sl_error *err)
         .threads = settings->threads,
         .queue = settings->queue,
         .retry_limit = settings->retry_limit,
-        /* Two kinds of waits, at most this many each: a fifth of what may be
-         * under way always remains for calls that are answered at once. */
-        .waiters = settings->in_flight * 2 / 5,
+        /* Calls that wait take three fifths of what may be under way, one identity
+         * may have four fifths (start_front): one fifth always remains to it for
+         * calls that are answered at once. */
+        .watchers = settings->in_flight * 2 / 5,
+        .load_waiters = settings->in_flight / 5,
         .keep_jobs = KEEP_JOBS,
         .lock_fd = d->device_lock,
         .table = d->table,
