@@ -46,20 +46,6 @@ Sluice__V1__ComponentBytes *sl_component_bytes_to_pb(const sl_core_component *co
 
 /* --- plans --- */
 
-/* Which components a phase uses. */
-static bool phase_uses(sl_phase phase, sl_component_kind kind)
-{
-    switch (phase) {
-    case SL_PHASE_ENCODE_TEXT:
-        return kind == SL_COMPONENT_TEXT_ENCODER;
-    case SL_PHASE_DENOISE:
-        return kind == SL_COMPONENT_DIT || kind == SL_COMPONENT_DIT_HIGH
-               || kind == SL_COMPONENT_DIT_LOW;
-    default:
-        return kind == SL_COMPONENT_VAE;
-    }
-}
-
 static Sluice__V1__PhaseBytes *phase_to_pb(const sl_job_spec *spec, sl_phase phase,
                                            sl_arena *arena)
 {
@@ -73,7 +59,7 @@ static Sluice__V1__PhaseBytes *phase_to_pb(const sl_job_spec *spec, sl_phase pha
     if (!pb->components)
         return NULL;
     for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++) {
-        if (spec->plan.weight_bytes[kind] && phase_uses(phase, (sl_component_kind)kind)) {
+        if (spec->plan.phase_components[phase] & SL_COMPONENT_BIT(kind)) {
             pb->components[pb->n_components++] = sl_component_to_pb((sl_component_kind)kind);
             pb->weight_bytes += spec->plan.weight_bytes[kind];
         }
@@ -128,6 +114,8 @@ Sluice__V1__Plan *sl_plan_to_pb(const sl_job_spec *spec, size_t workspace_bytes,
         || (answer && !add_evictions(pb, answer, arena)))
         return NULL;
     for (int phase = 0; phase < SL_PHASE_COUNT; phase++) {
+        if (spec->plan.phase_components[phase] == 0)
+            continue;
         pb->phases[pb->n_phases] = phase_to_pb(spec, (sl_phase)phase, arena);
         if (!pb->phases[pb->n_phases++])
             return NULL;

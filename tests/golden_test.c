@@ -32,6 +32,7 @@ static const struct {
     { "video VAE decode and encode", golden_run_vae, false },
     { "schedules and trajectories with a closed-form velocity", golden_run_sampler, false },
     { "text-to-video, end to end after the text encoder", golden_run_e2e_t2v, false },
+    { "image-to-video with two experts", golden_run_e2e_i2v, false },
     { "sentencepiece unigram tokenizer", golden_run_tokenizer, false },
     { "checkpoint containers, good and hostile", golden_run_loader, false },
     { "128x128 block int8 quantisation and W8A8 linear", golden_run_int8_linear, false },

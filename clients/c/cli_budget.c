@@ -229,7 +229,7 @@ typedef struct {
     Sluice__V1__PlanJobReply reply;
     Sluice__V1__Plan plan;
     Sluice__V1__PhaseBytes phases[SL_PHASE_COUNT], *phase_list[SL_PHASE_COUNT];
-    Sluice__V1__Component phase_component[SL_PHASE_COUNT];
+    Sluice__V1__Component phase_component[SL_PHASE_COUNT][SL_COMPONENT_COUNT];
     Sluice__V1__ComponentBytes components[SL_COMPONENT_COUNT];
     Sluice__V1__ComponentBytes *component_list[SL_COMPONENT_COUNT];
     Sluice__V1__Refusal refusal;
@@ -237,27 +237,31 @@ typedef struct {
     Sluice__V1__NearestRequest nearest;
 } messages;
 
+static void fill_phase(messages *m, const budget *b, sl_phase phase)
+{
+    Sluice__V1__PhaseBytes *pb = &m->phases[phase];
+
+    sluice__v1__phase_bytes__init(pb);
+    pb->phase = (char *)sl_phase_name(phase);
+    pb->activation_bytes = b->plan.phase_activation_bytes[phase];
+    pb->components = m->phase_component[phase];
+    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++) {
+        if (!(b->plan.phase_components[phase] & SL_COMPONENT_BIT(kind)))
+            continue;
+        pb->components[pb->n_components++] = wire_component[kind];
+        pb->weight_bytes += b->plan.weight_bytes[kind];
+    }
+    m->phase_list[m->plan.n_phases++] = pb;
+}
+
 static void fill_plan(messages *m, const budget *b)
 {
-    static const sl_component_kind used[SL_PHASE_COUNT] = {
-        [SL_PHASE_ENCODE_TEXT] = SL_COMPONENT_TEXT_ENCODER,
-        [SL_PHASE_DENOISE] = SL_COMPONENT_DIT,
-        [SL_PHASE_DECODE] = SL_COMPONENT_VAE,
-    };
     Sluice__V1__Plan *plan = &m->plan;
 
     sluice__v1__plan__init(plan);
-    for (int i = 0; i < SL_PHASE_COUNT; i++) {
-        sluice__v1__phase_bytes__init(&m->phases[i]);
-        m->phases[i].phase = (char *)sl_phase_name((sl_phase)i);
-        m->phases[i].activation_bytes = b->plan.phase_activation_bytes[i];
-        m->phases[i].weight_bytes = b->plan.weight_bytes[used[i]];
-        m->phase_component[i] = wire_component[used[i]];
-        m->phases[i].n_components = 1;
-        m->phases[i].components = &m->phase_component[i];
-        m->phase_list[i] = &m->phases[i];
-    }
-    plan->n_phases = SL_PHASE_COUNT;
+    for (int i = 0; i < SL_PHASE_COUNT; i++)
+        if (b->plan.phase_components[i])
+            fill_phase(m, b, (sl_phase)i);
     plan->phases = m->phase_list;
     for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++) {
         Sluice__V1__ComponentBytes *component = &m->components[plan->n_components];

@@ -1,7 +1,8 @@
 /* t2v.c - see t2v.h.
  *
- * Scratch, bottom to top:  latent | text | what the phase at hand needs.  The
- * text goes when denoising ends; only the latent lives through.
+ * Scratch, bottom to top:  latent | text | condition | what the phase at hand
+ * needs.  Text and condition go when denoising ends; only the latent lives
+ * through.
  */
 #include "engine/pipeline/t2v_walk.h"
 
@@ -17,9 +18,12 @@ enum {
     TOKENS_PER_AXIS = 128, /* what the rotary table holds */
 };
 
+static const double default_boundary = 0.9; /* wan.md 7.2 */
+
 const char *sl_phase_name(sl_phase phase)
 {
-    static const char *const names[SL_PHASE_COUNT] = { "encode_text", "denoise", "decode" };
+    static const char *const names[SL_PHASE_COUNT] = { "encode_text",  "encode_image", "denoise",
+                                                       "denoise_high", "denoise_low",  "decode" };
 
     SL_ASSERT((int)phase >= 0 && phase < SL_PHASE_COUNT);
     return names[phase];
@@ -36,6 +40,7 @@ sl_t2v_request sl_t2v_request_default(const sl_arch *arch)
         .steps = SL_RCM_MAX_STEPS,
         .mode = SL_SAMPLER_SDE,
         .sigma_max = arch->sigma_max,
+        .boundary = default_boundary,
         .precision = SL_PRECISION_BF16,
         .token_count = arch->dit.text_len,
     };
@@ -91,6 +96,10 @@ static sl_status check_sampling(const sl_t2v_request *request, const sl_arch *ar
         return sl_fail(err, SL_ERR_INVALID,
                        "sigma_max %g: expected a finite number above 0; this model's default is %g",
                        request->sigma_max, arch->sigma_max);
+    if (arch->expert_count == 2 && !(request->boundary > 0.0 && request->boundary <= 1.0))
+        return sl_fail(err, SL_ERR_INVALID,
+                       "boundary %g: expected a time above 0, at most 1; the default is %g",
+                       request->boundary, default_boundary);
     if (request->mode != SL_SAMPLER_SDE && request->mode != SL_SAMPLER_ODE)
         return sl_fail(err, SL_ERR_INVALID, "sampler mode %d: expected SDE (%d) or ODE (%d)",
                        (int)request->mode, (int)SL_SAMPLER_SDE, (int)SL_SAMPLER_ODE);
@@ -100,20 +109,40 @@ static sl_status check_sampling(const sl_t2v_request *request, const sl_arch *ar
     return SL_OK;
 }
 
-/* What can be streamed of a model with one expert. */
-static sl_status check_streamed(unsigned streamed, sl_error *err)
+static sl_status check_streamed(unsigned streamed, const sl_arch *arch, sl_error *err)
 {
-    const unsigned possible =
-        SL_COMPONENT_BIT(SL_COMPONENT_TEXT_ENCODER) | SL_COMPONENT_BIT(SL_COMPONENT_DIT);
+    const unsigned all = SL_COMPONENT_BIT(SL_COMPONENT_COUNT) - 1;
 
-    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++)
-        if (streamed & ~possible & SL_COMPONENT_BIT(kind))
-            return sl_fail(err, SL_ERR_INVALID, "%s cannot be streamed: expected %s or %s",
-                           sl_component_name((sl_component_kind)kind),
-                           sl_component_name(SL_COMPONENT_TEXT_ENCODER),
-                           sl_component_name(SL_COMPONENT_DIT));
-    if (streamed & ~possible)
+    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++) {
+        const sl_component_kind component = (sl_component_kind)kind;
+
+        if (!(streamed & SL_COMPONENT_BIT(kind)))
+            continue;
+        if (!sl_arch_has_component(arch, component) || !sl_component_can_stream(component))
+            return sl_fail(err, SL_ERR_INVALID,
+                           "%s cannot be streamed: expected text_encoder or %s",
+                           sl_component_name(component),
+                           arch->expert_count == 2 ? "dit_high or dit_low" : "dit");
+    }
+    if (streamed & ~all)
         return sl_fail(err, SL_ERR_INVALID, "streamed components 0x%x: unknown bits", streamed);
+    return SL_OK;
+}
+
+/* The network's input is the state, and behind it what is known of the video. */
+static sl_status check_task(const sl_t2v_request *request, const sl_arch *arch, sl_error *err)
+{
+    const bool from_image = arch->task == SL_TASK_I2V;
+    const int64_t known = from_image ? SL_MASK_CHANNELS + arch->vae.z_dim : 0;
+
+    if (arch->dit.in_dim != arch->dit.out_dim + known)
+        return sl_fail(err, SL_ERR_INVALID,
+                       "model \"%s\": its transformer takes %" PRId64 " channels: expected %" PRId64
+                       " of latent and %" PRId64 " of image",
+                       arch->name, arch->dit.in_dim, arch->dit.out_dim, known);
+    if (request->image && !from_image)
+        return sl_fail(err, SL_ERR_INVALID,
+                       "model \"%s\" makes video from text alone: it takes no image", arch->name);
     return SL_OK;
 }
 
@@ -121,16 +150,12 @@ sl_status sl_t2v_request_check(const sl_t2v_request *request, const sl_arch *arc
 {
     sl_status status = SL_OK;
 
-    if (arch->task != SL_TASK_T2V)
-        return sl_fail(err, SL_ERR_INVALID,
-                       "model \"%s\" makes video from an image: it cannot serve a text-to-video "
-                       "request",
-                       arch->name);
+    SL_TRY(check_task(request, arch, err));
     SL_TRY(check_side("width", request->width, err));
     SL_TRY(check_side("height", request->height, err));
     SL_TRY(check_frames(request->frames, arch, err));
     SL_TRY(check_sampling(request, arch, err));
-    SL_TRY(check_streamed(request->streamed, err));
+    SL_TRY(check_streamed(request->streamed, arch, err));
     if (request->token_count < 1 || request->token_count > arch->dit.text_len)
         return sl_fail(err, SL_ERR_INVALID, "%" PRId64 " prompt tokens: expected 1 to %" PRId64,
                        request->token_count, arch->dit.text_len);
@@ -148,6 +173,59 @@ int64_t sl_t2v_latent_shape(const sl_t2v_request *request, const sl_arch *arch, 
     if (dim)
         memcpy(dim, shape, sizeof shape);
     return shape[0] * shape[1] * shape[2] * shape[3];
+}
+
+/* ---- phases ---- */
+
+sl_status sl_t2v_phases_make(sl_t2v_phases *out, const sl_t2v_request *request, bool image,
+                             int expert_count, int steps_done, sl_error *err)
+{
+    const int end = request->steps;
+    sl_t2v_phases phases = { .components = { [SL_PHASE_DECODE] =
+                                                 SL_COMPONENT_BIT(SL_COMPONENT_VAE) } };
+    sl_status status = SL_OK;
+    sl_rcm_schedule schedule;
+
+    if (expert_count == 2) {
+        SL_TRY(sl_rcm_schedule_make(&schedule, request->steps, request->sigma_max, err));
+        const int low = sl_rcm_low_from(&schedule, request->sigma_max, request->boundary);
+        phases.steps[SL_PHASE_DENOISE_HIGH] = low > steps_done ? low - steps_done : 0;
+        phases.steps[SL_PHASE_DENOISE_LOW] = end - (low > steps_done ? low : steps_done);
+    } else {
+        phases.steps[SL_PHASE_DENOISE] = end - steps_done;
+    }
+    if (phases.steps[SL_PHASE_DENOISE] > 0)
+        phases.components[SL_PHASE_DENOISE] = SL_COMPONENT_BIT(SL_COMPONENT_DIT);
+    if (phases.steps[SL_PHASE_DENOISE_HIGH] > 0)
+        phases.components[SL_PHASE_DENOISE_HIGH] = SL_COMPONENT_BIT(SL_COMPONENT_DIT_HIGH);
+    if (phases.steps[SL_PHASE_DENOISE_LOW] > 0)
+        phases.components[SL_PHASE_DENOISE_LOW] = SL_COMPONENT_BIT(SL_COMPONENT_DIT_LOW);
+    if (steps_done < end) {
+        phases.components[SL_PHASE_ENCODE_TEXT] = SL_COMPONENT_BIT(SL_COMPONENT_TEXT_ENCODER);
+        if (image)
+            phases.components[SL_PHASE_ENCODE_IMAGE] = SL_COMPONENT_BIT(SL_COMPONENT_VAE);
+    }
+    *out = phases;
+done:
+    return status;
+}
+
+const sl_component *sl_t2v_component_of(const sl_t2v_components *components, sl_component_kind kind)
+{
+    switch (kind) {
+    case SL_COMPONENT_TEXT_ENCODER:
+        return components->text_encoder;
+    case SL_COMPONENT_DIT:
+        return components->dit;
+    case SL_COMPONENT_DIT_HIGH:
+        return components->dit_high;
+    case SL_COMPONENT_DIT_LOW:
+        return components->dit_low;
+    case SL_COMPONENT_VAE:
+        return components->vae;
+    default:
+        return NULL;
+    }
 }
 
 /* ---- the walk ---- */
@@ -170,8 +248,9 @@ static sl_status make_latent(sl_t2v_walk *w, const sl_tensor *latent, sl_error *
 {
     const size_t mark = sl_scratch_mark(w->scratch);
     const sl_component *encoder = w->components->text_encoder;
+    const bool from_image = w->phases.components[SL_PHASE_ENCODE_IMAGE] != 0;
     sl_status status = SL_OK;
-    sl_tensor text;
+    sl_tensor text, condition;
 
     SL_TRY(sl_scratch_tensor(w->scratch, &text, err, SL_F32, 2, w->arch->dit.text_len,
                              w->arch->t5.dim));
@@ -180,26 +259,58 @@ static sl_status make_latent(sl_t2v_walk *w, const sl_tensor *latent, sl_error *
                           w->request->token_count, &text, NULL, err));
     sl_t2v_end_phase(w, SL_PHASE_ENCODE_TEXT);
 
-    SL_TRY(sl_t2v_begin_phase(w, SL_PHASE_DENOISE, err));
-    SL_TRY(sl_t2v_walk_denoise(w, &text, latent, err));
-    sl_t2v_end_phase(w, SL_PHASE_DENOISE);
+    if (from_image) {
+        SL_TRY(sl_t2v_begin_phase(w, SL_PHASE_ENCODE_IMAGE, err));
+        SL_TRY(sl_scratch_tensor(w->scratch, &condition, err, SL_F32, 4,
+                                 SL_MASK_CHANNELS + w->arch->vae.z_dim, latent->dim[1],
+                                 latent->dim[2], latent->dim[3]));
+        SL_TRY(sl_t2v_encode_image(w->exec, w->scratch, w->components->vae, w->request->image,
+                                   &condition, err));
+        sl_t2v_end_phase(w, SL_PHASE_ENCODE_IMAGE);
+    }
+    SL_TRY(sl_t2v_walk_denoise(w, &text, from_image ? &condition : NULL, latent, err));
 done:
     sl_scratch_release(w->scratch, mark);
     return status;
 }
 
 /* Activations are planned for the modes of the request. */
-static sl_status check_mode(const sl_component *component, unsigned streamed, sl_error *err)
+static sl_status check_component(const sl_component *component, sl_component_kind kind,
+                                 unsigned streamed, sl_error *err)
 {
-    const sl_component_spec *spec = sl_component_get_spec(component);
     const sl_component_mode want =
-        streamed & SL_COMPONENT_BIT(spec->kind) ? SL_MODE_STREAMED : SL_MODE_RESIDENT;
+        streamed & SL_COMPONENT_BIT(kind) ? SL_MODE_STREAMED : SL_MODE_RESIDENT;
 
-    if (spec->mode == want)
-        return SL_OK;
-    return sl_fail(err, SL_ERR_INVALID, "%s is %s: the request was planned with it %s",
-                   sl_component_name(spec->kind), sl_component_mode_name(spec->mode),
-                   sl_component_mode_name(want));
+    if (!component)
+        return sl_fail(err, SL_ERR_INVALID, "%s is not there: the request needs it",
+                       sl_component_name(kind));
+    const sl_component_spec *spec = sl_component_get_spec(component);
+    if (spec->kind != kind)
+        return sl_fail(err, SL_ERR_INVALID, "%s was given as %s", sl_component_name(spec->kind),
+                       sl_component_name(kind));
+    if (spec->mode != want)
+        return sl_fail(err, SL_ERR_INVALID, "%s is %s: the request was planned with it %s",
+                       sl_component_name(kind), sl_component_mode_name(spec->mode),
+                       sl_component_mode_name(want));
+    return SL_OK;
+}
+
+static sl_status check_inputs(const sl_t2v_walk *w, sl_error *err)
+{
+    unsigned needed = 0;
+    sl_status status = SL_OK;
+
+    for (int phase = 0; phase < SL_PHASE_COUNT; phase++)
+        needed |= w->phases.components[phase];
+    for (int kind = 0; kind < SL_COMPONENT_COUNT && status == SL_OK; kind++)
+        if (needed & SL_COMPONENT_BIT(kind))
+            status = check_component(sl_t2v_component_of(w->components, (sl_component_kind)kind),
+                                     (sl_component_kind)kind, w->request->streamed, err);
+    if (status == SL_OK && w->phases.components[SL_PHASE_ENCODE_IMAGE] && !w->request->image &&
+        !sl_exec_is_counting(w->exec))
+        status = sl_fail(err, SL_ERR_INVALID,
+                         "model \"%s\" makes video from an image: none is given", w->arch->name);
+    return status;
 }
 
 static sl_status run_walk(sl_t2v_walk *w, sl_t2v_result *result, sl_error *err)
@@ -212,11 +323,11 @@ static sl_status run_walk(sl_t2v_walk *w, sl_t2v_result *result, sl_error *err)
 
     w->mark = sl_scratch_mark(scratch);
     SL_TRY(sl_t2v_request_check(w->request, w->arch, err));
-    if (!decode_only) {
-        SL_TRY(check_mode(w->components->text_encoder, w->request->streamed, err));
-        SL_TRY(check_mode(w->components->dit, w->request->streamed, err));
+    SL_TRY(sl_t2v_phases_make(&w->phases, w->request, w->arch->task == SL_TASK_I2V,
+                              w->arch->expert_count, w->steps_done, err));
+    SL_TRY(check_inputs(w, err));
+    if (!decode_only)
         SL_TRY(sl_t2v_begin_phase(w, SL_PHASE_ENCODE_TEXT, err));
-    }
     (void)sl_t2v_latent_shape(w->request, w->arch, dim);
     SL_TRY(sl_scratch_take(scratch, &latent, err, SL_F64, 4, dim));
     if (decode_only)

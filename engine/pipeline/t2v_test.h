@@ -52,7 +52,8 @@ static const int32_t ids[8] = { 4, 9, 39, 0, 7, 7, 12, 1 };
 
 typedef struct {
     sl_st_writer *writer;
-    bool declare; /* else write */
+    sl_component_kind kind; /* two experts have the same names, but not the same values */
+    bool declare;           /* else write */
 } file_job;
 
 static inline sl_status file_visitor(void *arg, const sl_weight_spec *spec, sl_error *err)
@@ -61,7 +62,7 @@ static inline sl_status file_visitor(void *arg, const sl_weight_spec *spec, sl_e
     const bool norm = strstr(spec->name, "norm") || strstr(spec->name, "gamma");
     const bool small_value = strstr(spec->name, "bias") || strstr(spec->name, "modulation");
     int64_t count = 1, fan_in = 1;
-    uint64_t seed = 0;
+    uint64_t seed = (uint64_t)job->kind;
     sl_status status;
     float *v;
 
@@ -105,7 +106,7 @@ static inline sl_status visit(const sl_arch *arch, sl_component_kind kind, file_
 static inline void write_file(const char *path, const sl_arch *arch, sl_component_kind kind)
 {
     sl_error error = { .status = SL_OK }, *err = &error;
-    file_job job = { .declare = true };
+    file_job job = { .kind = kind, .declare = true };
 
     SL_CHECK_OK(sl_st_writer_create(&job.writer, path, err));
     SL_CHECK_OK(visit(arch, kind, &job, err));
@@ -117,15 +118,11 @@ static inline void write_file(const char *path, const sl_arch *arch, sl_componen
 
 /* ---- a worker in little ---- */
 
-enum { PARTS = 3 };
-static const sl_component_kind kinds[PARTS] = { SL_COMPONENT_TEXT_ENCODER, SL_COMPONENT_DIT,
-                                                SL_COMPONENT_VAE };
-
 typedef struct {
     net_test net;
     const sl_arch *arch;
-    sl_component *parts[PARTS];
-    void *images[PARTS]; /* of streamed parts */
+    sl_component *parts[SL_COMPONENT_COUNT]; /* by kind; NULL: the model has none */
+    void *images[SL_COMPONENT_COUNT];        /* of streamed parts */
     sl_t2v_components components;
 } fixture;
 
@@ -152,13 +149,16 @@ static inline void open_fixture_streamed(fixture *f, const sl_arch *arch, sl_pre
     f->arch = arch;
     SL_CHECK(mkdtemp(dir) != NULL);
     snprintf(path, sizeof path, "%s/w.safetensors", dir);
-    for (int i = 0; i < PARTS; i++) {
-        sl_component_spec spec = sl_component_spec_of(arch, kinds[i], precision);
+    for (int i = 0; i < SL_COMPONENT_COUNT; i++) {
+        const sl_component_kind kind = (sl_component_kind)i;
         sl_ckpt *ckpt;
 
-        write_file(path, arch, kinds[i]);
+        if (!sl_arch_has_component(arch, kind))
+            continue;
+        sl_component_spec spec = sl_component_spec_of(arch, kind, precision);
+        write_file(path, arch, kind);
         SL_CHECK_OK(sl_ckpt_open(&ckpt, path, err));
-        if (streamed & SL_COMPONENT_BIT(kinds[i])) {
+        if (streamed & SL_COMPONENT_BIT(kind)) {
             spec.mode = SL_MODE_STREAMED;
             load_streamed(f, i, &spec, ckpt);
         } else {
@@ -170,8 +170,11 @@ static inline void open_fixture_streamed(fixture *f, const sl_arch *arch, sl_pre
         unlink(path);
     }
     rmdir(dir);
-    f->components =
-        (sl_t2v_components){ .text_encoder = f->parts[0], .dit = f->parts[1], .vae = f->parts[2] };
+    f->components = (sl_t2v_components){ .text_encoder = f->parts[SL_COMPONENT_TEXT_ENCODER],
+                                         .dit = f->parts[SL_COMPONENT_DIT],
+                                         .dit_high = f->parts[SL_COMPONENT_DIT_HIGH],
+                                         .dit_low = f->parts[SL_COMPONENT_DIT_LOW],
+                                         .vae = f->parts[SL_COMPONENT_VAE] };
 }
 
 static inline void open_fixture(fixture *f, const sl_arch *arch, sl_precision precision)
@@ -181,18 +184,32 @@ static inline void open_fixture(fixture *f, const sl_arch *arch, sl_precision pr
 
 static inline void close_fixture(fixture *f)
 {
-    for (int i = 0; i < PARTS; i++) {
+    for (int i = 0; i < SL_COMPONENT_COUNT; i++) {
         sl_component_destroy(f->parts[i]);
         free(f->images[i]);
     }
     net_test_close(&f->net);
 }
 
+#define PHASE_BIT(phase) (1u << (phase))
+
+/* The phases that a plan has. */
+static inline unsigned phases_of(const sl_t2v_plan *plan)
+{
+    unsigned phases = 0;
+
+    for (int phase = 0; phase < SL_PHASE_COUNT; phase++)
+        if (plan->phase_components[phase])
+            phases |= PHASE_BIT(phase);
+    return phases;
+}
+
 /* What a run told. */
 typedef struct {
     uint8_t *rgb; /* [frames, height, width, 3] */
     size_t frame_bytes;
-    int frames, steps, phases;
+    int frames, steps;
+    unsigned phases;     /* PHASE_BITs */
     const char *fail_in; /* "phase", "step", "frames": answers with SL_ERR_BUSY */
     atomic_uint *cancel; /* set in the first step */
     double *states[8];   /* behind each step, if keep_states */
@@ -210,7 +227,8 @@ static inline sl_status on_phase(void *arg, sl_phase phase, sl_error *err)
 {
     record *r = arg;
 
-    SL_CHECK((int)phase == r->phases++);
+    SL_CHECK(PHASE_BIT(phase) > r->phases); /* in order */
+    r->phases |= PHASE_BIT(phase);
     if (r->fail_in && strcmp(r->fail_in, "phase") == 0)
         return sl_fail(err, SL_ERR_BUSY, "asked to stop");
     return SL_OK;

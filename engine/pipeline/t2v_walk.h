@@ -11,7 +11,23 @@
 #include "engine/pipeline/t2v.h"
 #include "kernels/ops.h"
 
-enum { SL_LATENT_PIXELS = 8 }; /* along a side of a frame, per latent */
+enum {
+    SL_LATENT_PIXELS = 8, /* along a side of a frame, per latent */
+    SL_MASK_CHANNELS = 4, /* of an image's condition; the VAE's channels follow */
+};
+
+/* What each phase of a run needs, and the sampling steps in it; 0: it has no such
+ * phase. */
+typedef struct {
+    unsigned components[SL_PHASE_COUNT]; /* SL_COMPONENT_BITs */
+    int steps[SL_PHASE_COUNT];
+} sl_t2v_phases;
+
+/* Of a request that passed its check, behind steps_done of its steps. */
+sl_status sl_t2v_phases_make(sl_t2v_phases *out, const sl_t2v_request *request, bool image,
+                             int expert_count, int steps_done, sl_error *err) SL_MUST_CHECK;
+const sl_component *sl_t2v_component_of(const sl_t2v_components *components,
+                                        sl_component_kind kind);
 
 typedef struct {
     sl_exec *exec;
@@ -24,6 +40,7 @@ typedef struct {
     const sl_t2v_events *events;
     int steps_done;       /* by an earlier run */
     const double *latent; /* the state behind them, host memory; NULL: from noise */
+    sl_t2v_phases phases; /* that are left */
     size_t mark;          /* of the scratch before the walk */
     sl_t2v_result measured;
 } sl_t2v_walk;
@@ -32,9 +49,9 @@ typedef struct {
 sl_status sl_t2v_begin_phase(sl_t2v_walk *walk, sl_phase phase, sl_error *err) SL_MUST_CHECK;
 void sl_t2v_end_phase(sl_t2v_walk *walk, sl_phase phase);
 
-/* The steps that are left, with sl_t2v_denoise's text and latent. */
-sl_status sl_t2v_walk_denoise(sl_t2v_walk *walk, const sl_tensor *text, const sl_tensor *latent,
-                              sl_error *err) SL_MUST_CHECK;
+/* The denoising phases that are left; tensors as in sl_t2v_denoise. */
+sl_status sl_t2v_walk_denoise(sl_t2v_walk *walk, const sl_tensor *text, const sl_tensor *condition,
+                              const sl_tensor *latent, sl_error *err) SL_MUST_CHECK;
 
 /* Host memory of a chunk of RGB frames of a video of T latent frames. */
 size_t sl_t2v_chunk_rgb_bytes(const sl_vae_config *config, int64_t T, int64_t h, int64_t w);
