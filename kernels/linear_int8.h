@@ -40,6 +40,13 @@ typedef sl_status sl_linear_int8_fn(sl_exec *exec, const sl_tensor *y, const sl_
                                     const sl_tensor *x_scale, const sl_tensor *w,
                                     const sl_tensor *w_scale, const sl_tensor *b, sl_act act,
                                     sl_error *err);
+/* quantize_int8 of up to 128 rows on the calling thread, for loaders and writers
+ * of checkpoints: x [rows, C] bf16, q [rows, C], scale [ceil(C/128)].
+ * space: SL_QUANTIZE_INT8_SPACE_BYTES, aligned to 4. */
+#define SL_QUANTIZE_INT8_SPACE_BYTES ((size_t)SL_INT8_TILE * SL_INT8_TILE * sizeof(float))
+void sl_quantize_int8_rows(int8_t *q, float *scale, const uint16_t *x, int64_t rows, int64_t C,
+                           void *space);
+
 sl_quantize_int8_fn sl_quantize_int8_cpu, sl_quantize_int8_check;
 sl_linear_int8_fn sl_linear_int8_cpu, sl_linear_int8_check;
 

@@ -107,29 +107,46 @@ SL_MULTIARCH static void encode(int8_t *q, const float *v, float by, int64_t n)
     }
 }
 
+/* One tile at x, whose rows are C elements apart; v [TILE, TILE]. */
+static void encode_tile(int8_t *q, float *scale, const void *x, bool bf16, int64_t C, int64_t rows,
+                        int64_t cols, float *v)
+{
+    uint32_t most = 0;
+    float amax;
+
+    for (int64_t r = 0; r < rows; r++) {
+        const uint32_t found = bf16
+                                   ? round_row_bf16(v + r * TILE, (const uint16_t *)x + r * C, cols)
+                                   : round_row_f32(v + r * TILE, (const float *)x + r * C, cols);
+        most = found > most ? found : most;
+    }
+    memcpy(&amax, &most, sizeof amax);
+    amax = amax < 1e-8f ? 1e-8f : amax;
+    for (int64_t r = 0; r < rows; r++)
+        encode(q + r * C, v + r * TILE, 128.0f / amax, cols);
+    *scale = amax / 128.0f;
+}
+
 static void quantize_tile(void *arg, int64_t i, int thread, void *workspace)
 {
     const quantize *z = arg;
     const int64_t row = i / z->col_tiles * TILE, col = i % z->col_tiles * TILE;
     const int64_t rows = row + TILE < z->R ? TILE : z->R - row;
     const int64_t cols = col + TILE < z->C ? TILE : z->C - col;
-    float *v = workspace;
-    uint32_t most = 0;
-    float amax;
+    const size_t at = (size_t)(row * z->C + col) * (z->bf16 ? sizeof(uint16_t) : sizeof(float));
 
     (void)thread;
-    for (int64_t r = 0; r < rows; r++) {
-        const int64_t at = (row + r) * z->C + col;
-        const uint32_t found = z->bf16
-                                   ? round_row_bf16(v + r * TILE, (const uint16_t *)z->x + at, cols)
-                                   : round_row_f32(v + r * TILE, (const float *)z->x + at, cols);
-        most = found > most ? found : most;
-    }
-    memcpy(&amax, &most, sizeof amax);
-    amax = amax < 1e-8f ? 1e-8f : amax;
-    for (int64_t r = 0; r < rows; r++)
-        encode(z->q + (row + r) * z->C + col, v + r * TILE, 128.0f / amax, cols);
-    z->scale[i] = amax / 128.0f;
+    encode_tile(z->q + row * z->C + col, z->scale + i, (const char *)z->x + at, z->bf16, z->C, rows,
+                cols, workspace);
+}
+
+void sl_quantize_int8_rows(int8_t *q, float *scale, const uint16_t *x, int64_t rows, int64_t C,
+                           void *space)
+{
+    SL_ASSERT(rows <= TILE);
+    for (int64_t col = 0; col < C; col += TILE)
+        encode_tile(q + col, scale + col / TILE, x + col, true, C, rows,
+                    col + TILE < C ? TILE : C - col, space);
 }
 
 sl_status sl_quantize_int8_cpu(sl_exec *exec, const sl_tensor *q, const sl_tensor *scale,

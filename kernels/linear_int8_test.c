@@ -97,6 +97,27 @@ static void check_codes(const sl_tensor *x, const sl_tensor *q, const sl_tensor 
     }
 }
 
+/* By rows of tiles: the same codes and scales. */
+static void check_rows(const sl_tensor *x, const sl_tensor *q, const sl_tensor *scale)
+{
+    const int64_t C = x->dim[1];
+    sl_tensor again = OP_TEST_TENSOR(SL_I8, 2, x->dim[0], C), scales = make_scale(x);
+    void *space = malloc(SL_QUANTIZE_INT8_SPACE_BYTES);
+
+    SL_CHECK(space != NULL);
+    for (int64_t r = 0; r < x->dim[0]; r += SL_INT8_TILE) {
+        const int64_t left = x->dim[0] - r;
+        sl_quantize_int8_rows(
+            (int8_t *)again.data + r * C, (float *)scales.data + r / SL_INT8_TILE * scales.dim[1],
+            (uint16_t *)x->data + r * C, left < SL_INT8_TILE ? left : SL_INT8_TILE, C, space);
+    }
+    SL_CHECK(memcmp(again.data, q->data, sl_tensor_bytes(q)) == 0);
+    SL_CHECK(memcmp(scales.data, scale->data, sl_tensor_bytes(scale)) == 0);
+    free(space);
+    op_test_free(&again);
+    op_test_free(&scales);
+}
+
 SL_TEST(codes_follow_the_rule)
 {
     static const struct {
@@ -121,6 +142,8 @@ SL_TEST(codes_follow_the_rule)
             op_test_poison(&scale);
             SL_CHECK_OK(sl_quantize_int8_cpu(run.exec, &q, &scale, &x, err));
             check_codes(&x, &q, &scale);
+            if (bf)
+                check_rows(&x, &q, &scale);
             op_test_free(&x);
             op_test_free(&q);
             op_test_free(&scale);

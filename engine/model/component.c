@@ -4,6 +4,7 @@
 #include "engine/model/convert.h"
 #include "engine/model/match.h"
 #include "engine/model/stream.h"
+#include "kernels/linear_int8.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -36,7 +37,7 @@ struct sl_component {
 sl_component_spec sl_component_spec_of(const sl_arch *arch, sl_component_kind kind,
                                        sl_precision precision)
 {
-    sl_component_spec spec = { .kind = kind, .precision = precision };
+    sl_component_spec spec = { .kind = kind, .precision = sl_component_precision(kind, precision) };
 
     SL_ASSERT(sl_arch_has_component(arch, kind));
     if (kind == SL_COMPONENT_TEXT_ENCODER)
@@ -163,6 +164,17 @@ static void transfer_tile(void *arg, int64_t i, int thread, void *workspace)
         sl_convert(out, to->dtype, workspace, from->dtype, count);
 }
 
+/* The status of all tiles. */
+static sl_status finish_transfer(const transfer *t, sl_status status, sl_error *err)
+{
+    if (status == SL_OK && t->error.status != SL_OK) {
+        status = t->error.status;
+        if (err)
+            *err = t->error;
+    }
+    return status;
+}
+
 static sl_status transfer_tensor(sl_exec *exec, const sl_ckpt *ckpt, const sl_ckpt_tensor *from,
                                  const sl_tensor *to, sl_error *err)
 {
@@ -180,12 +192,59 @@ static sl_status transfer_tensor(sl_exec *exec, const sl_ckpt *ckpt, const sl_ck
     sl_ckpt_will_need(ckpt, from);
     status = sl_exec_parallel(exec, (t.count + t.tile_elements - 1) / t.tile_elements,
                               transfer_tile, &t, err);
-    if (status == SL_OK && t.error.status != SL_OK) {
-        status = t.error.status;
-        if (err)
-            *err = t.error;
+    return finish_transfer(&t, status, err);
+}
+
+/* A matrix on its way from the file's floats to int8: tiles of 128 rows. */
+typedef struct {
+    transfer t;
+    const sl_tensor *scale;
+} quantizing;
+
+/* A tile's rows as bf16, which is what is quantised, and behind them room for
+ * some rows of the file. */
+static void quantize_tile(void *arg, int64_t i, int thread, void *workspace)
+{
+    quantizing *z = arg;
+    transfer *t = &z->t;
+    const sl_tensor *from = &t->from->tensor;
+    const int64_t I = t->to->dim[1], first = i * SL_INT8_TILE, left = t->to->dim[0] - first;
+    const int64_t rows = left < SL_INT8_TILE ? left : SL_INT8_TILE;
+    const size_t row_bytes = (size_t)I * sl_dtype_bytes(from->dtype);
+    uint16_t *rounded = workspace;
+    unsigned char *space = (unsigned char *)(rounded + SL_INT8_TILE * I);
+    unsigned char *some = space + SL_QUANTIZE_INT8_SPACE_BYTES;
+    const size_t room = SL_CPU_WORKSPACE_PER_THREAD - (size_t)(some - (unsigned char *)workspace);
+    const int64_t most = (int64_t)(room / row_bytes);
+    sl_error error = { .status = SL_OK };
+
+    (void)thread;
+    for (int64_t r = 0; r < rows; r += most) {
+        const int64_t count = rows - r < most ? rows - r : most;
+
+        if (sl_ckpt_read(t->ckpt, t->from, (size_t)(first + r) * row_bytes, some,
+                         (size_t)count * row_bytes, &error) != SL_OK) {
+            if (!atomic_flag_test_and_set(&t->failed))
+                t->error = error;
+            return;
+        }
+        sl_convert(rounded + r * I, SL_BF16, some, from->dtype, count * I);
     }
-    return status;
+    sl_quantize_int8_rows((int8_t *)t->to->data + first * I,
+                          (float *)z->scale->data + i * z->scale->dim[1], rounded, rows, I, space);
+}
+
+static sl_status quantize_tensor(sl_exec *exec, const sl_ckpt *ckpt, const sl_ckpt_tensor *from,
+                                 const sl_weight_spec *spec, sl_error *err)
+{
+    quantizing z = {
+        .t = { .ckpt = ckpt, .from = from, .to = spec->slot, .failed = ATOMIC_FLAG_INIT },
+        .scale = spec->scale,
+    };
+
+    sl_ckpt_will_need(ckpt, from);
+    return finish_transfer(
+        &z.t, sl_exec_parallel(exec, spec->scale->dim[0], quantize_tile, &z, err), err);
 }
 
 typedef struct {
@@ -237,10 +296,16 @@ static sl_status fill_from_file(filler *f, const sl_weight_spec *spec, size_t at
     char why[512];
 
     SL_ASSERT((spec->form == SL_FORM_CHANNELS_LAST) == (spec->slot->rank == 5));
-    found = sl_weight_match(f->ckpt, spec, why, sizeof why);
-    SL_ASSERT(found); /* the check went through the same list */
     if (f->to_image)
         memset((void *)(f->base + end), 0, f->image_used_bytes - end);
+    if (spec->form == SL_FORM_DEVICE_ONLY && !sl_ckpt_find(f->ckpt, spec->name)) {
+        memset(spec->slot->data, 0, sl_tensor_bytes(spec->slot)); /* `cpu` is written directly */
+        return SL_OK;
+    }
+    found = sl_weight_match(f->ckpt, spec, why, sizeof why);
+    SL_ASSERT(found); /* the check went through the same list */
+    if (spec->form == SL_FORM_INT8)
+        return quantize_tensor(f->exec, f->ckpt, found, spec, err);
     return transfer_tensor(f->exec, f->ckpt, found, spec->slot, err);
 }
 
@@ -262,25 +327,37 @@ static sl_status fill_visitor(void *arg, const sl_weight_spec *spec, sl_error *e
 
 static sl_status check_visitor(void *arg, const sl_weight_spec *spec, sl_error *err)
 {
+    const sl_ckpt *ckpt = arg;
+    const bool absent = spec->form == SL_FORM_DEVICE_ONLY && !sl_ckpt_find(ckpt, spec->name);
     char why[512];
 
-    if (spec->form == SL_FORM_FILE_ONLY || sl_weight_match(arg, spec, why, sizeof why))
+    if (spec->form == SL_FORM_FILE_ONLY || absent || sl_weight_match(ckpt, spec, why, sizeof why))
         return SL_OK;
     return sl_fail(err, SL_ERR_DATA, "%s", why);
+}
+
+/* The list of tensors to ask a file for: the official one takes everything but
+ * int8 linears. */
+static sl_layout asked_layout(const sl_ckpt *ckpt)
+{
+    return sl_ckpt_layout(ckpt) == SL_LAYOUT_TURBO_QUANT ? SL_LAYOUT_TURBO_QUANT
+                                                         : SL_LAYOUT_OFFICIAL;
 }
 
 /* Everything that can be said before memory is taken. */
 static sl_status check_file(const sl_component_spec *spec, const sl_ckpt *ckpt, int64_t *unexpected,
                             sl_error *err)
 {
+    const sl_layout layout = asked_layout(ckpt);
     sl_status status;
 
-    if (sl_ckpt_layout(ckpt) == SL_LAYOUT_TURBO_QUANT)
-        return sl_fail(err, SL_ERR_UNIMPLEMENTED,
-                       "the file has int8 linears, which this version cannot execute; use the "
-                       "unquantised export");
+    if (layout == SL_LAYOUT_TURBO_QUANT && spec->precision != SL_PRECISION_INT8)
+        return sl_fail(err, SL_ERR_INVALID,
+                       "the file has int8 linears: it runs in precision int8 alone, %s was asked "
+                       "for",
+                       sl_precision_name(spec->precision));
     /* const is dropped for the visitor's argument only; it is put back there */
-    status = sl_component_visit(NULL, spec, SL_LAYOUT_OFFICIAL, check_visitor, (void *)ckpt, err);
+    status = sl_component_visit(NULL, spec, layout, check_visitor, (void *)ckpt, err);
     if (status == SL_OK)
         status = sl_ckpt_unexpected(ckpt, spec, NULL, NULL, unexpected, err);
     return status;
@@ -340,7 +417,7 @@ sl_status sl_component_load(sl_component **out, const sl_component_spec *spec, s
         goto done;
     f.base = (uintptr_t)sl_region_data(component->region);
     status =
-        sl_component_visit(&component->weights, spec, SL_LAYOUT_OFFICIAL, fill_visitor, &f, err);
+        sl_component_visit(&component->weights, spec, asked_layout(ckpt), fill_visitor, &f, err);
     if (status != SL_OK)
         goto done;
     SL_ASSERT(sl_granules(f.image_used_bytes) == need);
@@ -376,7 +453,7 @@ sl_status sl_component_fill_image(void *image, size_t image_bytes, const sl_comp
     if (status == SL_OK)
         status = check_file(spec, ckpt, &unexpected, err);
     if (status == SL_OK)
-        status = sl_component_visit(NULL, spec, SL_LAYOUT_OFFICIAL, fill_visitor, &f, err);
+        status = sl_component_visit(NULL, spec, asked_layout(ckpt), fill_visitor, &f, err);
     if (status != SL_OK)
         sl_error_prefix(err, "could not read %s from \"%s\"", sl_component_name(spec->kind),
                         sl_ckpt_path(ckpt));

@@ -21,6 +21,8 @@ sl_status sl_component_visit(void *weights, const sl_component_spec *spec, sl_la
     case SL_COMPONENT_DIT_HIGH:
     case SL_COMPONENT_DIT_LOW:
         status = sl_dit_config_check(&spec->config.dit, err);
+        if (status == SL_OK)
+            status = sl_dit_precision_check(&spec->config.dit, spec->precision, err);
         return status != SL_OK ? status
                                : sl_dit_visit(weights, &spec->config.dit, layout, spec->precision,
                                               visitor, arg, err);
@@ -70,9 +72,12 @@ const sl_ckpt_tensor *sl_weight_match(const sl_ckpt *ckpt, const sl_weight_spec 
                  has);
         return NULL;
     }
-    if (spec->form != SL_FORM_FILE_ONLY && !is_float(found->tensor.dtype)) {
-        snprintf(why, why_bytes, "tensor \"%s\": expected F32, BF16, F16 or F64, file has %s",
-                 spec->name, sl_dtype_name(found->tensor.dtype));
+    if (spec->form == SL_FORM_FILE_ONLY)
+        return found;
+    if (spec->file_dtype == SL_I8 ? found->tensor.dtype != SL_I8 : !is_float(found->tensor.dtype)) {
+        snprintf(why, why_bytes, "tensor \"%s\": expected %s, file has %s", spec->name,
+                 spec->file_dtype == SL_I8 ? "I8" : "F32, BF16, F16 or F64",
+                 sl_dtype_name(found->tensor.dtype));
         return NULL;
     }
     return found;

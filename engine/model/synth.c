@@ -60,6 +60,8 @@ static sl_status add_item(void *arg, const sl_weight_spec *spec, sl_error *err)
     const sl_tensor t = sl_tensor_make(NULL, spec->file_dtype, spec->rank, spec->dim);
     item *it;
 
+    if (spec->form == SL_FORM_DEVICE_ONLY)
+        return SL_OK;
     if (list->count == list->capacity) {
         const int64_t grown = list->capacity ? list->capacity * 2 : 256;
         item *moved = reallocarray(list->items, (size_t)grown, sizeof *moved);

@@ -8,12 +8,14 @@ typedef struct {
     void *arg;
     sl_error *err;
     sl_layout layout;
-    sl_dtype linear;       /* device dtype of linear weights */
-    sl_dtype file_default; /* dtype in the file unless a tensor says otherwise */
-    char prefix[96];       /* "blocks.3.self_attn." */
-    int64_t block;         /* -1: outside of the blocks */
-    bool by_row;           /* the tensors to come are tables */
-    sl_status status;      /* once it is no longer SL_OK nothing more is visited */
+    sl_dtype linear;        /* device dtype of linear weights */
+    bool int8;              /* but of the ten of a block, which are I8 */
+    sl_dtype file_default;  /* dtype in the file unless a tensor says otherwise */
+    char prefix[96];        /* "blocks.3.self_attn." */
+    int64_t block;          /* -1: outside of the blocks */
+    bool by_row;            /* the tensors to come are tables */
+    const sl_tensor *scale; /* of the tensor to come, if it is quantised */
+    sl_status status;       /* once it is no longer SL_OK nothing more is visited */
 } walk;
 
 static walk walk_begin(sl_weight_visitor *visitor, void *arg, sl_layout layout,
@@ -24,7 +26,8 @@ static walk walk_begin(sl_weight_visitor *visitor, void *arg, sl_layout layout,
         .arg = arg,
         .err = err,
         .layout = layout,
-        .linear = precision == SL_PRECISION_BF16 ? SL_BF16 : SL_F32,
+        .linear = precision == SL_PRECISION_F32 ? SL_F32 : SL_BF16,
+        .int8 = precision == SL_PRECISION_INT8,
         .file_default = file_default,
         .block = -1,
     };
@@ -50,7 +53,8 @@ static void emit(walk *w, sl_tensor *slot, const char *name, sl_dtype file_dtype
                             .file_dtype = file_dtype,
                             .form = form,
                             .block = w->block,
-                            .by_row = w->by_row };
+                            .by_row = w->by_row,
+                            .scale = w->scale };
 
     if (w->status != SL_OK)
         return;
@@ -63,10 +67,10 @@ static void emit(walk *w, sl_tensor *slot, const char *name, sl_dtype file_dtype
     w->status = w->visitor(w->arg, &spec, w->err);
 }
 
-static void file_only(walk *w, const char *name, sl_dtype dtype, int rank, int64_t d0, int64_t d1)
+static void file_only(walk *w, const char *name, sl_dtype dtype, int64_t rows, int64_t cols)
 {
-    emit(w, NULL, name, dtype, SL_FORM_FILE_ONLY, (sl_tensor){ .data = NULL }, rank,
-         (const int64_t[]){ d0, d1 });
+    emit(w, NULL, name, dtype, SL_FORM_FILE_ONLY, (sl_tensor){ .data = NULL }, 2,
+         (const int64_t[]){ rows, cols });
 }
 
 /* A vector that stays f32: bias, norm weight. */
@@ -92,21 +96,55 @@ static void linear(walk *w, sl_affine *slot, const char *name, int64_t out, int6
     vector(w, &slot->b, full, w->file_default, out);
 }
 
+/* The codes and scales of a linear in I8, from such a file or from floats. */
+static void int8_weight(walk *w, sl_affine *slot, const char *name, int64_t out, int64_t in)
+{
+    const int64_t scales[] = { (out + 127) / 128, (in + 127) / 128 };
+    const bool from_int8 = w->layout == SL_LAYOUT_TURBO_QUANT;
+    char full[96];
+
+    snprintf(full, sizeof full, "%s.scale", name);
+    emit(w, &slot->scale, full, SL_F32, from_int8 ? SL_FORM_PLAIN : SL_FORM_DEVICE_ONLY,
+         sl_tensor_make(NULL, SL_F32, 2, scales), 2, scales);
+    snprintf(full, sizeof full, from_int8 ? "%s.int8_weight" : "%s.weight", name);
+    w->scale = from_int8 ? NULL : &slot->scale;
+    emit(w, &slot->w, full, from_int8 ? SL_I8 : w->file_default,
+         from_int8 ? SL_FORM_PLAIN : SL_FORM_INT8, sl_tensor_of(NULL, SL_I8, 2, out, in), 2,
+         (const int64_t[]){ out, in });
+    w->scale = NULL;
+}
+
 /* One of the ten linears of a block that the quantised export replaces. */
 static void block_linear(walk *w, sl_affine *slot, const char *name, int64_t out, int64_t in)
 {
     char full[96];
 
-    if (w->layout != SL_LAYOUT_TURBO_QUANT) {
+    if (w->layout != SL_LAYOUT_TURBO_QUANT && !w->int8) {
         linear(w, slot, name, out, in);
         return;
     }
-    snprintf(full, sizeof full, "%s.int8_weight", name);
-    file_only(w, full, SL_I8, 2, out, in);
-    snprintf(full, sizeof full, "%s.scale", name);
-    file_only(w, full, SL_F32, 2, (out + 127) / 128, (in + 127) / 128);
+    if (w->int8) {
+        int8_weight(w, slot, name, out, in);
+    } else {
+        snprintf(full, sizeof full, "%s.int8_weight", name);
+        file_only(w, full, SL_I8, out, in);
+        snprintf(full, sizeof full, "%s.scale", name);
+        file_only(w, full, SL_F32, (out + 127) / 128, (in + 127) / 128);
+    }
     snprintf(full, sizeof full, "%s.bias", name);
     vector(w, &slot->b, full, w->file_default, out);
+}
+
+/* All heads share it.  Official files have none. */
+static void sla_projection(walk *w, sl_affine *slot, int64_t d)
+{
+    const sl_form form = w->layout == SL_LAYOUT_OFFICIAL ? SL_FORM_DEVICE_ONLY : SL_FORM_PLAIN;
+    const sl_dtype file_dtype = SL_BF16;
+
+    emit(w, &slot->w, "attn_op.local_attn.proj_l.weight", file_dtype, form,
+         sl_tensor_of(NULL, w->linear, 2, d, d), 2, (const int64_t[]){ d, d });
+    emit(w, &slot->b, "attn_op.local_attn.proj_l.bias", file_dtype, form,
+         sl_tensor_of(NULL, SL_F32, 1, d), 1, &d);
 }
 
 static void attention(walk *w, sl_dit_attention *a, int64_t block, const char *name, int64_t D)
@@ -129,11 +167,7 @@ static void dit_block(walk *w, sl_dit_block *b, int64_t i, const sl_dit_config *
     emit(w, &b->modulation, "modulation", w->file_default, SL_FORM_PLAIN,
          sl_tensor_of(NULL, SL_F32, 2, 6, D), 3, (const int64_t[]){ 1, 6, D });
     attention(w, &b->self_attn, i, "self_attn", D);
-    if (w->layout != SL_LAYOUT_OFFICIAL) {
-        const int64_t d = D / c->num_heads;
-        file_only(w, "attn_op.local_attn.proj_l.weight", SL_BF16, 2, d, d);
-        file_only(w, "attn_op.local_attn.proj_l.bias", SL_BF16, 1, d, 0);
-    }
+    sla_projection(w, &b->proj_l, D / c->num_heads);
     set_prefix(w, "blocks.%lld.", (long long)i);
     vector(w, &b->norm3.w, "norm3.weight", SL_F32, D);
     vector(w, &b->norm3.b, "norm3.bias", SL_F32, D);
