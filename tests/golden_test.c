@@ -36,6 +36,7 @@ static const struct {
     { "sentencepiece unigram tokenizer", golden_run_tokenizer, false },
     { "checkpoint containers, good and hostile", golden_run_loader, false },
     { "128x128 block int8 quantisation and W8A8 linear", golden_run_int8_linear, false },
+    { "stand-alone SLA / SageSLA attention", golden_run_sla, false },
     { "full-size VAE, synthetic weights", golden_run_full_vae, true },
     { "full-size umT5-xxl encoder, synthetic weights", golden_run_full_t5, true },
     { "full-size DiT, synthetic weights", golden_run_full_dit, true },

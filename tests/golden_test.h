@@ -58,7 +58,7 @@ golden_run_fn golden_run_dit, golden_run_t5, golden_run_vae; /* golden_test_nets
 golden_run_fn golden_run_sampler;                            /* golden_test_sampler.c */
 golden_run_fn golden_run_e2e_t2v, golden_run_e2e_i2v;        /* golden_test_e2e.c */
 golden_run_fn golden_run_tokenizer, golden_run_loader;       /* golden_test_files.c */
-golden_run_fn golden_run_int8_linear; /* golden_test_accel.c */
+golden_run_fn golden_run_int8_linear, golden_run_sla;        /* golden_test_accel.c */
 golden_run_fn golden_run_full_vae, golden_run_full_t5, golden_run_full_dit; /* golden_test_full.c */
 
 /* ---- what a case reads ---- */
