@@ -1,11 +1,12 @@
 /* golden_test - runs every golden case of a folder and says how close it came.
  *
- *     golden_test [DIR] [--full] [--only NAME]
+ *     golden_test [DIR] [--full] [--streamed] [--only NAME]
  *
  * DIR is laid out as described in golden/README.md; without it the shared
  * folder is used where there is one, else tests/golden.  One line a case; the
  * last line is `N passed, N failed, N skipped`; exit code 1 if any failed, 77 if DIR is
- * absent.  --full also runs the cases of full-size networks.
+ * absent.  --full also runs the cases of full-size networks; --streamed takes the
+ * blocks of text encoders and transformers from host memory.
  */
 #include "tests/golden_test.h"
 
@@ -226,12 +227,14 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--full") == 0) {
             env.full = true;
+        } else if (strcmp(argv[i], "--streamed") == 0) {
+            env.streamed = true;
         } else if (strcmp(argv[i], "--only") == 0 && i + 1 < argc) {
             env.only = argv[++i];
         } else if (argv[i][0] != '-' && !env.dir) {
             env.dir = argv[i];
         } else {
-            fprintf(stderr, "usage: golden_test [DIR] [--full] [--only NAME]\n");
+            fprintf(stderr, "usage: golden_test [DIR] [--full] [--streamed] [--only NAME]\n");
             return 2;
         }
     }

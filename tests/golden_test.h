@@ -24,6 +24,7 @@ typedef struct {
     const char *dir;
     const char *only; /* NULL: every case */
     bool full;
+    bool streamed; /* text encoders and transformers keep their blocks in host memory */
     sl_device *device;
     sl_exec *exec;
     sl_region *region;
