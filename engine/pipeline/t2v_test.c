@@ -23,7 +23,7 @@ SL_TEST(plan_is_what_a_run_uses)
         { 176, 160, 5, 1, SL_SAMPLER_SDE, 5 },
     };
 
-    for (int p = 0; p < SL_PRECISION_COUNT; p++) {
+    for (int p = 0; p < SMALL_PRECISIONS; p++) {
         fixture f;
 
         open_fixture(&f, &small, (sl_precision)p);
@@ -287,13 +287,13 @@ SL_TEST(streamed_runs_give_the_same_bytes)
                                          SL_COMPONENT_BIT(SL_COMPONENT_DIT) };
     const sl_arch archs[] = { small, three_blocks() };
 
-    for (size_t a = 0; a < SL_COUNT(archs) * SL_PRECISION_COUNT; a++) {
-        const sl_arch *arch = &archs[a / SL_PRECISION_COUNT];
+    for (size_t a = 0; a < SL_COUNT(archs) * SMALL_PRECISIONS; a++) {
+        const sl_arch *arch = &archs[a / SMALL_PRECISIONS];
         sl_t2v_request request = sl_t2v_request_default(arch);
         record want = { .rgb = NULL };
         fixture f;
 
-        request.precision = (sl_precision)(a % SL_PRECISION_COUNT);
+        request.precision = (sl_precision)(a % SMALL_PRECISIONS);
         open_fixture(&f, arch, request.precision);
         SL_CHECK_OK(run(&f, &request, NULL, &want, NULL, err));
         close_fixture(&f);

@@ -10,6 +10,9 @@
 #include <stdio.h>
 #include <unistd.h>
 
+/* Precisions that the small model can be kept in: int8 needs sides of 128. */
+enum { SMALL_PRECISIONS = SL_PRECISION_INT8 };
+
 static const sl_arch small = {
     .name = "test-t2v",
     .task = SL_TASK_T2V,
