@@ -385,7 +385,7 @@ SL_TEST(encoding_in_chunks_equals_the_whole_sequence)
             SL_CHECK(sl_scratch_mark(&t.scratch) == mark);
             seen += n;
         }
-        got = malloc((size_t)(16 * P) * sizeof *got);
+        got = calloc((size_t)(16 * P), sizeof *got);
         SL_CHECK(got != NULL);
         for (int64_t p = 0; p < P; p++) /* to channels first, as the latent is */
             for (int64_t c = 0; c < 16; c++)

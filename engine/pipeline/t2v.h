@@ -31,8 +31,10 @@ typedef struct {
     double boundary; /* two experts: steps at times below it are the low-noise one's; 0 to 1 */
     uint64_t seed;
     sl_precision precision;
-    unsigned streamed;   /* SL_COMPONENT_BITs: their blocks come from host memory */
-    int64_t token_count; /* ids including </s>; a plan without a prompt uses text_len */
+    sl_attention_mode attention;
+    double topk_ratio;    /* SLA, SageSLA: of the key blocks, above 0, at most 1 */
+    unsigned streamed;    /* SL_COMPONENT_BITs: their blocks come from host memory */
+    int64_t token_count;  /* ids including </s>; a plan without a prompt uses text_len */
     const uint8_t *image; /* the first frame of a model that takes one, else NULL: RGB24 of exactly
                              width x height in host memory, borrowed while it runs; a plan needs
                              none */
@@ -96,8 +98,8 @@ typedef struct {
  *     denoise        pass / rate + steps * max(compute / steps, pass / rate)
  *     the VAE's      compute
  *
- * with the steps of each expert, and the first term of denoise being the walk that prepares the text's keys and
- * values, whose compute counts as nothing; pass is the network's pass_bytes,
+ * with the steps of each expert, and the first term of denoise being the walk that prepares the
+ * text's keys and values, whose compute counts as nothing; pass is the network's pass_bytes,
  * without which a phase takes its compute. */
 sl_t2v_estimate sl_t2v_estimate_run(const sl_t2v_plan *plan, const sl_t2v_speed *speed);
 
