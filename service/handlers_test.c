@@ -31,7 +31,7 @@ struct sl_supervisor {
     uint8_t *commands[FAKE_COMMANDS];
     size_t sizes[FAKE_COMMANDS];
     int first, count;
-    uint64_t generation;
+    _Atomic uint64_t generation; /* read by any thread, as the real one allows */
     size_t mapped, peak;
     char cancelled[128];
     char killed[256];     /* reason; "": not */
