@@ -37,6 +37,8 @@ static const struct {
     { "sentencepiece unigram tokenizer", golden_run_tokenizer, false },
     { "checkpoint containers, good and hostile", golden_run_loader, false },
     { "128x128 block int8 quantisation and W8A8 linear", golden_run_int8_linear, false },
+    { "diffusion transformer forward with int8 linears", golden_run_dit_int8, false },
+    { "diffusion transformer forward with SLA self-attention", golden_run_dit_sla, false },
     { "stand-alone SLA / SageSLA attention", golden_run_sla, false },
     { "full-size VAE, synthetic weights", golden_run_full_vae, true },
     { "full-size umT5-xxl encoder, synthetic weights", golden_run_full_t5, true },

@@ -138,6 +138,35 @@ done:
 
 /* ---- SLA and SageSLA ---- */
 
+sl_status golden_make_lut(golden_case *c, const golden_array *map, int64_t layer, sl_tensor *out,
+                          sl_error *err)
+{
+    const int64_t N = map->dim[1], Q = map->dim[2], K = map->dim[3];
+    const double *rows = map->v + layer * N * Q * K;
+    int64_t keep = 0;
+    int32_t *at;
+    sl_status status;
+
+    if (map->rank != 4 || layer >= map->dim[0] || map->count == 0)
+        return sl_fail(err, SL_ERR_DATA, "the map has another shape");
+    for (int64_t k = 0; k < K; k++)
+        keep += rows[k] != 0.0;
+    status = sl_scratch_tensor(&c->env->scratch, out, err, SL_I32, 3, N, Q, keep);
+    if (status != SL_OK)
+        return status;
+    at = out->data;
+    for (int64_t row = 0; row < N * Q; row++) {
+        int64_t kept = 0;
+        for (int64_t k = 0; k < K; k++)
+            if (rows[row * K + k] != 0.0 && kept++ < keep)
+                *at++ = (int32_t)k;
+        if (kept != keep)
+            return sl_fail(err, SL_ERR_DATA, "rows of the map keep %lld and %lld blocks",
+                           (long long)keep, (long long)kept);
+    }
+    return SL_OK;
+}
+
 typedef struct {
     golden_case *c;
     const sl_ops *ops;
@@ -223,34 +252,6 @@ static sl_status compare_rows(const sla_case *s, const double *got, const char *
     if (status == SL_OK)
         golden_compare(s->c, name, got, s->rows.count * s->N * s->D, &want, key, NULL);
     return status;
-}
-
-/* lut = the kept blocks of a stored map [1, N, Q, K], the same number in each row. */
-static sl_status force_map(const sla_case *s, const golden_array *map, sl_tensor *lut,
-                           sl_error *err)
-{
-    const int64_t K = map->dim[3], row_count = K ? map->count / K : 0;
-    int64_t keep = 0;
-    int32_t *at;
-    sl_status status;
-
-    for (int64_t k = 0; k < K; k++)
-        keep += map->v[k] != 0.0;
-    status =
-        sl_scratch_tensor(&s->c->env->scratch, lut, err, SL_I32, 3, map->dim[1], map->dim[2], keep);
-    if (status != SL_OK)
-        return status;
-    at = lut->data;
-    for (int64_t row = 0; row < row_count; row++) {
-        int64_t kept = 0;
-        for (int64_t k = 0; k < K; k++)
-            if (map->v[row * K + k] != 0.0 && kept++ < keep)
-                *at++ = (int32_t)k;
-        if (kept != keep)
-            return sl_fail(err, SL_ERR_DATA, "rows of the map keep %lld and %lld blocks",
-                           (long long)keep, (long long)kept);
-    }
-    return SL_OK;
 }
 
 /* Entries of our own map that differ from the stored one, other than among equal
@@ -427,7 +428,7 @@ sl_status golden_run_sla(golden_case *c, sl_error *err)
         GOLDEN_TRY(golden_get(c, name, &map, err));
         if (map.rank != 4 || map.dim[1] != s.N || map.dim[3] != sl_ceil_div(s.S, block_k))
             return sl_fail(err, SL_ERR_DATA, "\"%s\" has another shape", name);
-        GOLDEN_TRY(force_map(&s, &map, &v.lut, err));
+        GOLDEN_TRY(golden_make_lut(c, &map, 0, &v.lut, err));
         golden_check(c, name, "kept", fabs((double)(v.lut.dim[2] - sl_sla_keep(map.dim[3], ratio))),
                      0.0);
         GOLDEN_TRY(check_map(&s, &v, &map, err));
@@ -438,5 +439,121 @@ sl_status golden_run_sla(golden_case *c, sl_error *err)
         sl_scratch_release(scratch, mark);
     }
 done:
+    return status;
+}
+
+/* ---- a transformer with SLA ---- */
+
+/* What a run shows: the beginning of block 0's output, and which blocks it would
+ * have kept. */
+typedef struct {
+    golden_case *c;
+    double *block0;
+    int64_t block0_count;
+    const golden_array *maps; /* [layers, N, Q, K] */
+    int64_t kept, differing;  /* of all layers */
+} sla_watch;
+
+static void count_differing(sla_watch *w, const sl_tensor *lut, int64_t layer)
+{
+    const int64_t K = w->maps->dim[3], keep = lut->dim[2], rows = lut->dim[0] * lut->dim[1];
+
+    for (int64_t i = 0; i < rows * keep; i++) {
+        const int64_t at = (layer * rows + i / keep) * K + ((int32_t *)lut->data)[i];
+        w->kept++;
+        w->differing += !(at < w->maps->count && w->maps->v[at] != 0.0);
+    }
+}
+
+static void watch_sla(void *arg, const char *name, const sl_tensor *tensor)
+{
+    sla_watch *w = arg;
+    int layer;
+
+    if (strcmp(name, "block0") == 0 && sl_tensor_count(tensor) >= w->block0_count)
+        for (int64_t i = 0; i < w->block0_count; i++)
+            w->block0[i] = (double)((float *)tensor->data)[i];
+    if (sscanf(name, "lut%d", &layer) == 1)
+        count_differing(w, tensor, layer);
+}
+
+static sl_status run_dit_sla(golden_case *c, golden_dit *d, const char *stem,
+                             sl_dit_attention_options *options, const char *rel_l2_key,
+                             sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(&c->env->scratch);
+    sla_watch watch = { .c = c };
+    const sl_tap tap = { .fn = watch_sla, .arg = &watch };
+    sl_tensor luts[SL_MAX_LAYERS];
+    golden_array maps, block0;
+    sl_status status = SL_OK;
+    char name[96], velocity[96];
+
+    snprintf(name, sizeof name, "mid.%s.maps", stem);
+    GOLDEN_TRY(golden_get(c, name, &maps, err));
+    for (int64_t i = 0; i < d->config.num_layers; i++)
+        GOLDEN_TRY(golden_make_lut(c, &maps, i, &luts[i], err));
+    snprintf(name, sizeof name, "mid.%s.block0", stem);
+    GOLDEN_TRY(golden_get(c, name, &block0, err));
+    watch.maps = &maps;
+    watch.block0_count = block0.count;
+    watch.block0 = golden_alloc(c, block0.count, sizeof *watch.block0, err);
+    if (!watch.block0)
+        return SL_ERR_NO_MEMORY;
+    options->luts = luts;
+    snprintf(velocity, sizeof velocity, "out.%s.velocity", stem);
+    GOLDEN_TRY(golden_dit_run(d, c, options, &tap, velocity, rel_l2_key, NULL, err));
+    golden_compare(c, name, watch.block0, block0.count, &block0, rel_l2_key, NULL);
+    /* f32 scores of blocks may be closer than another order of sums is exact */
+    snprintf(name, sizeof name, "mid.%s.maps", stem);
+    if (options->mode == SL_ATTENTION_SLA)
+        golden_check(c, name, "differing", (double)watch.differing / (double)watch.kept, 1e-3);
+done:
+    sl_scratch_release(&c->env->scratch, mark);
+    return status;
+}
+
+/* Finds its block sizes and ratios by their names: mid.q<q>k<k>_t<ratio>.maps. */
+static sl_status each_dit_sla(golden_case *c, sl_precision precision, const char *rel_l2_key,
+                              sl_error *err)
+{
+    sl_status status = SL_OK;
+    golden_dit d;
+
+    GOLDEN_TRY(golden_dit_open(&d, c, precision, err));
+    for (int64_t i = 0; i < sl_ckpt_count(c->io); i++) {
+        const char *name = sl_ckpt_get(c->io, i)->name;
+        sl_dit_attention_options options = { .mode = SL_ATTENTION_SLA };
+        long long block_q, block_k;
+        char stem[48];
+        int used = 0;
+
+        if (sscanf(name, "mid.q%lldk%lld_t%lf%n", &block_q, &block_k, &options.topk_ratio, &used) !=
+                3 ||
+            strcmp(name + used, ".maps") != 0)
+            continue;
+        options.block_q = block_q;
+        options.block_k = block_k;
+        snprintf(stem, sizeof stem, "%.*s", used - 4, name + 4);
+        GOLDEN_TRY(run_dit_sla(c, &d, stem, &options, rel_l2_key, err));
+        if (block_q != 64 || block_k != 128)
+            continue;
+        options.mode = SL_ATTENTION_SAGESLA; /* with the blocks that it has by itself */
+        options.block_q = options.block_k = 0;
+        GOLDEN_TRY(run_dit_sla(c, &d, stem, &options, "sagesla_rel_l2", err));
+    }
+done:
+    golden_dit_close(&d, c);
+    return status;
+}
+
+sl_status golden_run_dit_sla(golden_case *c, sl_error *err)
+{
+    sl_status status = each_dit_sla(c, SL_PRECISION_F32, "f32_rel_l2", err);
+
+    c->variant = "bf16 weights:";
+    if (status == SL_OK)
+        status = each_dit_sla(c, SL_PRECISION_BF16, "bf16_rel_l2", err);
+    c->variant = NULL;
     return status;
 }

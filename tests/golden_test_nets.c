@@ -195,9 +195,9 @@ done:
 }
 
 sl_status golden_forward(golden_case *c, const sl_dit_weights *weights, const sl_dit_config *config,
-                         const sl_tensor *latent, const sl_tensor *text, double t,
-                         const sl_tap *tap, const char *rel_l2_key, const char *max_abs_key,
-                         sl_error *err)
+                         const sl_dit_attention_options *attention, const sl_tensor *latent,
+                         const sl_tensor *text, double t, const sl_tap *tap, const char *want_name,
+                         const char *rel_l2_key, const char *max_abs_key, sl_error *err)
 {
     sl_scratch *scratch = &c->env->scratch;
     const size_t mark = sl_scratch_mark(scratch);
@@ -207,47 +207,89 @@ sl_status golden_forward(golden_case *c, const sl_dit_weights *weights, const sl
     golden_array want;
 
     velocity.dim[0] = config->out_dim;
-    GOLDEN_TRY(golden_get(c, "out.velocity", &want, err));
+    GOLDEN_TRY(golden_get(c, want_name, &want, err));
     GOLDEN_TRY(sl_scratch_take(scratch, &velocity, err, SL_F32, velocity.rank, velocity.dim));
     GOLDEN_TRY(sl_dit_prepare(c->env->exec, scratch, weights, config, text, &prepared, tap, err));
     const size_t before = sl_scratch_mark(scratch);
-    GOLDEN_TRY(sl_dit_forward(c->env->exec, scratch, weights, config, &prepared, t, latent,
-                              &velocity, tap, err));
+    GOLDEN_TRY(sl_dit_forward(c->env->exec, scratch, weights, config, &prepared, attention, t,
+                              latent, &velocity, tap, err));
     if (sl_scratch_mark(scratch) != before)
         golden_note_failure(c, "activations were not given back");
-    golden_compare(c, "out.velocity", golden_f64_of(c, &velocity, err), sl_tensor_count(&velocity),
+    golden_compare(c, want_name, golden_f64_of(c, &velocity, err), sl_tensor_count(&velocity),
                    &want, rel_l2_key, max_abs_key);
 done:
     sl_scratch_release(scratch, mark);
     return status;
 }
 
-static sl_status run_dit(golden_case *c, sl_precision precision, const char *rel_l2_key,
-                         const char *max_abs_key, sl_error *err)
+sl_status golden_dit_open(golden_dit *out, golden_case *c, sl_precision precision, sl_error *err)
 {
-    const sl_dit_config config = golden_dit_config(c->config);
-    const size_t mark = sl_scratch_mark(&c->env->scratch);
-    observer o = { .c = c };
-    const sl_tap tap = { .fn = observe, .arg = &o };
-    sl_component *dit = NULL;
+    golden_dit d = { .config = golden_dit_config(c->config),
+                     .mark = sl_scratch_mark(&c->env->scratch) };
     sl_status status = SL_OK;
-    sl_tensor latent = { .data = NULL }, text = { .data = NULL };
     golden_array t;
 
-    GOLDEN_TRY(golden_load(c, checkpoint_file(c), SL_COMPONENT_DIT, precision, &config, &dit, err));
-    GOLDEN_TRY(upload_latent(c, &latent, err));
-    GOLDEN_TRY(upload(c, "in.text", &text, err));
+    GOLDEN_TRY(golden_load(c, checkpoint_file(c), SL_COMPONENT_DIT, precision, &d.config,
+                           &d.component, err));
+    GOLDEN_TRY(upload_latent(c, &d.latent, err));
+    GOLDEN_TRY(upload(c, "in.text", &d.text, err));
     GOLDEN_TRY(golden_get(c, "in.t", &t, err));
     if (t.count != 1) {
         status = sl_fail(err, SL_ERR_DATA, "\"in.t\" is not one number");
         goto done;
     }
-    GOLDEN_TRY(golden_forward(c, sl_component_dit(dit), &config, &latent, &text, t.v[0], &tap,
-                              rel_l2_key, max_abs_key, err));
+    d.t = t.v[0];
+done:
+    *out = d;
+    return status;
+}
+
+void golden_dit_close(golden_dit *d, golden_case *c)
+{
+    sl_component_destroy(d->component);
+    sl_scratch_release(&c->env->scratch, d->mark);
+}
+
+sl_status golden_dit_run(golden_dit *d, golden_case *c, const sl_dit_attention_options *attention,
+                         const sl_tap *tap, const char *want_name, const char *rel_l2_key,
+                         const char *max_abs_key, sl_error *err)
+{
+    return golden_forward(c, sl_component_dit(d->component), &d->config, attention, &d->latent,
+                          &d->text, d->t, tap, want_name, rel_l2_key, max_abs_key, err);
+}
+
+static sl_status run_dit(golden_case *c, sl_precision precision, const char *rel_l2_key,
+                         const char *max_abs_key, sl_error *err)
+{
+    observer o = { .c = c };
+    const sl_tap tap = { .fn = observe, .arg = &o };
+    sl_status status = SL_OK;
+    golden_dit d;
+
+    GOLDEN_TRY(golden_dit_open(&d, c, precision, err));
+    GOLDEN_TRY(golden_dit_run(&d, c, NULL, &tap, "out.velocity", rel_l2_key, max_abs_key, err));
     GOLDEN_TRY(compare_seen(c, &o, "mid.", false, rel_l2_key, err));
 done:
-    sl_component_destroy(dit);
-    sl_scratch_release(&c->env->scratch, mark);
+    golden_dit_close(&d, c);
+    return status;
+}
+
+/* One precision alone, compared with an emulation and with exact numbers. */
+sl_status golden_run_dit_int8(golden_case *c, sl_error *err)
+{
+    observer o = { .c = c };
+    const sl_tap tap = { .fn = observe, .arg = &o };
+    sl_status status = SL_OK;
+    golden_dit d;
+
+    GOLDEN_TRY(golden_dit_open(&d, c, SL_PRECISION_INT8, err));
+    GOLDEN_TRY(
+        golden_dit_run(&d, c, NULL, &tap, "out.velocity", "rel_l2_vs_out_velocity", NULL, err));
+    GOLDEN_TRY(compare_seen(c, &o, "mid.", false, "rel_l2_vs_out_velocity", err));
+    GOLDEN_TRY(golden_dit_run(&d, c, NULL, NULL, "out.velocity_exact_dequantised",
+                              "rel_l2_vs_exact_dequantised", NULL, err));
+done:
+    golden_dit_close(&d, c);
     return status;
 }
 

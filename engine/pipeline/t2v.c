@@ -42,6 +42,8 @@ sl_t2v_request sl_t2v_request_default(const sl_arch *arch)
         .sigma_max = arch->sigma_max,
         .boundary = default_boundary,
         .precision = SL_PRECISION_BF16,
+        .attention = SL_ATTENTION_DENSE,
+        .topk_ratio = SL_DEFAULT_TOPK_RATIO,
         .token_count = arch->dit.text_len,
     };
 }
@@ -104,9 +106,13 @@ static sl_status check_sampling(const sl_t2v_request *request, const sl_arch *ar
         return sl_fail(err, SL_ERR_INVALID, "sampler mode %d: expected SDE (%d) or ODE (%d)",
                        (int)request->mode, (int)SL_SAMPLER_SDE, (int)SL_SAMPLER_ODE);
     if ((int)request->precision < 0 || request->precision >= SL_PRECISION_COUNT)
-        return sl_fail(err, SL_ERR_INVALID, "precision %d: expected f32 (%d) or bf16 (%d)",
-                       (int)request->precision, (int)SL_PRECISION_F32, (int)SL_PRECISION_BF16);
-    return SL_OK;
+        return sl_fail(err, SL_ERR_INVALID,
+                       "precision %d: expected f32 (%d), bf16 (%d) or int8 (%d)",
+                       (int)request->precision, (int)SL_PRECISION_F32, (int)SL_PRECISION_BF16,
+                       (int)SL_PRECISION_INT8);
+    if (sl_dit_precision_check(&arch->dit, request->precision, err) != SL_OK)
+        return SL_ERR_INVALID;
+    return sl_dit_attention_check(&arch->dit, request->attention, request->topk_ratio, err);
 }
 
 static sl_status check_streamed(unsigned streamed, const sl_arch *arch, sl_error *err)

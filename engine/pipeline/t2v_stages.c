@@ -103,14 +103,17 @@ static sl_status denoise_step(denoiser *d, const sl_component *dit, const sl_dit
 {
     const sl_rcm_schedule *schedule = &d->schedule;
     const double t_next = schedule->t[i + 1];
-    const bool noisy = d->walk->request->mode == SL_SAMPLER_SDE && t_next != 0.0;
+    const sl_t2v_request *request = d->walk->request;
+    const sl_dit_attention_options attention = { .mode = request->attention,
+                                                 .topk_ratio = request->topk_ratio };
+    const bool noisy = request->mode == SL_SAMPLER_SDE && t_next != 0.0;
     sl_status status = SL_OK;
     char stage[80];
 
     SL_TRY(d->ops->sample_cast(d->exec, &d->staging, d->latent, err));
     SL_TRY(sl_dit_forward(d->exec, d->scratch, sl_component_dit(dit),
-                          &sl_component_get_spec(dit)->config.dit, text, schedule->timestep[i],
-                          &d->input, &d->velocity, NULL, err));
+                          &sl_component_get_spec(dit)->config.dit, text, &attention,
+                          schedule->timestep[i], &d->input, &d->velocity, NULL, err));
     if (noisy)
         SL_TRY(draw_noise(d, i + 1, err));
     SL_TRY(d->ops->sample_step(d->exec, d->latent, &d->velocity, noisy ? &d->staging : NULL,
