@@ -105,10 +105,10 @@ typedef struct {
     const unsigned char *bytes;
     size_t size_bytes, at;
     sl_arena *arena;
-    sl_pickle_value **stack; /* [MAX_STACK] */
+    sl_pickle_value **stack; /* [stack_capacity] */
     int depth;
     sl_pickle_value **memo; /* [memo_capacity], NULL: never written */
-    size_t memo_capacity;
+    size_t stack_capacity, memo_capacity;
     sl_pickle_value *none, *mark, *booleans[2]; /* of which there is one each */
     sl_status status;
     sl_error *err;
@@ -149,6 +149,24 @@ static sl_pickle_value *make(machine *m, sl_pickle_kind kind)
     if (value)
         value->kind = kind;
     return value;
+}
+
+/* Makes room for an index; what is new is NULL. */
+static bool grow(machine *m, sl_pickle_value ***array, size_t *capacity, size_t index)
+{
+    const size_t grown = index < 128 ? 256 : 2 * index;
+    sl_pickle_value **moved;
+
+    if (index < *capacity)
+        return true;
+    moved = allocate(m, grown * sizeof *moved);
+    if (!moved)
+        return false;
+    if (*capacity > 0)
+        memcpy(moved, *array, *capacity * sizeof *moved);
+    *array = moved;
+    *capacity = grown;
+    return true;
 }
 
 /* --- bytes --- */
@@ -203,7 +221,7 @@ static void push(machine *m, sl_pickle_value *value)
         return;
     if (m->depth == MAX_STACK)
         fail(m, "more than %d values on the stack", MAX_STACK);
-    else
+    else if (grow(m, &m->stack, &m->stack_capacity, (size_t)m->depth))
         m->stack[m->depth++] = value;
 }
 
@@ -580,18 +598,8 @@ static void op_put(machine *m, size_t slot)
         fail(m, "memo slot %zu, the limit is %d", slot, MAX_MEMO);
         return;
     }
-    if (slot >= m->memo_capacity) {
-        const size_t grown = slot < 128 ? 256 : 2 * slot;
-        sl_pickle_value **moved = allocate(m, grown * sizeof *moved);
-
-        if (!moved)
-            return;
-        if (m->memo_capacity > 0)
-            memcpy(moved, m->memo, m->memo_capacity * sizeof *moved);
-        m->memo = moved;
-        m->memo_capacity = grown;
-    }
-    m->memo[slot] = value;
+    if (grow(m, &m->memo, &m->memo_capacity, slot))
+        m->memo[slot] = value;
 }
 
 static void op_get(machine *m, size_t slot)
@@ -727,7 +735,6 @@ sl_status sl_pickle_read(const sl_pickle_value **root, const void *bytes, size_t
     if (size_bytes > SL_PICKLE_MAX_BYTES)
         return sl_fail(err, SL_ERR_DATA, "a pickle of %zu bytes, the limit is %zu", size_bytes,
                        SL_PICKLE_MAX_BYTES);
-    m.stack = allocate(&m, MAX_STACK * sizeof *m.stack);
     m.none = make(&m, SL_PICKLE_NONE);
     m.mark = make(&m, SL_PICKLE_MARK);
     for (int i = 0; i < 2; i++) {
