@@ -129,8 +129,9 @@ static sl_status check_unipc_states(golden_case *c, const char *stem,
     const sl_ops *ops = sl_exec_ops(c->env->exec);
     golden_array exact, reference;
     sl_status status = SL_OK;
-    sl_tensor noise, x, v;
+    sl_tensor noise, state, v;
     sl_unipc unipc;
+    int64_t dim[SL_MAX_RANK];
     char name[96];
 
     snprintf(name, sizeof name, "%s.trajectory_f64_scalars", stem);
@@ -138,23 +139,26 @@ static sl_status check_unipc_states(golden_case *c, const char *stem,
     snprintf(name, sizeof name, "%s.trajectory", stem);
     GOLDEN_TRY(golden_get(c, name, &reference, err));
     GOLDEN_TRY(upload_noise(c, 0, &noise, err));
-    GOLDEN_TRY(sl_scratch_take(&c->env->scratch, &x, err, SL_F64, noise.rank, noise.dim));
+    memcpy(dim, noise.dim, sizeof dim);
+    dim[0] *= SL_UNIPC_STATES;
+    GOLDEN_TRY(sl_scratch_take(&c->env->scratch, &state, err, SL_F64, noise.rank, dim));
     GOLDEN_TRY(sl_scratch_take(&c->env->scratch, &v, err, SL_F64, noise.rank, noise.dim));
-    const int64_t count = sl_tensor_count(&x), states = count * (schedule->step_count + 1);
+    const int64_t count = sl_tensor_count(&noise), states = count * (schedule->step_count + 1);
     if (exact.count != states || reference.count != states)
         return sl_fail(err, SL_ERR_DATA, "\"%s\" has another number of states", name);
-    GOLDEN_TRY(ops->sample_init(c->env->exec, &x, &noise, 1.0, err));
-    GOLDEN_TRY(sl_unipc_begin(&unipc, c->env->exec, &c->env->scratch, schedule, &x, err));
+    memset(state.data, 0xff, sl_tensor_bytes(&state)); /* NaN: nothing of it is read */
+    sl_unipc_begin(&unipc, c->env->exec, schedule, &state, 0);
+    GOLDEN_TRY(ops->sample_init(c->env->exec, &unipc.x, &noise, 1.0, err));
+    const double *x = unipc.x.data;
     for (int i = 0; i <= schedule->step_count; i++) {
         worst->exact_scalars =
-            fmax(worst->exact_scalars, golden_max_abs(x.data, exact.v + i * count, count));
+            fmax(worst->exact_scalars, golden_max_abs(x, exact.v + i * count, count));
         worst->reference =
-            fmax(worst->reference, golden_max_abs(x.data, reference.v + i * count, count));
+            fmax(worst->reference, golden_max_abs(x, reference.v + i * count, count));
         if (i == schedule->step_count)
             break;
         for (int64_t k = 0; k < count; k++)
-            ((double *)v.data)[k] =
-                0.3 * ((double *)x.data)[k] + 0.1 * sin(schedule->timestep[i] / 100.0);
+            ((double *)v.data)[k] = 0.3 * x[k] + 0.1 * sin(schedule->timestep[i] / 100.0);
         GOLDEN_TRY(sl_unipc_step(&unipc, &v, err));
     }
 done:

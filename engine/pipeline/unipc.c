@@ -9,6 +9,7 @@
 #include "kernels/ops.h"
 
 #include <math.h>
+#include <stdbool.h>
 
 enum { TRAIN_TIMESTEPS = 1000 };
 
@@ -35,17 +36,36 @@ sl_status sl_unipc_schedule_make(sl_unipc_schedule *out, int steps, double shift
     return SL_OK;
 }
 
-sl_status sl_unipc_begin(sl_unipc *unipc, sl_exec *exec, sl_scratch *scratch,
-                         const sl_unipc_schedule *schedule, const sl_tensor *x, sl_error *err)
+void sl_unipc_begin(sl_unipc *unipc, sl_exec *exec, const sl_unipc_schedule *schedule,
+                    const sl_tensor *state, int step)
 {
-    sl_unipc u = { .exec = exec, .schedule = schedule, .x = *x };
-    sl_status status = sl_scratch_take(scratch, &u.previous, err, SL_F64, x->rank, x->dim);
+    const int64_t rows = state->dim[0] / SL_UNIPC_STATES;
 
-    for (int i = 0; i < 3 && status == SL_OK; i++)
-        status = sl_scratch_take(scratch, &u.m[i], err, SL_F64, x->rank, x->dim);
-    if (status == SL_OK)
-        *unipc = u;
-    return status;
+    SL_ASSERT(state->dtype == SL_F64 && state->dim[0] % SL_UNIPC_STATES == 0);
+    *unipc = (sl_unipc){
+        .exec = exec,
+        .schedule = schedule,
+        .x = sl_tensor_rows(state, 0, rows),
+        .previous = sl_tensor_rows(state, rows, rows),
+        .step = step,
+    };
+    for (int i = 0; i < 3; i++)
+        unipc->m[i] = sl_tensor_rows(state, (2 + i) * rows, rows);
+}
+
+/* That of the prediction behind step i. */
+static int order_of(const sl_unipc *u, int i)
+{
+    const int left = u->schedule->step_count - i;
+    const int most = left < 2 ? left : 2;
+
+    return most < i + 1 ? most : i + 1;
+}
+
+/* The prediction of x0 that was made in step i. */
+static const sl_tensor *made_in(const sl_unipc *u, int i)
+{
+    return &u->m[(i + 3) % 3];
 }
 
 static double lambda_of(const sl_unipc *u, int i)
@@ -56,7 +76,7 @@ static double lambda_of(const sl_unipc *u, int i)
 }
 
 /* previous: from the corrected state of step i - 1 to that of step i, now that
- * m[0] is known there. */
+ * x0 is predicted there. */
 static sl_status correct(sl_unipc *u, int i, sl_error *err)
 {
     const double *sigma = u->schedule->sigma;
@@ -64,7 +84,9 @@ static sl_status correct(sl_unipc *u, int i, sl_error *err)
     const double phi = expm1(-h), alpha = 1.0 - sigma[i];
     double by_m0 = -0.5 * alpha * phi, by_m1 = -alpha * phi - by_m0, by_m2 = 0.0;
 
-    if (u->last_order == 2) {
+    const bool second = order_of(u, i - 1) == 2;
+
+    if (second) {
         const double r = (lambda_of(u, i - 2) - lambda_of(u, i - 1)) / h;
         const double phi2 = phi / -h - 1.0, phi3 = phi2 / -h - 0.5;
         const double b1 = phi2 / phi, b2 = 2.0 * phi3 / phi;
@@ -76,57 +98,51 @@ static sl_status correct(sl_unipc *u, int i, sl_error *err)
     }
     const sl_sample_term terms[] = {
         { sigma[i] / sigma[i - 1], &u->previous },
-        { by_m1, &u->m[1] },
-        { by_m0, &u->m[0] },
-        { by_m2, &u->m[2] },
+        { by_m1, made_in(u, i - 1) },
+        { by_m0, made_in(u, i) },
+        { by_m2, made_in(u, i - 2) },
     };
-    return sl_exec_ops(u->exec)->sample_combine(u->exec, &u->previous, terms,
-                                                u->last_order == 2 ? 4 : 3, err);
+    return sl_exec_ops(u->exec)->sample_combine(u->exec, &u->previous, terms, second ? 4 : 3, err);
 }
 
 /* x: the state at sigma[i + 1], from the corrected one at sigma[i]. */
-static sl_status predict(sl_unipc *u, int i, int order, sl_error *err)
+static sl_status predict(sl_unipc *u, int i, sl_error *err)
 {
     const double *sigma = u->schedule->sigma;
     const sl_ops *ops = sl_exec_ops(u->exec);
+    const bool second = order_of(u, i) == 2;
 
     if (sigma[i + 1] == 0.0) { /* lambda is infinite there: the limit is m */
-        const sl_sample_term only = { 1.0, &u->m[0] };
+        const sl_sample_term only = { 1.0, made_in(u, i) };
         return ops->sample_combine(u->exec, &u->x, &only, 1, err);
     }
     const double h = lambda_of(u, i + 1) - lambda_of(u, i);
     const double phi = expm1(-h), alpha = 1.0 - sigma[i + 1];
     double by_m1 = 0.0;
 
-    if (order == 2)
+    if (second)
         by_m1 = -0.5 * alpha * phi * h / (lambda_of(u, i - 1) - lambda_of(u, i));
     const sl_sample_term terms[] = {
         { sigma[i + 1] / sigma[i], &u->previous },
-        { -alpha * phi - by_m1, &u->m[0] },
-        { by_m1, &u->m[1] },
+        { -alpha * phi - by_m1, made_in(u, i) },
+        { by_m1, made_in(u, i - 1) },
     };
-    return ops->sample_combine(u->exec, &u->x, terms, order == 2 ? 3 : 2, err);
+    return ops->sample_combine(u->exec, &u->x, terms, second ? 3 : 2, err);
 }
 
 sl_status sl_unipc_step(sl_unipc *u, const sl_tensor *v, sl_error *err)
 {
     const sl_ops *ops = sl_exec_ops(u->exec);
-    const int i = u->step, left = u->schedule->step_count - i;
-    const int most = left < 2 ? left : 2, order = most < i + 1 ? most : i + 1;
-    const sl_tensor oldest = u->m[2];
+    const int i = u->step;
     sl_status status;
 
-    SL_ASSERT(left > 0);
-    u->m[2] = u->m[1];
-    u->m[1] = u->m[0];
-    u->m[0] = oldest;
+    SL_ASSERT(i < u->schedule->step_count);
     const sl_sample_term x0[] = { { 1.0, &u->x }, { -u->schedule->sigma[i], v } };
-    status = ops->sample_combine(u->exec, &u->m[0], x0, 2, err);
+    status = ops->sample_combine(u->exec, made_in(u, i), x0, 2, err);
     if (status == SL_OK)
         status = i == 0 ? ops->copy(u->exec, &u->previous, &u->x, err) : correct(u, i, err);
     if (status == SL_OK)
-        status = predict(u, i, order, err);
+        status = predict(u, i, err);
     u->step = i + 1;
-    u->last_order = order;
     return status;
 }

@@ -2,23 +2,27 @@
  * x0, with the corrector, of lower order at the end.  Source: wan.md 7.3.
  *
  *     sl_unipc_schedule_make(&schedule, steps, shift, err)
- *     mark = sl_scratch_mark(scratch);
- *     sl_unipc_begin(&u, exec, scratch, &schedule, &x, err)      takes 4 states
+ *     state: [SL_UNIPC_STATES * C, ...] zeros, its first C rows noise
+ *     sl_unipc_begin(&u, exec, &schedule, &state, 0)
  *     for (i = 0; i < steps; i++)
- *         v = network(x, schedule.timestep[i])
- *         sl_unipc_step(&u, &v, err)                             moves x to sigma[i + 1]
- *     sl_scratch_release(scratch, mark);
+ *         v = network(u.x, schedule.timestep[i])
+ *         sl_unipc_step(&u, &v, err)                 moves u.x to sigma[i + 1]
  *
- * The state is f64, and so are all scalars; the sigmas are the reference's, f32.
+ * All that a step leaves to the next is in `state`: a run that begins behind some
+ * steps with their state goes on as if it had not stopped.  The state is f64,
+ * and so are all scalars; the sigmas are the reference's, f32.
  */
 #ifndef SL_ENGINE_PIPELINE_UNIPC_H
 #define SL_ENGINE_PIPELINE_UNIPC_H
 
 #include "base/status.h"
 #include "kernels/exec.h"
-#include "kernels/scratch.h"
+#include "kernels/tensor.h"
 
-enum { SL_UNIPC_MAX_STEPS = 200 };
+enum {
+    SL_UNIPC_MAX_STEPS = 200,
+    SL_UNIPC_STATES = 5, /* x, the corrected x before, three predictions */
+};
 
 typedef struct {
     int step_count;
@@ -33,17 +37,16 @@ sl_status sl_unipc_schedule_make(sl_unipc_schedule *out, int steps, double shift
 typedef struct {
     sl_exec *exec;
     const sl_unipc_schedule *schedule;
-    sl_tensor x;        /* f64, the caller's: the state that the network sees */
+    sl_tensor x;        /* the state that the network sees; the first rows */
     sl_tensor previous; /* the corrected state of the step before */
-    sl_tensor m[3];     /* predictions of x0: of this step and the two before */
+    sl_tensor m[3];     /* predictions of x0; that of step i is m[i % 3] */
     int step;           /* the next one */
-    int last_order;     /* of the last prediction */
 } sl_unipc;
 
-/* x of any shape, at sigma[0]: the noise itself. */
-sl_status sl_unipc_begin(sl_unipc *unipc, sl_exec *exec, sl_scratch *scratch,
-                         const sl_unipc_schedule *schedule, const sl_tensor *x,
-                         sl_error *err) SL_MUST_CHECK;
+/* state: f64, its first dimension a multiple of SL_UNIPC_STATES (asserted); step:
+ * how many are done. */
+void sl_unipc_begin(sl_unipc *unipc, sl_exec *exec, const sl_unipc_schedule *schedule,
+                    const sl_tensor *state, int step);
 /* v: f32 or f64 of x's shape, the velocity at x.  At most step_count calls. */
 sl_status sl_unipc_step(sl_unipc *unipc, const sl_tensor *v, sl_error *err) SL_MUST_CHECK;
 

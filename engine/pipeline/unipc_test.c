@@ -2,9 +2,11 @@
 
 #include "base/size.h"
 #include "base/test.h"
+#include "kernels/scratch.h"
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 typedef struct {
     sl_device *device;
@@ -84,11 +86,11 @@ static void final_errors(bench *b, int steps, double *unipc_error, double *euler
     sl_unipc u;
 
     SL_CHECK_OK(sl_unipc_schedule_make(&schedule, steps, 3.0, err));
-    SL_CHECK_OK(sl_scratch_tensor(&b->scratch, &x, err, SL_F64, 1, 1));
+    SL_CHECK_OK(sl_scratch_tensor(&b->scratch, &x, err, SL_F64, 1, SL_UNIPC_STATES));
     SL_CHECK_OK(sl_scratch_tensor(&b->scratch, &v, err, SL_F64, 1, 1));
     double *state = x.data, *velocity = v.data, euler = start;
     state[0] = start;
-    SL_CHECK_OK(sl_unipc_begin(&u, b->exec, &b->scratch, &schedule, &x, err));
+    sl_unipc_begin(&u, b->exec, &schedule, &x, 0);
     for (int i = 0; i < steps; i++) {
         velocity[0] = c * state[0] + d;
         euler += (schedule.sigma[i + 1] - schedule.sigma[i]) * (c * euler + d);
@@ -127,7 +129,7 @@ SL_TEST(straight_lines_are_exact)
         sl_unipc u;
 
         SL_CHECK_OK(sl_unipc_schedule_make(&schedule, steps, 5.0, err));
-        SL_CHECK_OK(sl_scratch_tensor(&b.scratch, &x, err, SL_F64, 1, 2));
+        SL_CHECK_OK(sl_scratch_tensor(&b.scratch, &x, err, SL_F64, 1, 2 * SL_UNIPC_STATES));
         SL_CHECK_OK(sl_scratch_tensor(&b.scratch, &v, err, SL_F32, 1, 2));
         double *state = x.data;
         state[0] = 2.0;
@@ -136,7 +138,7 @@ SL_TEST(straight_lines_are_exact)
         ((float *)v.data)[1] = 0.25f;
         const double end[2] = { state[0] - schedule.sigma[0] * 1.5,
                                 state[1] - schedule.sigma[0] * 0.25 };
-        SL_CHECK_OK(sl_unipc_begin(&u, b.exec, &b.scratch, &schedule, &x, err));
+        sl_unipc_begin(&u, b.exec, &schedule, &x, 0);
         for (int i = 0; i < steps; i++)
             SL_CHECK_OK(sl_unipc_step(&u, &v, err));
         SL_CHECK(fabs(state[0] - end[0]) < 1e-12 && fabs(state[1] - end[1]) < 1e-12);
@@ -145,5 +147,43 @@ SL_TEST(straight_lines_are_exact)
     bench_close(&b);
 }
 
-SL_TEST_MAIN(SL_RUN(schedule_of_the_reference), SL_RUN(refuses_what_is_no_schedule),
-             SL_RUN(comes_closer_than_first_order), SL_RUN(straight_lines_are_exact))
+/* Stopped behind any step and begun anew from the state: the same bytes. */
+SL_TEST(the_state_is_all_there_is)
+{
+    enum { STEPS = 7 };
+    sl_unipc_schedule schedule;
+    sl_tensor state, v;
+    double want[2] = { 0 };
+    bench b;
+
+    bench_open(&b);
+    SL_CHECK_OK(sl_unipc_schedule_make(&schedule, STEPS, 5.0, err));
+    SL_CHECK_OK(sl_scratch_tensor(&b.scratch, &state, err, SL_F64, 1, 2 * SL_UNIPC_STATES));
+    SL_CHECK_OK(sl_scratch_tensor(&b.scratch, &v, err, SL_F64, 1, 2));
+    for (int stop = 0; stop < STEPS; stop++) { /* 0: not stopped */
+        double *x = state.data, *velocity = v.data;
+        sl_unipc u;
+
+        memset(state.data, 0xff, sl_tensor_bytes(&state)); /* nothing else is read */
+        x[0] = 0.7;
+        x[1] = -1.1;
+        sl_unipc_begin(&u, b.exec, &schedule, &state, 0);
+        for (int i = 0; i < STEPS; i++) {
+            if (stop && i == stop) {
+                memset(&u, 0xa5, sizeof u);
+                sl_unipc_begin(&u, b.exec, &schedule, &state, i);
+            }
+            for (int k = 0; k < 2; k++)
+                velocity[k] = sin(x[k]) + 0.1 * i;
+            SL_CHECK_OK(sl_unipc_step(&u, &v, err));
+        }
+        if (stop == 0)
+            memcpy(want, x, sizeof want);
+        SL_CHECK(memcmp(want, x, sizeof want) == 0 && isfinite(x[0]) && isfinite(x[1]));
+    }
+    bench_close(&b);
+}
+
+SL_TEST_MAIN(SL_RUN(the_state_is_all_there_is), SL_RUN(schedule_of_the_reference),
+             SL_RUN(refuses_what_is_no_schedule), SL_RUN(comes_closer_than_first_order),
+             SL_RUN(straight_lines_are_exact))
