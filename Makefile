@@ -9,7 +9,8 @@
 DEPS = cmake ninja-build gcc g++ libc6-dev pkg-config python3 ca-certificates \
        libopenblas-pthread-dev libprotobuf-c-dev protobuf-c-compiler libnng-dev libssl-dev \
        libavcodec-dev libavformat-dev libavutil-dev libswscale-dev ffmpeg zlib1g-dev \
-       libsentencepiece-dev libutf8proc-dev libcyaml-dev libyaml-dev libcjson-dev libcmocka-dev
+       libsentencepiece-dev libutf8proc-dev libcyaml-dev libyaml-dev libcjson-dev libcmocka-dev \
+       libsqlite3-dev
 LINT_DEPS = clang-tidy clang-format
 
 JOBS ?= $(shell nproc)
