@@ -159,11 +159,11 @@ static bool grow(machine *m, sl_pickle_value ***array, size_t *capacity, size_t 
 
     if (index < *capacity)
         return true;
-    moved = allocate(m, grown * sizeof *moved);
+    moved = allocate(m, grown * sizeof(void *));
     if (!moved)
         return false;
     if (*capacity > 0)
-        memcpy(moved, *array, *capacity * sizeof *moved);
+        memcpy(moved, *array, *capacity * sizeof(void *));
     *array = moved;
     *capacity = grown;
     return true;
@@ -271,12 +271,12 @@ static void append(machine *m, sl_pickle_value *value, sl_pickle_value *item)
         return;
     if (value->list.count == value->list.capacity) {
         const int64_t grown = value->list.capacity ? value->list.capacity * 2 : 4;
-        sl_pickle_value **moved = allocate(m, (size_t)grown * sizeof *moved);
+        sl_pickle_value **moved = allocate(m, (size_t)grown * sizeof(void *));
 
         if (!moved)
             return;
         if (value->list.count > 0)
-            memcpy(moved, value->list.items, (size_t)value->list.count * sizeof *moved);
+            memcpy(moved, value->list.items, (size_t)value->list.count * sizeof(void *));
         value->list.items = moved;
         value->list.capacity = grown;
     }

@@ -225,7 +225,11 @@ sl_status sl_image_read_av(sl_image_walk *walk, const sl_image_sink *sink, sl_er
     if (status != SL_OK)
         goto done;
     frame = av_frame_alloc();
-    status = frame ? decode_packet(walk, packet, frame, err) : fail_av(walk, AVERROR(ENOMEM), err);
+    if (!frame) {
+        status = fail_av(walk, AVERROR(ENOMEM), err);
+        goto done;
+    }
+    status = decode_packet(walk, packet, frame, err);
     if (status != SL_OK)
         goto done;
     av_packet_free(&packet); /* rows may need the memory */

@@ -246,7 +246,7 @@ static sl_status take_frame(sl_image_walk *walk, size_t at, size_t size, bool lo
                             sl_error *err)
 {
     const size_t there = walk->length - at - 8;
-    sl_image_info frame;
+    sl_image_info frame = { .width = 0 };
     const sl_status status =
         read_vp8(walk, walk->bytes + at + 8, size < there ? size : there, lossless, &frame, err);
 

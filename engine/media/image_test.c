@@ -293,7 +293,7 @@ SL_TEST(png_damaged_on_purpose)
     spec = (png_spec){ .width = 9, .height = 9, .depth = 8, .color = 3 };
     png_make(&file, &spec);
     SL_CHECK(memcmp(file.bytes + 52, "PLTE", 4) == 0);
-    memcpy(file.bytes + 52, "pLTE", 4); /* an ancillary chunk */
+    file.bytes[52] = 'p'; /* an ancillary chunk */
     expect_refusal(file.bytes, file.length, SL_ERR_DATA, "no palette", err);
 }
 

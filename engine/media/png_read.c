@@ -233,7 +233,7 @@ static sl_status read_pass(png *p, const png_pass *pass, const sl_image_sink *si
 {
     const size_t width = (size_t)p->walk->info.width, height = (size_t)p->walk->info.height;
     const size_t columns = width <= pass->x ? 0 : (width - pass->x - 1) / pass->dx + 1;
-    const size_t bits = (size_t)(p->depth * p->channels);
+    const size_t bits = (size_t)p->depth * (size_t)p->channels;
     const size_t row_bytes = (columns * bits + 7) / 8;
     sl_status status = SL_OK;
 
