@@ -5,6 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef __clang_analyzer__ /* status.h wraps them for callers */
+#undef sl_fail
+#undef sl_fail_errno
+#undef sl_error_prefix
+#endif
+
 static const struct {
     const char *text;
     int grpc_code;
