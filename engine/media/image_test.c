@@ -262,7 +262,8 @@ SL_TEST(jpeg_with_many_scans)
     memcpy(many, bytes, sos);
     for (int i = 0; i < 101; i++, used += 14)
         memcpy(many + used, bytes + sos, 14);
-    memcpy(many + used, "\xff\xd9", 2);
+    many[used] = 0xff;
+    many[used + 1] = 0xd9;
     expect_refusal(many, used + 2, is_readable(0) ? SL_ERR_DATA : SL_ERR_UNIMPLEMENTED,
                    is_readable(0) ? "100 scans" : "libav", err);
     free(bytes);
