@@ -19,6 +19,8 @@ enum {
 };
 
 static const double default_boundary = 0.9; /* wan.md 7.2 */
+static const double official_shift = 5.0;   /* wan.md 7.3 */
+static const double max_guidance = 100.0;
 
 const char *sl_phase_name(sl_phase phase)
 {
@@ -40,12 +42,28 @@ sl_t2v_request sl_t2v_request_default(const sl_arch *arch)
         .steps = SL_RCM_MAX_STEPS,
         .mode = SL_SAMPLER_SDE,
         .sigma_max = arch->sigma_max,
+        .shift = official_shift,
+        .guidance = 1.0,
+        .guidance_low = 1.0,
+        .negative_token_count = arch->dit.text_len,
         .boundary = default_boundary,
         .precision = SL_PRECISION_BF16,
         .attention = SL_ATTENTION_DENSE,
         .topk_ratio = SL_DEFAULT_TOPK_RATIO,
         .token_count = arch->dit.text_len,
     };
+}
+
+/* wan.md 7.3 */
+sl_t2v_request sl_t2v_request_official(const sl_arch *arch)
+{
+    const bool two = arch->expert_count == 2;
+    sl_t2v_request request = sl_t2v_request_default(arch);
+
+    request.mode = SL_SAMPLER_UNIPC;
+    request.steps = two ? 40 : 50;
+    request.guidance = request.guidance_low = two ? 3.5 : 5.0;
+    return request;
 }
 
 /* Frames that one latent frame after the first stands for. */
@@ -88,31 +106,79 @@ static sl_status check_frames(int frames, const sl_arch *arch, sl_error *err)
                    per_latent, most, valid);
 }
 
-static sl_status check_sampling(const sl_t2v_request *request, const sl_arch *arch, sl_error *err)
+static sl_status check_steps(int steps, int most, sl_error *err)
 {
-    if (request->steps < 1 || request->steps > SL_RCM_MAX_STEPS)
-        return sl_fail(err, SL_ERR_INVALID, "%d steps: expected 1 to %d; the nearest is %d",
-                       request->steps, (int)SL_RCM_MAX_STEPS,
-                       request->steps < 1 ? 1 : (int)SL_RCM_MAX_STEPS);
+    if (steps >= 1 && steps <= most)
+        return SL_OK;
+    return sl_fail(err, SL_ERR_INVALID, "%d steps: expected 1 to %d; the nearest is %d", steps,
+                   most, steps < 1 ? 1 : most);
+}
+
+static sl_status check_guidance(const char *name, double guidance, sl_error *err)
+{
+    if (guidance > 0.0 && guidance <= max_guidance)
+        return SL_OK;
+    return sl_fail(err, SL_ERR_INVALID, "%s %g: expected more than 0, at most %g", name, guidance,
+                   max_guidance);
+}
+
+static sl_status check_unipc(const sl_t2v_request *request, const sl_arch *arch, sl_error *err)
+{
+    sl_status status = SL_OK;
+
+    SL_TRY(check_steps(request->steps, SL_UNIPC_MAX_STEPS, err));
+    if (!(request->shift > 0.0) || !isfinite(request->shift))
+        return sl_fail(err, SL_ERR_INVALID,
+                       "shift %g: expected a finite number above 0; the default is %g",
+                       request->shift, official_shift);
+    SL_TRY(check_guidance("guidance", request->guidance, err));
+    if (arch->expert_count == 2)
+        SL_TRY(check_guidance("guidance of the low-noise expert", request->guidance_low, err));
+    if (sl_sampling_is_guided(request, arch->expert_count) &&
+        (request->negative_token_count < 1 || request->negative_token_count > arch->dit.text_len))
+        return sl_fail(err, SL_ERR_INVALID,
+                       "%" PRId64 " tokens of the negative prompt: expected 1 to %" PRId64,
+                       request->negative_token_count, arch->dit.text_len);
+done:
+    return status;
+}
+
+static sl_status check_rcm(const sl_t2v_request *request, const sl_arch *arch, sl_error *err)
+{
     if (!(request->sigma_max > 0.0) || !isfinite(request->sigma_max))
         return sl_fail(err, SL_ERR_INVALID,
                        "sigma_max %g: expected a finite number above 0; this model's default is %g",
                        request->sigma_max, arch->sigma_max);
+    return check_steps(request->steps, SL_RCM_MAX_STEPS, err);
+}
+
+static sl_status check_sampling(const sl_t2v_request *request, const sl_arch *arch, sl_error *err)
+{
+    if ((int)request->mode < 0 || request->mode >= SL_SAMPLER_COUNT)
+        return sl_fail(
+            err, SL_ERR_INVALID, "sampler mode %d: expected SDE (%d), ODE (%d) or UNIPC (%d)",
+            (int)request->mode, (int)SL_SAMPLER_SDE, (int)SL_SAMPLER_ODE, (int)SL_SAMPLER_UNIPC);
     if (arch->expert_count == 2 && !(request->boundary > 0.0 && request->boundary <= 1.0))
         return sl_fail(err, SL_ERR_INVALID,
                        "boundary %g: expected a time above 0, at most 1; the default is %g",
                        request->boundary, default_boundary);
-    if (request->mode != SL_SAMPLER_SDE && request->mode != SL_SAMPLER_ODE)
-        return sl_fail(err, SL_ERR_INVALID, "sampler mode %d: expected SDE (%d) or ODE (%d)",
-                       (int)request->mode, (int)SL_SAMPLER_SDE, (int)SL_SAMPLER_ODE);
+    return request->mode == SL_SAMPLER_UNIPC ? check_unipc(request, arch, err)
+                                             : check_rcm(request, arch, err);
+}
+
+static sl_status check_execution(const sl_t2v_request *request, const sl_arch *arch, sl_error *err)
+{
+    sl_status status = SL_OK;
+
     if ((int)request->precision < 0 || request->precision >= SL_PRECISION_COUNT)
         return sl_fail(err, SL_ERR_INVALID,
                        "precision %d: expected f32 (%d), bf16 (%d) or int8 (%d)",
                        (int)request->precision, (int)SL_PRECISION_F32, (int)SL_PRECISION_BF16,
                        (int)SL_PRECISION_INT8);
-    if (sl_dit_precision_check(&arch->dit, request->precision, err) != SL_OK)
-        return SL_ERR_INVALID;
-    return sl_dit_attention_check(&arch->dit, request->attention, request->topk_ratio, err);
+    SL_TRY(sl_dit_precision_check(&arch->dit, request->precision, err));
+    SL_TRY(sl_dit_attention_check(&arch->dit, request->attention, request->topk_ratio, err));
+done:
+    return status;
 }
 
 static sl_status check_streamed(unsigned streamed, const sl_arch *arch, sl_error *err)
@@ -161,6 +227,7 @@ sl_status sl_t2v_request_check(const sl_t2v_request *request, const sl_arch *arc
     SL_TRY(check_side("height", request->height, err));
     SL_TRY(check_frames(request->frames, arch, err));
     SL_TRY(check_sampling(request, arch, err));
+    SL_TRY(check_execution(request, arch, err));
     SL_TRY(check_streamed(request->streamed, arch, err));
     if (request->token_count < 1 || request->token_count > arch->dit.text_len)
         return sl_fail(err, SL_ERR_INVALID, "%" PRId64 " prompt tokens: expected 1 to %" PRId64,
@@ -171,7 +238,7 @@ done:
 
 int64_t sl_t2v_latent_shape(const sl_t2v_request *request, const sl_arch *arch, int64_t dim[4])
 {
-    const int64_t shape[4] = { arch->dit.out_dim,
+    const int64_t shape[4] = { arch->dit.out_dim * sl_sampling_states(request->mode),
                                1 + (request->frames - 1) / frames_per_latent(arch),
                                request->height / SL_LATENT_PIXELS,
                                request->width / SL_LATENT_PIXELS };
@@ -190,11 +257,12 @@ sl_status sl_t2v_phases_make(sl_t2v_phases *out, const sl_t2v_request *request, 
     sl_t2v_phases phases = { .components = { [SL_PHASE_DECODE] =
                                                  SL_COMPONENT_BIT(SL_COMPONENT_VAE) } };
     sl_status status = SL_OK;
-    sl_rcm_schedule schedule;
+    sl_sampling sampling;
 
+    phases.guided = sl_sampling_is_guided(request, expert_count);
     if (expert_count == 2) {
-        SL_TRY(sl_rcm_schedule_make(&schedule, request->steps, request->sigma_max, err));
-        const int low = sl_rcm_low_from(&schedule, request->sigma_max, request->boundary);
+        SL_TRY(sl_sampling_make(&sampling, request, err));
+        const int low = sl_sampling_low_from(&sampling, request);
         phases.steps[SL_PHASE_DENOISE_HIGH] = low > steps_done ? low - steps_done : 0;
         phases.steps[SL_PHASE_DENOISE_LOW] = end - (low > steps_done ? low : steps_done);
     } else {
@@ -250,19 +318,40 @@ void sl_t2v_end_phase(sl_t2v_walk *walk, sl_phase phase)
 }
 
 /* The phases before decoding. */
+/* text: the prompt's rows, and with guidance those of the negative one. */
+static sl_status encode_texts(sl_t2v_walk *w, sl_tensor *text, sl_error *err)
+{
+    const sl_component *encoder = w->components->text_encoder;
+    const sl_t2v_request *request = w->request;
+    const int64_t rows = w->arch->dit.text_len;
+    const struct {
+        const int32_t *ids;
+        int64_t count;
+    } prompts[] = { { w->ids, request->token_count },
+                    { request->negative_ids, request->negative_token_count } };
+    const int count = w->phases.guided ? 2 : 1;
+    sl_status status = SL_OK;
+
+    SL_TRY(sl_scratch_tensor(w->scratch, text, err, SL_F32, 2, count * rows, w->arch->t5.dim));
+    for (int i = 0; i < count; i++) {
+        const sl_tensor out = sl_tensor_rows(text, i * rows, rows);
+
+        SL_TRY(sl_umt5_encode(w->exec, w->scratch, sl_component_t5(encoder),
+                              &sl_component_get_spec(encoder)->config.t5, prompts[i].ids,
+                              prompts[i].count, &out, NULL, err));
+    }
+done:
+    return status;
+}
+
 static sl_status make_latent(sl_t2v_walk *w, const sl_tensor *latent, sl_error *err)
 {
     const size_t mark = sl_scratch_mark(w->scratch);
-    const sl_component *encoder = w->components->text_encoder;
     const bool from_image = w->phases.components[SL_PHASE_ENCODE_IMAGE] != 0;
     sl_status status = SL_OK;
     sl_tensor text, condition;
 
-    SL_TRY(sl_scratch_tensor(w->scratch, &text, err, SL_F32, 2, w->arch->dit.text_len,
-                             w->arch->t5.dim));
-    SL_TRY(sl_umt5_encode(w->exec, w->scratch, sl_component_t5(encoder),
-                          &sl_component_get_spec(encoder)->config.t5, w->ids,
-                          w->request->token_count, &text, NULL, err));
+    SL_TRY(encode_texts(w, &text, err));
     sl_t2v_end_phase(w, SL_PHASE_ENCODE_TEXT);
 
     if (from_image) {
@@ -316,6 +405,9 @@ static sl_status check_inputs(const sl_t2v_walk *w, sl_error *err)
         !sl_exec_is_counting(w->exec))
         status = sl_fail(err, SL_ERR_INVALID,
                          "model \"%s\" makes video from an image: none is given", w->arch->name);
+    if (status == SL_OK && w->phases.guided && w->steps_done < w->request->steps &&
+        !w->request->negative_ids && !sl_exec_is_counting(w->exec))
+        status = sl_fail(err, SL_ERR_INVALID, "guidance needs a negative prompt: none is given");
     return status;
 }
 

@@ -18,16 +18,23 @@
 #include "kernels/scratch.h"
 
 typedef enum {
-    SL_SAMPLER_SDE,
-    SL_SAMPLER_ODE,
+    SL_SAMPLER_SDE,   /* rCM, for distilled checkpoints */
+    SL_SAMPLER_ODE,   /* the same without new noise */
+    SL_SAMPLER_UNIPC, /* for the others: many steps, a negative prompt */
+    SL_SAMPLER_COUNT
 } sl_sampler_mode;
 
 typedef struct {
     int width, height; /* pixels, multiples of 16 */
     int frames;        /* 4m + 1 */
-    int steps;         /* 1 to 4 */
+    int steps;         /* SDE, ODE: 1 to 4; UNIPC: 1 to 200 */
     sl_sampler_mode mode;
-    double sigma_max;
+    double sigma_max;    /* SDE, ODE */
+    double shift;        /* UNIPC, and what follows: above 0 */
+    double guidance;     /* v = negative + guidance * (prompt - negative); 1: no negative prompt */
+    double guidance_low; /* the same for the low-noise expert of two */
+    int64_t negative_token_count; /* as token_count; not looked at without guidance */
+    const int32_t *negative_ids;  /* borrowed while it runs; a plan needs none */
     double boundary; /* two experts: steps at times below it are the low-noise one's; 0 to 1 */
     uint64_t seed;
     sl_precision precision;
@@ -40,11 +47,12 @@ typedef struct {
                              none */
 } sl_t2v_request;
 
-/* The defaults of a model's row. */
+/* The defaults of a model's row, for a distilled checkpoint; for another one. */
 sl_t2v_request sl_t2v_request_default(const sl_arch *arch);
+sl_t2v_request sl_t2v_request_official(const sl_arch *arch);
 
 /* SL_ERR_INVALID for a size that is no multiple of 16, frames not 4m + 1,
- * steps outside 1..4, more than 128 tokens along an axis, ...; the message
+ * steps out of range, more than 128 tokens along an axis, ...; the message
  * names the nearest valid value. */
 sl_status sl_t2v_request_check(const sl_t2v_request *request, const sl_arch *arch,
                                sl_error *err) SL_MUST_CHECK;
@@ -113,7 +121,8 @@ typedef struct {
 typedef struct {
     void *arg;
     sl_status (*on_phase)(void *arg, sl_phase phase, sl_error *err);
-    /* step i of n is done; latent [C, T, h, w] f64 in device memory */
+    /* step i of n is done; latent [C, T, h, w] f64 in device memory: the state, of which
+     * the first z_dim rows are the sample and the others, of UNIPC, its memory */
     sl_status (*on_step)(void *arg, int step, int step_count, const sl_tensor *latent,
                          sl_error *err);
     /* count frames of RGB24, host memory, valid during the call */
@@ -126,7 +135,7 @@ typedef struct {
 
 /* ids: request->token_count of them.  Components are there, and in the modes that
  * the request says (SL_ERR_INVALID).  noises: NULL, or steps + 1 host arrays
- * [16, T, h, w] f32 that replace the generator (noise import).  A NaN or infinity
+ * [16, T, h, w] f32 (UNIPC: one) that replace the generator (noise import).  A NaN or infinity
  * after a step is SL_ERR_DATA and names step and stage. */
 sl_status sl_t2v_run(sl_exec *exec, sl_scratch *scratch, const sl_t2v_components *components,
                      const sl_arch *arch, const sl_t2v_request *request, const int32_t *ids,
@@ -145,8 +154,8 @@ sl_status sl_t2v_resume(sl_exec *exec, sl_scratch *scratch, const sl_t2v_compone
                         const sl_t2v_events *events, sl_t2v_result *result,
                         sl_error *err) SL_MUST_CHECK;
 
-/* Elements of the latent state, [C, T, h, w] in *dim if it is not NULL; of a
- * request that passed its check. */
+/* Elements of the state, [C, T, h, w] in *dim if it is not NULL; of a request that
+ * passed its check.  C is z_dim, with UNIPC SL_UNIPC_STATES times that. */
 int64_t sl_t2v_latent_shape(const sl_t2v_request *request, const sl_arch *arch, int64_t dim[4]);
 
 /* The stages behind the text encoder, as sl_t2v_run calls them; activations are
@@ -159,15 +168,17 @@ sl_status sl_t2v_encode_image(sl_exec *exec, sl_scratch *scratch, const sl_compo
                               const uint8_t *rgb, const sl_tensor *condition,
                               sl_error *err) SL_MUST_CHECK;
 
-/* text [text_len, text_dim] f32; condition as encode_image fills it, or NULL;
- * latent [C, T, h, w] f64 receives the final state.  Without components->dit the
- * model has two experts. */
+/* text [text_len, text_dim] f32, with guidance twice as many rows: behind the prompt's
+ * those of the negative one; condition as encode_image fills it, or NULL; latent
+ * [C, T, h, w] f64, as sl_t2v_latent_shape has it, receives the final state.  Without
+ * components->dit the model has two experts. */
 sl_status sl_t2v_denoise(sl_exec *exec, sl_scratch *scratch, const sl_t2v_components *components,
                          const sl_t2v_request *request, const sl_tensor *text,
                          const sl_tensor *condition, const float *const *noises,
                          const sl_t2v_events *events, const sl_tensor *latent,
                          sl_error *err) SL_MUST_CHECK;
 
+/* latent: the first z_dim rows of it are decoded. */
 sl_status sl_t2v_decode(sl_exec *exec, sl_scratch *scratch, const sl_component *vae,
                         const sl_tensor *latent, const sl_t2v_events *events,
                         sl_error *err) SL_MUST_CHECK;

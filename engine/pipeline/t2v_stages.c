@@ -79,12 +79,23 @@ typedef struct {
     sl_exec *exec;
     const sl_ops *ops;
     sl_scratch *scratch;
-    const sl_tensor *latent; /* f64 */
+    const sl_tensor *latent; /* f64: the whole state */
+    sl_tensor x;             /* its first rows: the sample */
     sl_tensor input;         /* f32 [in_dim, T, h, w]: staging, then the condition */
-    sl_tensor staging;       /* the state as the network takes it, then the step's noise */
+    sl_tensor staging;       /* the sample as the network takes it, then the step's noise */
     sl_tensor velocity;      /* f32 */
-    sl_rcm_schedule schedule;
+    sl_tensor unguided;      /* with guidance: that of the negative prompt */
+    bool guided;
+    sl_sampling sampling;
+    sl_unipc unipc;
 } denoiser;
+
+/* One expert at work: its weights, and both prompts' keys and values. */
+typedef struct {
+    const sl_component *dit;
+    double guidance; /* 1: the negative prompt is not asked */
+    sl_dit_text prompt, negative;
+} expert;
 
 static sl_status draw_noise(denoiser *d, int draw, sl_error *err)
 {
@@ -96,64 +107,119 @@ static sl_status draw_noise(denoiser *d, int draw, sl_error *err)
     return d->ops->randn(d->exec, noise, d->walk->request->seed, (uint32_t)draw, err);
 }
 
-/* One evaluation and one update of the state.  Behind the last step t is 0: the
- * noise of SDE would be multiplied by 0, and both updates are the same. */
-static sl_status denoise_step(denoiser *d, const sl_component *dit, const sl_dit_text *text, int i,
-                              sl_error *err)
+static sl_status forward(denoiser *d, const expert *e, const sl_dit_text *text, int i,
+                         const sl_tensor *velocity, sl_error *err)
 {
-    const sl_rcm_schedule *schedule = &d->schedule;
-    const double t_next = schedule->t[i + 1];
-    const sl_t2v_request *request = d->walk->request;
-    const sl_dit_attention_options attention = { .mode = request->attention,
-                                                 .topk_ratio = request->topk_ratio };
-    const bool noisy = request->mode == SL_SAMPLER_SDE && t_next != 0.0;
+    const sl_dit_attention_options attention = { .mode = d->walk->request->attention,
+                                                 .topk_ratio = d->walk->request->topk_ratio };
+
+    return sl_dit_forward(d->exec, d->scratch, sl_component_dit(e->dit),
+                          &sl_component_get_spec(e->dit)->config.dit, text, &attention,
+                          sl_sampling_timestep(&d->sampling, i), &d->input, velocity, NULL, err);
+}
+
+/* velocity at x in step i. */
+static sl_status evaluate(denoiser *d, const expert *e, int i, sl_error *err)
+{
+    sl_status status = SL_OK;
+
+    SL_TRY(d->ops->sample_cast(d->exec, &d->staging, &d->x, err));
+    SL_TRY(forward(d, e, &e->prompt, i, &d->velocity, err));
+    if (e->guidance != 1.0) {
+        const sl_sample_term terms[] = { { 1.0 - e->guidance, &d->unguided },
+                                         { e->guidance, &d->velocity } };
+
+        SL_TRY(forward(d, e, &e->negative, i, &d->unguided, err));
+        SL_TRY(d->ops->sample_combine(d->exec, &d->velocity, terms, 2, err));
+    }
+done:
+    return status;
+}
+
+/* Behind the last step of rCM t is 0: the noise of SDE would be multiplied by 0,
+ * and both updates are the same. */
+static sl_status move(denoiser *d, int i, sl_error *err)
+{
+    const double *t = d->sampling.rcm.t;
+    sl_status status = SL_OK;
+
+    if (d->sampling.is_unipc)
+        return sl_unipc_step(&d->unipc, &d->velocity, err);
+    const bool noisy = d->walk->request->mode == SL_SAMPLER_SDE && t[i + 1] != 0.0;
+    if (noisy)
+        SL_TRY(draw_noise(d, i + 1, err));
+    SL_TRY(d->ops->sample_step(d->exec, &d->x, &d->velocity, noisy ? &d->staging : NULL, t[i],
+                               t[i + 1], err));
+done:
+    return status;
+}
+
+static sl_status denoise_step(denoiser *d, const expert *e, int i, sl_error *err)
+{
     sl_status status = SL_OK;
     char stage[80];
 
-    SL_TRY(d->ops->sample_cast(d->exec, &d->staging, d->latent, err));
-    SL_TRY(sl_dit_forward(d->exec, d->scratch, sl_component_dit(dit),
-                          &sl_component_get_spec(dit)->config.dit, text, &attention,
-                          schedule->timestep[i], &d->input, &d->velocity, NULL, err));
-    if (noisy)
-        SL_TRY(draw_noise(d, i + 1, err));
-    SL_TRY(d->ops->sample_step(d->exec, d->latent, &d->velocity, noisy ? &d->staging : NULL,
-                               schedule->t[i], t_next, err));
-    snprintf(stage, sizeof stage, "denoising step %d of %d", i + 1, schedule->step_count);
+    SL_TRY(evaluate(d, e, i, err));
+    SL_TRY(move(d, i, err));
+    snprintf(stage, sizeof stage, "denoising step %d of %d", i + 1, d->sampling.step_count);
     SL_TRY(check_finite(d->exec, d->latent, stage, err));
 done:
     return status;
 }
 
 /* At noise, or behind steps that an earlier run has done. */
-static sl_status set_state(denoiser *d, double t, sl_error *err)
+static sl_status set_state(denoiser *d, sl_error *err)
 {
     sl_status status = SL_OK;
 
+    if (d->sampling.is_unipc)
+        sl_unipc_begin(&d->unipc, d->exec, &d->sampling.unipc, d->latent, d->walk->steps_done);
     if (d->walk->latent)
         return sl_exec_write(d->exec, d->latent->data, d->walk->latent, sl_tensor_bytes(d->latent),
                              err);
+    if (d->sampling.is_unipc)
+        SL_TRY(d->ops->zero(d->exec, d->latent, err));
     SL_TRY(draw_noise(d, 0, err));
-    SL_TRY(d->ops->sample_init(d->exec, d->latent, &d->staging, t, err));
+    SL_TRY(d->ops->sample_init(d->exec, &d->x, &d->staging,
+                               d->sampling.is_unipc ? 1.0 : d->sampling.rcm.t[0], err));
+done:
+    return status;
+}
+
+static sl_status prepare(denoiser *d, expert *e, const sl_tensor *text, sl_error *err)
+{
+    const sl_dit_config *config = &sl_component_get_spec(e->dit)->config.dit;
+    const sl_tensor prompt = sl_tensor_rows(text, 0, config->text_len);
+    sl_status status = SL_OK;
+
+    SL_TRY(sl_dit_prepare(d->exec, d->scratch, sl_component_dit(e->dit), config, &prompt,
+                          &e->prompt, NULL, err));
+    if (e->guidance != 1.0) {
+        const sl_tensor negative = sl_tensor_rows(text, config->text_len, config->text_len);
+
+        SL_TRY(sl_dit_prepare(d->exec, d->scratch, sl_component_dit(e->dit), config, &negative,
+                              &e->negative, NULL, err));
+    }
 done:
     return status;
 }
 
 /* Steps [first, end) with one expert, which has keys and values of its own. */
-static sl_status run_expert(denoiser *d, const sl_component *dit, const sl_tensor *text, int first,
+static sl_status run_expert(denoiser *d, sl_component_kind kind, const sl_tensor *text, int first,
                             int end, sl_error *err)
 {
     const size_t mark = sl_scratch_mark(d->scratch);
     const sl_t2v_events *events = d->walk->events;
     const bool tell = events && events->on_step && !sl_exec_is_counting(d->exec);
+    expert e = { .dit = sl_t2v_component_of(d->walk->components, kind),
+                 .guidance = sl_sampling_guidance(d->walk->request, kind) };
     sl_status status = SL_OK;
-    sl_dit_text prepared;
 
-    SL_TRY(sl_dit_prepare(d->exec, d->scratch, sl_component_dit(dit),
-                          &sl_component_get_spec(dit)->config.dit, text, &prepared, NULL, err));
+    SL_TRY(prepare(d, &e, text, err));
     for (int i = first; i < end; i++) {
-        SL_TRY(denoise_step(d, dit, &prepared, i, err));
+        SL_TRY(denoise_step(d, &e, i, err));
         if (tell)
-            SL_TRY(events->on_step(events->arg, i, d->schedule.step_count, d->latent, err));
+            SL_TRY(events->on_step(events->arg, i, d->sampling.step_count, d->latent, err));
     }
 done:
     sl_scratch_release(d->scratch, mark);
@@ -162,14 +228,16 @@ done:
 
 static sl_status take_tensors(denoiser *d, const sl_tensor *condition, sl_error *err)
 {
-    const int64_t *dim = d->latent->dim;
+    const int64_t *dim = d->x.dim;
     const int64_t known = condition ? condition->dim[0] : 0;
     sl_status status = SL_OK;
 
     SL_TRY(sl_scratch_tensor(d->scratch, &d->input, err, SL_F32, 4, dim[0] + known, dim[1], dim[2],
                              dim[3]));
     d->staging = sl_tensor_rows(&d->input, 0, dim[0]);
-    SL_TRY(sl_scratch_take(d->scratch, &d->velocity, err, SL_F32, d->latent->rank, dim));
+    SL_TRY(sl_scratch_take(d->scratch, &d->velocity, err, SL_F32, d->x.rank, dim));
+    if (d->guided)
+        SL_TRY(sl_scratch_take(d->scratch, &d->unguided, err, SL_F32, d->x.rank, dim));
     if (condition) {
         const sl_tensor rest = sl_tensor_rows(&d->input, dim[0], known);
         SL_TRY(d->ops->copy(d->exec, &rest, condition, err));
@@ -195,10 +263,12 @@ sl_status sl_t2v_walk_denoise(sl_t2v_walk *walk, const sl_tensor *text, const sl
                    .exec = walk->exec,
                    .ops = sl_exec_ops(walk->exec),
                    .scratch = walk->scratch,
-                   .latent = latent };
+                   .latent = latent,
+                   .guided = walk->phases.guided };
     sl_status status = SL_OK;
 
-    SL_TRY(sl_rcm_schedule_make(&d.schedule, walk->request->steps, walk->request->sigma_max, err));
+    SL_TRY(sl_sampling_make(&d.sampling, walk->request, err));
+    d.x = sl_tensor_rows(latent, 0, latent->dim[0] / sl_sampling_states(walk->request->mode));
     for (size_t i = 0; i < SL_COUNT(experts); i++) {
         const sl_phase phase = experts[i].phase;
         const int steps = walk->phases.steps[phase];
@@ -208,10 +278,9 @@ sl_status sl_t2v_walk_denoise(sl_t2v_walk *walk, const sl_tensor *text, const sl
         SL_TRY(sl_t2v_begin_phase(walk, phase, err));
         if (next == walk->steps_done) {
             SL_TRY(take_tensors(&d, condition, err));
-            SL_TRY(set_state(&d, d.schedule.t[0], err));
+            SL_TRY(set_state(&d, err));
         }
-        SL_TRY(run_expert(&d, sl_t2v_component_of(walk->components, experts[i].kind), text, next,
-                          next + steps, err));
+        SL_TRY(run_expert(&d, experts[i].kind, text, next, next + steps, err));
         sl_t2v_end_phase(walk, phase);
         next += steps;
     }
@@ -276,6 +345,7 @@ sl_status sl_t2v_decode(sl_exec *exec, sl_scratch *scratch, const sl_component *
     const bool tell = events && events->on_frames && !sl_exec_is_counting(exec);
     uint8_t *host = NULL;
     sl_status status = SL_OK;
+    const sl_tensor sample = sl_tensor_rows(latent, 0, config->z_dim);
     sl_vae_decoder decoder;
     sl_tensor z, frames;
     int64_t first = 0;
@@ -286,8 +356,8 @@ sl_status sl_t2v_decode(sl_exec *exec, sl_scratch *scratch, const sl_component *
         if (!host)
             return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a chunk of decoded frames");
     }
-    SL_TRY(sl_scratch_take(scratch, &z, err, SL_F32, latent->rank, latent->dim));
-    SL_TRY(sl_exec_ops(exec)->sample_cast(exec, &z, latent, err));
+    SL_TRY(sl_scratch_take(scratch, &z, err, SL_F32, sample.rank, sample.dim));
+    SL_TRY(sl_exec_ops(exec)->sample_cast(exec, &z, &sample, err));
     SL_TRY(sl_vae_decoder_begin(&decoder, exec, scratch, sl_component_vae(vae), config, T, h, w,
                                 NULL, err));
     for (int64_t t = 0; t < T; t++) {

@@ -7,7 +7,7 @@
 #define SL_ENGINE_PIPELINE_T2V_WALK_H
 
 #include "engine/nets/net.h"
-#include "engine/pipeline/schedule.h"
+#include "engine/pipeline/sampling.h"
 #include "engine/pipeline/t2v.h"
 #include "kernels/ops.h"
 
@@ -21,6 +21,7 @@ enum {
 typedef struct {
     unsigned components[SL_PHASE_COUNT]; /* SL_COMPONENT_BITs */
     int steps[SL_PHASE_COUNT];
+    bool guided; /* a negative prompt is encoded, and evaluated by an expert */
 } sl_t2v_phases;
 
 /* Of a request that passed its check, behind steps_done of its steps. */
