@@ -26,8 +26,4 @@ sl_status sl_lock_directory(int *fd_out, const char *dir, sl_error *err) SL_MUST
 
 void sl_lock_release(int fd); /* -1 is fine */
 
-/* Makes dir and its parents with this mode if absent; SL_ERR_PERMISSION and so on
- * name the path. */
-sl_status sl_make_directory(const char *dir, unsigned mode, sl_error *err) SL_MUST_CHECK;
-
 #endif

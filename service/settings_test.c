@@ -4,6 +4,7 @@
 #include "service/lock.h"
 
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/test.h"
 
 #include <signal.h>

@@ -8,6 +8,7 @@
  * configuration, 3 another daemon holds the device or the outputs.
  */
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "service/config.h"
 #include "service/front.h"
