@@ -1,5 +1,6 @@
 #include "engine/model/synth.h"
 
+#include "base/file.h"
 #include "base/size.h"
 #include "engine/ckpt/ckpt.h"
 #include "engine/model/match.h"
@@ -234,17 +235,10 @@ done:
     return status;
 }
 
-static sl_status make_dir(const char *path, sl_error *err)
-{
-    if (mkdir(path, 0755) != 0 && errno != EEXIST)
-        return sl_fail_errno(err, "could not make directory \"%s\"", path);
-    return SL_OK;
-}
-
 static sl_status write_dit(run *r, const char *dir, uint64_t seed, sl_error *err)
 {
     item_list list;
-    sl_status status = make_dir(dir, err);
+    sl_status status = sl_make_directory(dir, 0755, err);
 
     if (status != SL_OK)
         return status;
@@ -307,7 +301,7 @@ static sl_status write_tokenizer(const run *r, sl_error *err)
 
     for (size_t i = 0; i < SL_COUNT(dirs) && status == SL_OK; i++) {
         char *dir = text_of(err, "%s/%s", r->dir, dirs[i]);
-        status = dir ? make_dir(dir, err) : SL_ERR_NO_MEMORY;
+        status = dir ? sl_make_directory(dir, 0755, err) : SL_ERR_NO_MEMORY;
         free(dir);
     }
     if (status != SL_OK)
@@ -363,7 +357,7 @@ static sl_status claim_dir(const run *r, uint64_t seed, sl_error *err)
     bool empty = false;
     FILE *f = NULL;
     char *marker = text_of(err, "%s/" SL_SYNTH_MARKER, r->dir);
-    sl_status status = marker ? make_dir(r->dir, err) : SL_ERR_NO_MEMORY;
+    sl_status status = marker ? sl_make_directory(r->dir, 0755, err) : SL_ERR_NO_MEMORY;
 
     if (status == SL_OK)
         status = is_empty(r->dir, &empty, err);
