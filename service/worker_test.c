@@ -106,9 +106,10 @@ static const Sluice__Worker__Done *wait_done(worker *w, uint64_t id, sl_error *e
     return event->done;
 }
 
-static worker start_worker(sl_error *err)
+/* lanes: 0 without --lanes. */
+static worker start_worker_with(int lanes, sl_error *err)
 {
-    char program[PATH_MAX], log_path[PATH_MAX], fd_text[16], threads_text[16];
+    char program[PATH_MAX], log_path[PATH_MAX], fd_text[16], threads_text[16], lanes_text[16];
     worker w = { 0 };
     int pair[2];
 
@@ -116,6 +117,7 @@ static worker start_worker(sl_error *err)
     SL_CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
     snprintf(fd_text, sizeof fd_text, "%d", pair[1]);
     snprintf(threads_text, sizeof threads_text, "%d", THREADS);
+    snprintf(lanes_text, sizeof lanes_text, "%d", lanes);
     w.pid = fork();
     SL_CHECK(w.pid >= 0);
     if (w.pid == 0) {
@@ -124,7 +126,7 @@ static worker start_worker(sl_error *err)
         if (!freopen(log_path, "a", stderr)) /* what it says of garbage is not for the reader */
             _exit(126);
         execl(program, program, "--device", DEVICE, "--fd", fd_text, "--threads", threads_text,
-              (char *)NULL);
+              lanes ? "--lanes" : (char *)NULL, lanes_text, (char *)NULL);
         _exit(127);
     }
     close(pair[1]);
@@ -135,6 +137,11 @@ static worker start_worker(sl_error *err)
     SL_CHECK(hello->memory->mapped_bytes == hello->memory->workspace_bytes);
     w.workspace_bytes = hello->memory->workspace_bytes;
     return w;
+}
+
+static worker start_worker(sl_error *err)
+{
+    return start_worker_with(0, err);
 }
 
 static void send_command(worker *w, Sluice__Worker__Command *command, sl_error *err)
@@ -243,11 +250,23 @@ static void cancel(worker *w, const char *job_id, sl_error *err)
     send_command(w, &command, err);
 }
 
+static void preempt(worker *w, const char *job_id, sl_error *err)
+{
+    Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
+    Sluice__Worker__Preempt message = SLUICE__WORKER__PREEMPT__INIT;
+
+    message.job_id = (char *)job_id;
+    command.kind_case = SLUICE__WORKER__COMMAND__KIND_PREEMPT;
+    command.preempt = &message;
+    send_command(w, &command, err);
+}
+
 /* A job of some size with its plan. */
 typedef struct {
     Sluice__Worker__Run run;
     sl_t2v_plan plan;
-    char output[PATH_MAX];
+    char output[PATH_MAX], latent[PATH_MAX];
+    uint64_t phase_bytes[SL_PHASE_COUNT];
 } job;
 
 static void make_job(job *j, const char *id, int size, int frames, int steps, sl_error *err)
@@ -262,6 +281,9 @@ static void make_job(job *j, const char *id, int size, int frames, int steps, sl
     request.token_count = SL_COUNT(prompt_ids);
     SL_CHECK_OK(sl_t2v_plan_make(&j->plan, &request, arch, err));
     snprintf(j->output, sizeof j->output, "%s/.partial-%s-1.y4m", work_dir, id);
+    snprintf(j->latent, sizeof j->latent, "%s/.latent-%s", work_dir, id);
+    for (int i = 0; i < SL_PHASE_COUNT; i++)
+        j->phase_bytes[i] = j->plan.remaining_bytes[i];
     sluice__worker__run__init(&j->run);
     j->run.job_id = (char *)id;
     j->run.model = (char *)"tiny";
@@ -348,45 +370,73 @@ static int next_phase(const job *j, int phase)
     return phase;
 }
 
-/* Runs a job to its end and checks everything it says on the way. */
-static void run_and_check(worker *w, job *j, char sha256[65], sl_error *err)
+/* What the job has mapped in a phase, by its plan and what it was told. */
+static size_t mapped_in(const job *j, int phase)
+{
+    if (j->run.n_phase_bytes == 0 || phase < 0)
+        return j->plan.activation_bytes;
+    for (; phase > 0 && (phase == SL_PHASE_COUNT || j->phase_bytes[phase] == 0);)
+        phase--; /* the last one that the job has */
+    return j->phase_bytes[phase];
+}
+
+static void check_result(const job *j, const Sluice__Worker__Done *done, size_t workspace_bytes)
+{
+    struct stat info;
+
+    if (done->status != SL_OK)
+        fail_msg("%s: %s", sl_status_text((sl_status)done->status), done->message);
+    SL_CHECK(done->n_phase_activation_bytes == SL_PHASE_COUNT && !done->preempted);
+    for (int i = 0; i < SL_PHASE_COUNT && done->resumed_from_step == 0; i++)
+        SL_CHECK(done->phase_activation_bytes[i] == j->plan.phase_activation_bytes[i]);
+    SL_CHECK(done->job_peak_bytes <= j->plan.total_bytes + workspace_bytes);
+    if (done->resumed_from_step < j->run.steps)
+        SL_CHECK(done->job_peak_bytes == j->plan.total_bytes + workspace_bytes);
+    SL_CHECK(stat(j->output, &info) == 0 && (uint64_t)info.st_size == done->output_size_bytes);
+    SL_CHECK(strlen(done->output_sha256) == 64);
+    SL_CHECK(!exists(j->latent));
+}
+
+/* Runs a job to its end, from the first step that is not done, and checks
+ * everything it says on the way. */
+static void resume_and_check(worker *w, job *j, int step, char sha256[65], sl_error *err)
 {
     const uint64_t id = send_run(w, j, err);
     const Sluice__Worker__Event *event;
-    int phase = -1, step = 0, frames = 0;
+    int phase = step == j->run.steps ? SL_PHASE_DECODE - 1 : -1, frames = 0;
+    const int first_step = step;
 
     for (;;) {
         event = next_event(w, err);
         SL_CHECK(event != NULL && !event->memory->changing);
         if (event->kind_case == SLUICE__WORKER__EVENT__KIND_DONE)
             break;
-        SL_CHECK(event->memory->activations_bytes == j->plan.activation_bytes);
         if (event->kind_case == SLUICE__WORKER__EVENT__KIND_PHASE) {
             SL_CHECK(event->phase->phase == next_phase(j, phase));
             phase = event->phase->phase;
         } else if (event->kind_case == SLUICE__WORKER__EVENT__KIND_STEP) {
             SL_CHECK(phase == SL_PHASE_DENOISE && event->step->step == ++step);
             SL_CHECK(event->step->step_count == j->run.steps);
+            SL_CHECK(exists(j->latent) == (j->run.latent_path[0] != '\0'));
         } else if (event->kind_case == SLUICE__WORKER__EVENT__KIND_DECODED) {
             SL_CHECK(phase == SL_PHASE_DECODE && event->decoded->frames > frames);
             frames = event->decoded->frames;
         }
+        SL_CHECK(event->memory->activations_bytes == mapped_in(j, phase));
     }
     const Sluice__Worker__Done *done = event->done;
-    if (done->status != SL_OK)
-        fail_msg("%s: %s", sl_status_text((sl_status)done->status), done->message);
+    check_result(j, done, w->workspace_bytes);
     SL_CHECK(event->id == id && phase == SL_PHASE_COUNT);
     SL_CHECK(step == j->run.steps && frames == j->run.frames);
-    SL_CHECK(done->n_phase_activation_bytes == SL_PHASE_COUNT);
-    for (int i = 0; i < SL_PHASE_COUNT; i++)
-        SL_CHECK(done->phase_activation_bytes[i] == j->plan.phase_activation_bytes[i]);
-    SL_CHECK(done->job_peak_bytes == j->plan.total_bytes + w->workspace_bytes);
+    SL_CHECK(done->resumed_from_step == first_step);
     SL_CHECK(done->peak_bytes == done->before_bytes + j->plan.activation_bytes);
     SL_CHECK(done->after_bytes == done->before_bytes);
-    struct stat info;
-    SL_CHECK(stat(j->output, &info) == 0 && (uint64_t)info.st_size == done->output_size_bytes);
-    SL_CHECK(strlen(done->output_sha256) == 64);
     memcpy(sha256, done->output_sha256, 65);
+}
+
+static void run_and_check(worker *w, job *j, char sha256[65], sl_error *err)
+{
+    resume_and_check(w, j, 0, sha256, err);
 }
 
 SL_TEST(a_job_uses_what_was_planned_and_repeats_to_the_byte)
@@ -466,6 +516,158 @@ SL_TEST(a_waiting_run_is_cancelled_too)
     SL_CHECK(wait_done(&w, first, err)->status == SL_ERR_CANCELLED);
     SL_CHECK(wait_done(&w, second, err)->status == SL_ERR_CANCELLED);
     SL_CHECK(!exists(j.output) && !exists(waiting.output));
+    stop_worker(&w, err);
+}
+
+/* A job whose steps are short, and whose decoding is in several parts. */
+static void make_short_job(job *j, const char *id, sl_error *err)
+{
+    make_job(j, id, 64, 17, 4, err);
+    j->run.latent_path = j->latent;
+    j->run.n_phase_bytes = SL_PHASE_COUNT;
+    j->run.phase_bytes = j->phase_bytes;
+}
+
+SL_TEST(a_job_shrinks_at_its_phase_edges)
+{
+    worker w = start_worker(err);
+    char whole[65], shrinking[65];
+    job j;
+
+    load_all(&w, err);
+    make_job(&j, "edges", 64, 5, 1, err);
+    run_and_check(&w, &j, whole, err);
+    /* This model needs most for its last phase: as if it needed more before. */
+    j.plan.total_bytes += 16 * SL_MIB;
+    j.run.activation_bytes = j.plan.activation_bytes += 16 * SL_MIB;
+    j.phase_bytes[SL_PHASE_ENCODE_TEXT] += 16 * SL_MIB;
+    j.phase_bytes[SL_PHASE_DENOISE] += 6 * SL_MIB;
+    j.run.n_phase_bytes = SL_PHASE_COUNT;
+    j.run.phase_bytes = j.phase_bytes;
+    run_and_check(&w, &j, shrinking, err);
+    SL_CHECK(strcmp(whole, shrinking) == 0 && unlink(j.output) == 0);
+
+    /* A plan that lies about a phase is found out before it does harm. */
+    j.phase_bytes[SL_PHASE_DENOISE] = 0;
+    const Sluice__Worker__Done *done = wait_done(&w, send_run(&w, &j, err), err);
+    SL_CHECK(done->status == SL_ERR_INTERNAL && done->after_bytes == done->before_bytes);
+    j.run.n_phase_bytes = 2;
+    done = wait_done(&w, send_run(&w, &j, err), err);
+    SL_CHECK(done->status == SL_ERR_INVALID && strstr(done->message, "phases"));
+    stop_worker(&w, err);
+}
+
+/* Runs until so many steps are done, then pre-empts; the steps that were. */
+static int interrupt_at_step(worker *w, job *j, int step, sl_error *err)
+{
+    const uint64_t id = send_run(w, j, err);
+    int last = 0;
+
+    for (;;) {
+        const Sluice__Worker__Event *event = next_event(w, err);
+        SL_CHECK(event != NULL);
+        if (event->kind_case == SLUICE__WORKER__EVENT__KIND_STEP) {
+            last = event->step->step;
+            if (last == step)
+                preempt(w, j->run.job_id, err);
+        } else if (event->kind_case == SLUICE__WORKER__EVENT__KIND_DONE) {
+            SL_CHECK(event->id == id && event->done->status == SL_ERR_CANCELLED);
+            SL_CHECK(event->done->preempted);
+            SL_CHECK(event->done->after_bytes == event->done->before_bytes);
+            SL_CHECK(exists(j->latent) && !exists(j->output));
+            return last;
+        }
+    }
+}
+
+SL_TEST(a_preempted_job_continues_to_the_same_bytes)
+{
+    worker w = start_worker(err);
+    char undisturbed[65], continued[65];
+    job j;
+
+    load_all(&w, err);
+    make_short_job(&j, "preempted", err);
+    run_and_check(&w, &j, undisturbed, err);
+    for (int step = 1; step <= j.run.steps; step++) {
+        const int done_steps = interrupt_at_step(&w, &j, step, err);
+        SL_CHECK(done_steps >= step);
+        j.run.resume = true;
+        resume_and_check(&w, &j, done_steps, continued, err);
+        SL_CHECK(strcmp(undisturbed, continued) == 0 && unlink(j.output) == 0);
+        j.run.resume = false;
+    }
+    stop_worker(&w, err);
+}
+
+SL_TEST(a_job_continues_in_another_worker)
+{
+    worker w = start_worker(err);
+    char undisturbed[65], continued[65];
+    int step = 0;
+    job j;
+
+    load_all(&w, err);
+    make_short_job(&j, "killed", err);
+    run_and_check(&w, &j, undisturbed, err);
+    send_run(&w, &j, err);
+    while (step < 2)
+        step = wait_event(&w, SLUICE__WORKER__EVENT__KIND_STEP, err)->step->step;
+    SL_CHECK(kill(w.pid, SIGKILL) == 0);
+    SL_CHECK(wait_exit(&w, PATIENCE * SL_NS_PER_S) == -SIGKILL);
+    SL_CHECK(exists(j.latent));
+
+    w = start_worker(err);
+    load_all(&w, err);
+    j.run.resume = true;
+    const Sluice__Worker__Done *done = wait_done(&w, send_run(&w, &j, err), err);
+    check_result(&j, done, w.workspace_bytes);
+    SL_CHECK(done->resumed_from_step >= 2 && strcmp(done->output_sha256, undisturbed) == 0);
+    SL_CHECK(unlink(j.output) == 0);
+
+    /* Without a file, or with a broken one, it starts over. */
+    run_and_check(&w, &j, continued, err);
+    FILE *f = fopen(j.latent, "w");
+    SL_CHECK(f && fwrite("SLLATENT and nonsense", 1, 21, f) == 21);
+    fclose(f);
+    run_and_check(&w, &j, continued, err);
+    SL_CHECK(strcmp(undisturbed, continued) == 0 && unlink(j.output) == 0);
+    stop_worker(&w, err);
+}
+
+SL_TEST(a_job_goes_on_where_no_latent_can_be_kept)
+{
+    worker w = start_worker(err);
+    char without[65], sha256[65];
+    job j;
+
+    load_all(&w, err);
+    make_short_job(&j, "no-latent", err);
+    j.run.latent_path = (char *)"";
+    run_and_check(&w, &j, without, err);
+    j.run.latent_path = (char *)"/nowhere/latent";
+    const Sluice__Worker__Done *done = wait_done(&w, send_run(&w, &j, err), err);
+    check_result(&j, done, w.workspace_bytes);
+    memcpy(sha256, done->output_sha256, sizeof sha256);
+    SL_CHECK(strcmp(without, sha256) == 0 && unlink(j.output) == 0);
+    stop_worker(&w, err);
+}
+
+SL_TEST(a_waiting_run_is_preempted_too)
+{
+    worker w = start_worker(err);
+    job j, waiting;
+
+    start_long_job(&w, &j, "first", err);
+    make_job(&waiting, "second", 32, 5, 1, err);
+    const uint64_t first = w.last_id, second = send_run(&w, &waiting, err);
+    preempt(&w, "second", err);
+    cancel(&w, "first", err);
+    const Sluice__Worker__Done *done = wait_done(&w, first, err);
+    SL_CHECK(done->status == SL_ERR_CANCELLED && !done->preempted);
+    done = wait_done(&w, second, err);
+    SL_CHECK(done->status == SL_ERR_CANCELLED && done->preempted);
+    SL_CHECK(!exists(waiting.output));
     stop_worker(&w, err);
 }
 
@@ -732,6 +934,11 @@ int main(void)
         SL_RUN(the_hash_is_of_the_file),
         SL_RUN(a_cancel_stops_a_step_within_a_second),
         SL_RUN(a_waiting_run_is_cancelled_too),
+        SL_RUN(a_job_shrinks_at_its_phase_edges),
+        SL_RUN(a_preempted_job_continues_to_the_same_bytes),
+        SL_RUN(a_job_continues_in_another_worker),
+        SL_RUN(a_job_goes_on_where_no_latent_can_be_kept),
+        SL_RUN(a_waiting_run_is_preempted_too),
         SL_RUN(pings_are_answered_during_a_job),
         SL_RUN(the_end_of_the_stream_ends_it_and_its_file),
         SL_RUN(garbage_ends_it_cleanly),
