@@ -9,6 +9,8 @@ sl_status sl_make_directory(const char *dir, unsigned mode, sl_error *err)
     char path[4096];
     struct stat st;
 
+    if (dir[0] == '\0')
+        return sl_fail(err, SL_ERR_INVALID, "could not make a directory without a name");
     if (snprintf(path, sizeof path, "%s", dir) >= (int)sizeof path)
         return sl_fail(err, SL_ERR_INVALID, "path \"%.100s...\" is too long", dir);
     for (char *p = path + 1; *p; p++) {
