@@ -47,14 +47,13 @@ static sl_queued *next_command(sl_lane *lane)
     return q;
 }
 
-/* The device has one peak: it is taken from there for every command in
- * progress when one begins or ends.  Under the lock. */
+/* The device has one peak, since a command began last: it is noted for every
+ * command in progress when one begins or ends.  Under the lock. */
 static size_t share_peak(sl_worker *worker)
 {
     sl_device_stats stats;
 
     sl_device_get_stats(worker->device, &stats);
-    sl_device_reset_peak(worker->device);
     for (int i = 0; i < worker->lane_count; i++) {
         sl_lane *lane = &worker->lanes[i];
         if (lane->busy && lane->peak_bytes < stats.peak_mapped_bytes)
@@ -67,6 +66,7 @@ static size_t begin_measuring(sl_lane *lane)
 {
     pthread_mutex_lock(&lane->worker->lock);
     const size_t mapped_bytes = share_peak(lane->worker);
+    sl_device_reset_peak(lane->worker->device);
     lane->busy = true;
     lane->peak_bytes = mapped_bytes;
     pthread_mutex_unlock(&lane->worker->lock);
