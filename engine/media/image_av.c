@@ -38,11 +38,13 @@ static sl_status fail_av(const sl_image_walk *walk, int code, sl_error *err)
 
 static sl_status make_packet(sl_image_walk *walk, AVPacket **out, sl_error *err)
 {
-    uint8_t *buffer = av_mallocz(walk->length + AV_INPUT_BUFFER_PADDING_SIZE);
+    /* a last chunk of odd length may lack its padding byte, which is then added */
+    const size_t most = walk->length + 1;
+    uint8_t *buffer = av_mallocz(most + AV_INPUT_BUFFER_PADDING_SIZE);
     AVPacket *packet = av_packet_alloc();
     sl_status status = SL_OK;
 
-    if (!buffer || !packet || walk->length > INT32_MAX - AV_INPUT_BUFFER_PADDING_SIZE) {
+    if (!buffer || !packet || most > INT32_MAX - AV_INPUT_BUFFER_PADDING_SIZE) {
         status = fail_av(walk, AVERROR(ENOMEM), err);
         goto done;
     }

@@ -7,6 +7,10 @@
 
 enum { MAX_SIDE = 1 << 24 };
 
+/* A picture of few, very long columns is small as a file and wants a window of
+ * gigabytes. */
+#define MAX_TABLE_BYTES (64 * SL_MIB)
+
 /* For every output position along one direction: which inputs, how much. */
 typedef struct {
     int *first;     /* [outputs] */
@@ -24,6 +28,12 @@ struct sl_resize {
     int pushed;     /* source rows */
     int done;       /* rows of dst */
 };
+
+/* Are so many numbers within the bound? */
+static bool count_cells(size_t rows, size_t columns, size_t *cells)
+{
+    return sl_size_mul(rows, columns, cells) && *cells <= MAX_TABLE_BYTES / sizeof(double);
+}
 
 static void axis_fini(axis *a)
 {
@@ -65,8 +75,9 @@ static sl_status axis_init(axis *a, int inputs, int outputs, sl_error *err)
     size_t cells = 0;
 
     a->taps = 2 * (int)ceil(scale > 1.0 ? scale : 1.0) + 1;
-    if (!sl_size_mul((size_t)a->taps, (size_t)outputs, &cells))
-        return sl_fail(err, SL_ERR_TOO_LARGE, "resizing %d pixels to %d", inputs, outputs);
+    if (!count_cells((size_t)a->taps, (size_t)outputs, &cells))
+        return sl_fail(err, SL_ERR_TOO_LARGE, "resizing %d pixels to %d takes more than %zu bytes",
+                       inputs, outputs, MAX_TABLE_BYTES);
     a->first = calloc((size_t)outputs, sizeof *a->first);
     a->count = calloc((size_t)outputs, sizeof *a->count);
     a->weight = calloc(cells, sizeof *a->weight);
@@ -83,7 +94,7 @@ sl_status sl_resize_create(sl_resize **out, sl_image_size from, uint8_t *dst, sl
 {
     sl_resize *resize = NULL;
     sl_status status = SL_OK;
-    size_t cells;
+    size_t cells = 0;
 
     if (from.width < 1 || from.height < 1 || to.width < 1 || to.height < 1 ||
         from.width > MAX_SIDE || from.height > MAX_SIDE || to.width > MAX_SIDE ||
@@ -101,8 +112,12 @@ sl_status sl_resize_create(sl_resize **out, sl_image_size from, uint8_t *dst, sl
         status = axis_init(&resize->down, from.height, to.height, err);
     if (status != SL_OK)
         goto done;
-    if (sl_size_mul((size_t)to.width * 3, (size_t)resize->down.taps, &cells))
-        resize->window = calloc(cells, sizeof *resize->window);
+    if (!count_cells((size_t)to.width * 3, (size_t)resize->down.taps, &cells)) {
+        status = sl_fail(err, SL_ERR_TOO_LARGE, "resizing %dx%d to %dx%d takes more than %zu bytes",
+                         from.width, from.height, to.width, to.height, MAX_TABLE_BYTES);
+        goto done;
+    }
+    resize->window = calloc(cells, sizeof *resize->window);
     resize->sum = calloc((size_t)to.width * 3, sizeof *resize->sum);
     if (!resize->window || !resize->sum) {
         status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for resizing %dx%d to %dx%d",

@@ -7,7 +7,8 @@
  * 9.3; the filter's bounds are those of PyTorch's _upsample_bilinear2d_aa.
  *
  * Rows are pushed one by one, so that neither the source nor a half-resized
- * picture has to be in memory: only 2*scale + 2 rows of the new width are.
+ * picture has to be in memory: only 2*scale + 2 rows of the new width are, at
+ * most 64 MiB.
  *
  * Ownership: create/destroy; dst stays the caller's.  Threads: one at a time.
  */
@@ -25,7 +26,8 @@ typedef struct {
     int height;
 } sl_image_size;
 
-/* dst [to.height, to.width, 3]; sizes of 1 to 2^24. */
+/* dst [to.height, to.width, 3]; sizes of 1 to 2^24.  SL_ERR_TOO_LARGE: a picture so
+ * long that the rows or the weights need more than that. */
 sl_status sl_resize_create(sl_resize **out, sl_image_size from, uint8_t *dst, sl_image_size to,
                            sl_error *err) SL_MUST_CHECK;
 /* rgb: from.width*3 bytes; call it from.height times, top to bottom.  dst is

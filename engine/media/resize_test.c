@@ -137,6 +137,11 @@ SL_TEST(sizes_that_are_refused)
         SL_CHECK_STATUS(sl_resize_create(&resize, bad[i], rgb, fine, err), SL_ERR_INVALID);
         SL_CHECK_STATUS(sl_resize_create(&resize, fine, rgb, bad[i], err), SL_ERR_INVALID);
     }
+    /* a column of pixels: too many weights, too many rows in the window */
+    for (int bits = 20; bits <= 24; bits += 4)
+        SL_CHECK_STATUS(sl_resize_create(&resize, (sl_image_size){ 1, 1 << bits }, rgb,
+                                         (sl_image_size){ 832, 480 }, err),
+                        SL_ERR_TOO_LARGE);
     SL_CHECK(resize == NULL);
     sl_resize_destroy(NULL);
 }
