@@ -35,6 +35,7 @@ typedef struct {
     sl_zip zip;
     char prefix[MAX_PATH_BYTES]; /* "archive/" */
     char *pickle;
+    size_t pickle_bytes;
     sl_arena *arena; /* the pickle's values */
     pth_copy *copies;
     int64_t copy_count;
@@ -235,21 +236,35 @@ static bool is_entry(const sl_pickle_value *dict, int64_t i)
            dict->list.items[i + 1]->kind == SL_PICKLE_TENSOR;
 }
 
-static sl_status add_all(pth *p, const sl_pickle_value *dict, sl_error *err)
+/* A few bytes of a pickle repeat a string of 1 MiB: only names that differ are
+ * bounded by its size. */
+static sl_status measure_names(const pth *p, const sl_pickle_value *dict, int64_t *tensors,
+                               size_t *names_bytes, sl_error *err)
 {
-    size_t names_bytes = 1;
-    int64_t tensors = 0;
-    sl_status status = SL_OK;
-
+    *tensors = 0;
+    *names_bytes = 0;
     for (int64_t i = 0; i < dict->list.count; i += 2) {
         if (!is_entry(dict, i))
             continue;
-        /* no overflow: strings of 1 MiB, fewer than there are bytes */
-        names_bytes += dict->list.items[i]->string.length + 1;
-        tensors++;
+        *names_bytes += dict->list.items[i]->string.length + 1;
+        ++*tensors;
+        if (*names_bytes > p->pickle_bytes)
+            return sl_fail(err, SL_ERR_DATA, "names take more than the %zu bytes of the pickle",
+                           p->pickle_bytes);
     }
-    if (tensors == 0)
+    if (*tensors == 0)
         return sl_fail(err, SL_ERR_DATA, "no state dict: there are no tensors in it");
+    return SL_OK;
+}
+
+static sl_status add_all(pth *p, const sl_pickle_value *dict, sl_error *err)
+{
+    size_t names_bytes = 0;
+    int64_t tensors = 0;
+    sl_status status = measure_names(p, dict, &tensors, &names_bytes, err);
+
+    if (status != SL_OK)
+        return status;
     p->file->names = malloc(names_bytes);
     p->copies = calloc((size_t)tensors, sizeof *p->copies);
     if (!p->file->names || !p->copies)
@@ -358,6 +373,7 @@ static sl_status read_pickle(pth *p, const sl_zip_member *member, const sl_pickl
     status = sl_arena_create(&p->arena, SL_PICKLE_MAX_MEMORY, err);
     if (status != SL_OK)
         return status;
+    p->pickle_bytes = member->size_bytes;
     p->pickle = malloc(member->size_bytes + 1);
     if (!p->pickle)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a pickle of %zu bytes",

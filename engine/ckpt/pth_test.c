@@ -424,6 +424,26 @@ SL_TEST(hostile_pickles)
     }
 }
 
+/* 20 KB that name 4000 tensors, each by the same name of 10 KB. */
+SL_TEST(one_long_name_many_times)
+{
+    static char name[10001];
+    static blob b, pickle;
+
+    memset(name, 'n', sizeof name - 1);
+    pickle.size = 0;
+    PUT(&pickle, "\x80\2}(");
+    put_string(&pickle, name);
+    PUT(&pickle, "q\1");
+    put_tensor(&pickle, &whole);
+    PUT(&pickle, "q\2");
+    for (int i = 1; i < 4000; i++)
+        PUT(&pickle, "h\1h\2");
+    PUT(&pickle, "u.");
+    make_file(&b, &pickle);
+    expect_refusal(&b, "names take more than", err);
+}
+
 /* Reads a pickle as the archive's reader does. */
 static sl_status read_pickle(const blob *b, sl_error *err)
 {
@@ -642,7 +662,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         SL_RUN(tensors_and_views),      SL_RUN(hostile_tensors),
-        SL_RUN(hostile_names),          SL_RUN(hostile_pickles),
+        SL_RUN(hostile_names),          SL_RUN(hostile_pickles), SL_RUN(one_long_name_many_times),
         SL_RUN(limits_of_the_pickle),   SL_RUN(what_is_no_checkpoint),
         SL_RUN(told_apart_by_contents), SL_RUN(truncated_anywhere),
         SL_RUN(random_bytes_changed),   SL_RUN(every_allocation_fails_once),
