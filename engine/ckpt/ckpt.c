@@ -254,8 +254,8 @@ static sl_status check_index(const sl_ckpt *ckpt, shard_index *index, sl_error *
     sl_status status = SL_OK;
     int file = -1;
 
-    /* file number of each entry, while they are sorted by shard */
-    shards = calloc((size_t)ckpt->file_count, sizeof *shards);
+    /* the name of each file, while entries are sorted by shard as files are */
+    shards = calloc(MAX_SHARDS, sizeof *shards);
     if (!shards)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the shards");
     for (int64_t i = 0; i < index->count; i++)
