@@ -236,7 +236,7 @@ static sl_status make_request(job *j, sl_error *err)
 static sl_resident *acquire(const job *j, sl_component_kind kind)
 {
     const Sluice__Worker__Run *run = j->run;
-    const sl_precision precision = (sl_precision)run->precision;
+    const sl_precision precision = sl_component_precision(kind, (sl_precision)run->precision);
     const sl_component_mode mode =
         j->request.streamed & SL_COMPONENT_BIT(kind) ? SL_MODE_STREAMED : SL_MODE_RESIDENT;
     sl_worker *worker = j->lane->worker;

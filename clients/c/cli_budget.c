@@ -50,7 +50,14 @@ typedef struct {
 
 static Sluice__V1__Precision wire_precision(sl_precision precision)
 {
-    return precision == SL_PRECISION_F32 ? SLUICE__V1__PRECISION__F32 : SLUICE__V1__PRECISION__BF16;
+    switch (precision) {
+    case SL_PRECISION_F32:
+        return SLUICE__V1__PRECISION__F32;
+    case SL_PRECISION_INT8:
+        return SLUICE__V1__PRECISION__INT8;
+    default:
+        return SLUICE__V1__PRECISION__BF16;
+    }
 }
 
 /* ---- what was asked ---- */
@@ -114,7 +121,7 @@ static sl_status fill_request(cli *c, budget *b)
                        "unknown resolution \"%s\": 480p, 720p or WIDTHxHEIGHT", o->resolution);
     b->request = sl_t2v_request_default(b->arch);
     if (o->precision && !sl_precision_parse(o->precision, &b->request.precision))
-        return sl_fail(&c->err, SL_ERR_INVALID, "unknown precision \"%s\": bf16 or f32",
+        return sl_fail(&c->err, SL_ERR_INVALID, "unknown precision \"%s\": bf16, f32 or int8",
                        o->precision);
     if (width > 0)
         b->request.width = (int)width;
@@ -165,7 +172,7 @@ static sl_status admit(const budget *b, const sl_t2v_request *request, sl_t2v_pl
         sl_core_need *need = &job.needs[job.need_count++];
         snprintf(need->key.model, sizeof need->key.model, "%s", b->model);
         need->key.component = (sl_component_kind)kind;
-        need->key.precision = request->precision;
+        need->key.precision = sl_component_precision(need->key.component, request->precision);
         need->size_bytes = plan->weight_bytes[kind];
         components |= 1u << kind;
     }
@@ -186,16 +193,15 @@ static int scaled(int pixels, int eighths)
 }
 
 /* The largest video of the same shape that fits: resolution and frames go down
- * in steps, precision to bf16 before either. */
+ * in steps, precision before either. */
 static sl_status find_nearest(budget *b, sl_error *err)
 {
     static const int eighths[] = { 8, 6, 5, 4, 3, 2 };
-    const sl_precision precisions[] = { b->request.precision, SL_PRECISION_BF16 };
     int64_t best = 0;
 
     for (size_t r = 0; r < SL_COUNT(eighths); r++)
         for (int m = (b->request.frames - 1) / 4;; m /= 2) {
-            for (size_t p = 0; p < SL_COUNT(precisions); p++) {
+            for (int p = (int)b->request.precision; p < SL_PRECISION_COUNT; p++) {
                 sl_t2v_request request = b->request;
                 sl_core_answer answer;
                 sl_t2v_plan plan;
@@ -203,9 +209,9 @@ static sl_status find_nearest(budget *b, sl_error *err)
                 request.width = scaled(b->request.width, eighths[r]);
                 request.height = scaled(b->request.height, eighths[r]);
                 request.frames = 4 * m + 1;
-                request.precision = precisions[p];
+                request.precision = (sl_precision)p;
                 const int64_t volume = (int64_t)request.width * request.height * request.frames;
-                if (volume <= best || (p > 0 && precisions[p] == precisions[0]))
+                if (volume <= best)
                     continue;
                 const sl_status status = admit(b, &request, &plan, &answer, err);
                 if (status != SL_OK)
@@ -270,7 +276,8 @@ static void fill_plan(messages *m, const budget *b)
         sluice__v1__component_bytes__init(component);
         component->model = (char *)b->model;
         component->component = wire_component[kind];
-        component->precision = wire_precision(b->request.precision);
+        component->precision =
+            wire_precision(sl_component_precision((sl_component_kind)kind, b->request.precision));
         component->planned_bytes = b->plan.weight_bytes[kind];
         plan->weight_bytes += b->plan.weight_bytes[kind];
         m->component_list[plan->n_components++] = component;
