@@ -69,17 +69,19 @@ sl_status sl_fail_errno(sl_error *err, const char *fmt, ...) SL_PRINTF(2, 3);
 sl_status sl_error_prefix(sl_error *err, const char *fmt, ...) SL_PRINTF(2, 3);
 
 /* The analyser sees one file at a time and would follow paths on which a
- * failure is SL_OK and results are missing. */
+ * failure is SL_OK and results are missing.  No function: it enters only a few
+ * levels of calls. */
 #ifdef __clang_analyzer__
-static inline sl_status sl_not_ok(sl_status status)
-{
-    if (status == SL_OK)
-        __builtin_unreachable();
-    return status;
-}
-#define sl_fail(...)         sl_not_ok(sl_fail(__VA_ARGS__))
-#define sl_fail_errno(...)   sl_not_ok(sl_fail_errno(__VA_ARGS__))
-#define sl_error_prefix(...) sl_not_ok(sl_error_prefix(__VA_ARGS__))
+#define SL_NOT_OK(call)                                                                            \
+    ({                                                                                             \
+        const sl_status not_ok_ = (call);                                                          \
+        if (not_ok_ == SL_OK)                                                                      \
+            __builtin_unreachable();                                                               \
+        not_ok_;                                                                                   \
+    })
+#define sl_fail(...)         SL_NOT_OK(sl_fail(__VA_ARGS__))
+#define sl_fail_errno(...)   SL_NOT_OK(sl_fail_errno(__VA_ARGS__))
+#define sl_error_prefix(...) SL_NOT_OK(sl_error_prefix(__VA_ARGS__))
 #endif
 
 void sl_error_clear(sl_error *err);
