@@ -151,8 +151,9 @@ static void wake(sl_supervisor *s)
         sl_log(SL_LOG_WARN, "supervisor_wake", "errno=%d", errno);
 }
 
-sl_status sl_supervisor_send(sl_supervisor *s, uint64_t generation,
-                             const Sluice__Worker__Command *command, sl_error *err)
+static sl_status send_command(sl_supervisor *s, uint64_t generation,
+                              const Sluice__Worker__Command *command, const int *fds, int fd_count,
+                              sl_error *err)
 {
     sl_status status;
 
@@ -160,12 +161,27 @@ sl_status sl_supervisor_send(sl_supervisor *s, uint64_t generation,
     if (generation != s->generation || !s->is_up)
         status =
             sl_fail(err, SL_ERR_UNAVAILABLE, "worker %llu is gone", (unsigned long long)generation);
+    else if (fds)
+        status = sl_channel_push_fds(s->channel, &command->base, fds, fd_count, err);
     else
         status = sl_channel_push(s->channel, &command->base, err);
     pthread_mutex_unlock(&s->lock);
     if (status == SL_OK)
         wake(s);
     return status;
+}
+
+sl_status sl_supervisor_send(sl_supervisor *s, uint64_t generation,
+                             const Sluice__Worker__Command *command, sl_error *err)
+{
+    return send_command(s, generation, command, NULL, 0, err);
+}
+
+sl_status sl_supervisor_send_fds(sl_supervisor *s, uint64_t generation,
+                                 const Sluice__Worker__Command *command, const int *fds,
+                                 int fd_count, sl_error *err)
+{
+    return send_command(s, generation, command, fds, fd_count, err);
 }
 
 void sl_supervisor_kill(sl_supervisor *s, uint64_t generation, const char *reason)
@@ -225,13 +241,14 @@ uint32_t sl_supervisor_restarts(const sl_supervisor *s)
 static sl_status spawn_program(const sl_supervisor *s, int channel_fd, int lock_fd, pid_t *pid,
                                sl_error *err)
 {
-    char fd_text[16], threads_text[16];
+    char fd_text[16], threads_text[16], lanes_text[16];
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
     sigset_t none, all;
 
     snprintf(fd_text, sizeof fd_text, "%d", WORKER_CHANNEL_FD);
     snprintf(threads_text, sizeof threads_text, "%d", s->config.threads);
+    snprintf(lanes_text, sizeof lanes_text, "%d", s->config.lanes);
     char *const argv[] = { (char *)s->config.worker_path,
                            (char *)"--device",
                            (char *)s->config.device,
@@ -239,6 +256,8 @@ static sl_status spawn_program(const sl_supervisor *s, int channel_fd, int lock_
                            fd_text,
                            (char *)"--threads",
                            threads_text,
+                           s->config.lanes > 0 ? (char *)"--lanes" : NULL,
+                           lanes_text,
                            NULL };
 
     sigemptyset(&none);
