@@ -5,6 +5,7 @@
 #include "base/size.h"
 #include "base/status.h"
 #include "base/test.h"
+#include "base/utf8.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -166,9 +167,32 @@ SL_TEST(directories_are_made_with_their_parents)
     rmdir(root);
 }
 
+SL_TEST(utf8_is_strict)
+{
+    static const char *const good[] = { "", "a", "\xc3\xa9", "\xe2\x82\xac", "\xf0\x9f\x98\x80",
+                                        "\xed\x9f\xbf", "\xee\x80\x80", "\xf4\x8f\xbf\xbf" };
+    static const char *const bad[] = { "\x80", "\xc0\x80", "\xc1\xbf", "\xc3", "\xe0\x80\x80",
+                                       "\xed\xa0\x80", "\xf0\x80\x80\x80", "\xf4\x90\x80\x80",
+                                       "\xf5\x80\x80\x80", "\xff", "a\xe2\x82", "\xe2\x28\xa1" };
+
+    for (size_t i = 0; i < SL_COUNT(good); i++)
+        SL_CHECK(sl_utf8_valid(good[i]));
+    for (size_t i = 0; i < SL_COUNT(bad); i++)
+        SL_CHECK(!sl_utf8_valid(bad[i]));
+
+    uint32_t c = 7;
+    uint8_t bytes[4];
+    for (size_t i = 1; i < SL_COUNT(good); i++) {
+        const size_t size = sl_utf8_decode((const uint8_t *)good[i], strlen(good[i]), &c);
+        SL_CHECK(size == strlen(good[i]) && sl_utf8_encode(c, bytes) == size);
+        SL_CHECK(memcmp(bytes, good[i], size) == 0);
+    }
+    SL_CHECK(sl_utf8_decode((const uint8_t *)"\xe2\x82\xac", 2, &c) == 0); /* cut */
+}
+
 SL_TEST_MAIN(SL_RUN(status_messages_carry_context), SL_RUN(status_message_is_cut_not_overrun),
              SL_RUN(status_message_is_cut_between_characters),
              SL_RUN(sizes_refuse_overflow), SL_RUN(sizes_parse_and_print),
              SL_RUN(arena_frees_in_reverse_and_keeps_its_limit), SL_RUN(clock_deadline_is_clamped),
              SL_RUN(log_quotes_what_would_break_a_line),
-             SL_RUN(directories_are_made_with_their_parents))
+             SL_RUN(directories_are_made_with_their_parents), SL_RUN(utf8_is_strict))

@@ -1,9 +1,9 @@
 /* handlers_models.c - which models there are, loading and unloading them. */
 #include "service/handlers.h"
 #include "service/service_state.h"
-#include "service/validate.h"
 
 #include "base/log.h"
+#include "base/utf8.h"
 
 #include <stdlib.h>
 #include <string.h>

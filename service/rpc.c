@@ -3,6 +3,7 @@
 #include "api/peer.pb-c.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/utf8.h"
 #include "service/pb_alloc.h"
 #include "service/validate.h"
 #include "service/wire.h"

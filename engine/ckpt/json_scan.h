@@ -51,11 +51,6 @@ sl_status sl_json_key(sl_json_scan *scan, char *out, size_t capacity, size_t *le
 sl_status sl_json_integer(sl_json_scan *scan, int64_t *out, sl_error *err) SL_MUST_CHECK;
 /* Any value, checked and dropped. */
 sl_status sl_json_skip(sl_json_scan *scan, sl_error *err) SL_MUST_CHECK;
-/* Length of the well-formed UTF-8 sequence at s, which has `left` bytes, 1 or
- * more; 0 if there is none.  Refuses overlong forms, surrogates and everything
- * above U+10FFFF (RFC 3629). */
-size_t sl_utf8_length(const unsigned char *s, size_t left);
-
 /* Nothing but white space may follow. */
 sl_status sl_json_end(sl_json_scan *scan, sl_error *err) SL_MUST_CHECK;
 

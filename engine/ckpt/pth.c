@@ -2,7 +2,7 @@
 
 #include "base/arena.h"
 #include "base/size.h"
-#include "engine/ckpt/json_scan.h"
+#include "base/utf8.h"
 #include "engine/ckpt/pickle.h"
 #include "engine/ckpt/zip.h"
 
@@ -214,10 +214,11 @@ static sl_status add_name(pth *p, sl_ckpt_tensor *record, sl_pickle_string key, 
 {
     const unsigned char *text = (const unsigned char *)key.text;
     char *name = p->file->names + p->names_bytes;
+    uint32_t c;
 
     for (size_t i = 0, n; i < key.length; i += n) {
-        n = sl_utf8_length(text + i, key.length - i);
-        if (n == 0 || text[i] == '\0')
+        n = sl_utf8_decode(text + i, key.length - i, &c);
+        if (n == 0 || c == 0)
             return sl_fail(err, SL_ERR_DATA, "a tensor's name is no text");
     }
     memcpy(name, key.text, key.length);
