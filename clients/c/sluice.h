@@ -109,6 +109,16 @@ sl_status sl_client_fetch_file(sl_client *client, const char *job_id, const char
     X(CancelJob, cancel_job)                                                                       \
     X(FetchOutput, fetch_output)                                                                   \
     X(GetMemoryStats, get_memory_stats)                                                            \
+    X(SwitchModel, switch_model)                                                                   \
+    X(TrimMemory, trim_memory)                                                                     \
+    X(ResetDevice, reset_device)                                                                   \
+    X(Drain, drain)                                                                                \
+    X(GetBudgetTable, get_budget_table)                                                            \
+    X(ReloadConfig, reload_config)                                                                 \
+    X(WatchEvents, watch_events)                                                                   \
+    X(ExplainJob, explain_job)                                                                     \
+    X(Doctor, doctor)                                                                              \
+    X(CleanOutputs, clean_outputs)                                                                 \
     X(Health, health)
 
 #define SL_X(Name, name)                                                                           \
