@@ -11,8 +11,14 @@ Sluice__V1__Component sl_component_to_pb(sl_component_kind kind)
 
 Sluice__V1__Precision sl_precision_to_pb(sl_precision precision)
 {
-    return precision == SL_PRECISION_F32 ? SLUICE__V1__PRECISION__F32
-                                         : SLUICE__V1__PRECISION__BF16;
+    switch (precision) {
+    case SL_PRECISION_F32:
+        return SLUICE__V1__PRECISION__F32;
+    case SL_PRECISION_INT8:
+        return SLUICE__V1__PRECISION__INT8;
+    default:
+        return SLUICE__V1__PRECISION__BF16;
+    }
 }
 
 static Sluice__V1__OutputFormat format_to_pb(sl_media_format format)
@@ -186,7 +192,7 @@ Sluice__V1__Receipt *sl_receipt_to_pb(const sl_core_receipt *receipt, size_t lim
 
 /* --- jobs --- */
 
-static Sluice__V1__GenerateRequest *request_to_pb(const sl_job *job, sl_arena *arena)
+Sluice__V1__GenerateRequest *sl_request_to_pb(const sl_job *job, sl_arena *arena)
 {
     const sl_t2v_request *request = &job->spec.request;
     Sluice__V1__GenerateRequest *pb =
@@ -236,7 +242,7 @@ Sluice__V1__Job *sl_job_to_pb(sl_service *s, const sl_job *job, sl_arena *arena)
     pb->output_sha256 = sl_arena_strdup(arena, job->output_sha256);
     pb->plan = sl_plan_to_pb(&job->spec, job->workspace_bytes, s->config.device.limit_bytes,
                              job->table_row, NULL, arena);
-    pb->request = request_to_pb(job, arena);
+    pb->request = sl_request_to_pb(job, arena);
     if (!pb->job_id || !pb->request_id || !pb->model || !pb->owner || !pb->message
         || !pb->output_sha256 || !pb->plan || !pb->request)
         return NULL;

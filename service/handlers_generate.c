@@ -1,8 +1,9 @@
 /* handlers_generate.c - Generate and PlanJob: what becomes a job, or would. */
 #include "service/handlers.h"
+#include "service/persist.h"
 #include "service/service_state.h"
 
-#include "base/log.h"
+#include "base/clock.h"
 
 #include <string.h>
 
@@ -70,8 +71,19 @@ static sl_status refuse(sl_service *s, sl_rpc_call *call, const sl_job_spec *spe
     return err->status;
 }
 
-/* Makes the job and gives it to the core.  Locked; *spec is taken over only
- * when it succeeds. */
+/* A job that could not be kept was never there.  Nothing has been done for it yet. */
+static void withdraw(sl_service *s, sl_job *job)
+{
+    sl_error ignored = { .status = SL_OK };
+
+    job->withdrawn = true;
+    if (sl_core_cancel(s->core, job->job_id, sl_clock_now_ns(), &ignored) != SL_OK)
+        sl_log(SL_LOG_ERROR, "job_unknown", "id=%s", job->job_id);
+    sl_service_pump(s);
+}
+
+/* Makes the job, gives it to the core, and keeps it.  Locked; *spec stays the
+ * caller's, and what is left of it is freed by the caller. */
 static sl_status submit(sl_service *s, sl_rpc_call *call, const char *request_id,
                         const uint8_t hash[SL_BODY_HASH_BYTES], sl_job_spec *spec,
                         sl_core_answer *answer, sl_error *err)
@@ -96,11 +108,17 @@ static sl_status submit(sl_service *s, sl_rpc_call *call, const char *request_id
     job->position = sl_core_position(s->core, job->job_id);
     sl_jobs_move(s->jobs, job, SLUICE__V1__JOB_STATE__QUEUED, "number %d in the queue",
                  job->position);
-    sl_log(SL_LOG_INFO, "job_queued",
-           "id=%s owner=%s model=%s width=%d height=%d frames=%d steps=%d planned_peak_bytes=%zu",
-           job->job_id, job->owner, job->spec.model, job->spec.request.width,
-           job->spec.request.height, job->spec.request.frames, job->spec.request.steps,
-           sl_job_planned_peak_bytes(job));
+    sl_service_note(job, SL_LOG_INFO, "job_queued",
+                    "owner=%s model=%s width=%d height=%d frames=%d steps=%d "
+                    "planned_peak_bytes=%zu",
+                    job->owner, job->spec.model, job->spec.request.width, job->spec.request.height,
+                    job->spec.request.frames, job->spec.request.steps,
+                    sl_job_planned_peak_bytes(job));
+    status = sl_persist_add(s, job, err);
+    if (status != SL_OK) {
+        withdraw(s, job);
+        return status;
+    }
     sl_service_pump(s);
     return reply_generate(s, call, job, err);
 }

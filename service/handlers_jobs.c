@@ -182,6 +182,10 @@ static sl_status cancel(sl_service *s, sl_rpc_call *call, const char *id, sl_job
         return status;
     if (deadline_ns > call->deadline_ns)
         deadline_ns = call->deadline_ns;
+    if (s->stopping)
+        return sl_fail(err, SL_ERR_UNAVAILABLE, "the server is shutting down");
+    (*job)->cancel_asked = true;
+    (*job)->dirty = true;
     status = sl_core_cancel(s->core, (*job)->job_id, sl_clock_now_ns(), err);
     if (status != SL_OK)
         return status;

@@ -45,6 +45,9 @@ static void destroy_job(sl_job *job)
 {
     sl_job_spec_fini(&job->spec);
     free(job->events);
+    for (int i = 0; i < job->line_count; i++)
+        free(job->lines[i].text);
+    free(job->lines);
     free(job);
 }
 
@@ -78,14 +81,15 @@ static void remove_at(sl_jobs *jobs, int i)
     jobs->count--;
 }
 
-static void forget_oldest(sl_jobs *jobs)
+sl_job *sl_jobs_surplus(const sl_jobs *jobs)
 {
-    for (int i = 0; i < jobs->count && jobs->ended > jobs->keep;) {
+    if (jobs->ended <= jobs->keep)
+        return NULL;
+    for (int i = 0; i < jobs->count; i++) {
         if (sl_job_has_ended(jobs->at[i]))
-            remove_at(jobs, i);
-        else
-            i++;
+            return jobs->at[i];
     }
+    return NULL;
 }
 
 static sl_status make_id(const sl_jobs *jobs, char *out, size_t out_bytes, sl_error *err)
@@ -101,25 +105,28 @@ static sl_status make_id(const sl_jobs *jobs, char *out, size_t out_bytes, sl_er
     return SL_OK;
 }
 
-sl_status sl_jobs_add(sl_jobs *jobs, sl_job **out, const char *owner, const char *request_id,
-                      const uint8_t body_hash[SL_BODY_HASH_BYTES], sl_job_spec *spec, sl_error *err)
+/* A blank one with room for it, not in the list yet; NULL: out of memory. */
+static sl_job *make_job(sl_jobs *jobs)
 {
-    sl_status status = SL_OK;
-    sl_job *job = NULL;
-
-    forget_oldest(jobs);
     if (jobs->count == jobs->capacity) {
         const int capacity = jobs->capacity ? 2 * jobs->capacity : 64;
         sl_job **at = realloc(jobs->at, (size_t)capacity * sizeof(sl_job *));
         if (!at)
-            return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for one more job");
+            return NULL;
         jobs->at = at;
         jobs->capacity = capacity;
     }
-    job = calloc(1, sizeof *job);
+    return calloc(1, sizeof(sl_job));
+}
+
+sl_status sl_jobs_add(sl_jobs *jobs, sl_job **out, const char *owner, const char *request_id,
+                      const uint8_t body_hash[SL_BODY_HASH_BYTES], sl_job_spec *spec, sl_error *err)
+{
+    sl_job *job = make_job(jobs);
+
     if (!job)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for one more job");
-    status = make_id(jobs, job->job_id, sizeof job->job_id, err);
+    const sl_status status = make_id(jobs, job->job_id, sizeof job->job_id, err);
     if (status != SL_OK) {
         free(job);
         return status;
@@ -133,6 +140,23 @@ sl_status sl_jobs_add(sl_jobs *jobs, sl_job **out, const char *owner, const char
     job->state = SLUICE__V1__JOB_STATE__QUEUED;
     job->attempt = 1;
     job->submitted_ns = sl_clock_wall_ns();
+    jobs->at[jobs->count++] = job;
+    *out = job;
+    return SL_OK;
+}
+
+sl_status sl_jobs_restore(sl_jobs *jobs, sl_job **out, const char *job_id,
+                          Sluice__V1__JobState state, sl_error *err)
+{
+    sl_job *job = make_job(jobs);
+
+    if (!job)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a job of the store");
+    snprintf(job->job_id, sizeof job->job_id, "%s", job_id);
+    memcpy(job->spec.core.job_id, job->job_id, sizeof job->job_id);
+    job->state = state;
+    job->stored = true;
+    jobs->ended += sl_job_has_ended(job);
     jobs->at[jobs->count++] = job;
     *out = job;
     return SL_OK;
@@ -214,6 +238,7 @@ void sl_jobs_move(sl_jobs *jobs, sl_job *job, Sluice__V1__JobState state, const 
     va_end(args);
     SL_ASSERT(!had_ended);
     job->state = state;
+    job->dirty = true;
     if (sl_job_has_ended(job)) {
         jobs->ended++;
         job->ended_ns = sl_clock_wall_ns();
@@ -235,4 +260,28 @@ void sl_jobs_move(sl_jobs *jobs, sl_job *job, Sluice__V1__JobState state, const 
         .position = job->position,
     };
     memcpy(event->text, text, sizeof text);
+}
+
+bool sl_jobs_restore_event(sl_job *job, const sl_job_event *event)
+{
+    sl_job_event *to = new_event(job);
+
+    if (to)
+        *to = *event;
+    return to != NULL;
+}
+
+void sl_jobs_add_line(sl_job *job, int64_t time_ns, const char *text)
+{
+    if (!job->lines)
+        job->lines = calloc(SL_JOB_LINES, sizeof *job->lines);
+    if (!job->lines || job->line_count == SL_JOB_LINES)
+        return;
+    sl_job_line *line = &job->lines[job->line_count];
+    line->time_ns = time_ns ? time_ns : sl_clock_wall_ns();
+    line->text = strdup(text);
+    if (!line->text)
+        return;
+    job->line_count++;
+    job->dirty = true;
 }

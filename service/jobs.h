@@ -1,8 +1,7 @@
 /* jobs.h - the table of jobs: what each is, how it stands, what has happened.
  *
- * In memory; ended jobs are kept up to a number, the oldest go first.  A store
- * that survives the process can take this place: nobody else keeps a list of
- * jobs.
+ * In memory; persist.h keeps the store in step: a job that has changed is `dirty`
+ * until it has been written there.
  *
  *   QUEUED -> ADMITTED -> LOADING -> ENCODING -> DENOISING -> DECODING -> MUXING -> DONE
  *      ^         |           |          (any of these)              \-> FAILED
@@ -11,8 +10,7 @@
  * Every move is an event with a sequence number; so are steps and places in the
  * queue.  Moves are made by service.c alone, through sl_jobs_move.
  *
- * Ownership: the service's.  A job stays where it is until it is forgotten,
- *            which sl_jobs_add may do to ended ones.
+ * Ownership: the service's.  A job stays where it is until sl_jobs_remove.
  * Threads:   under the service's mutex.
  */
 #ifndef SL_SERVICE_JOBS_H
@@ -33,6 +31,7 @@ enum {
     SL_BODY_HASH_BYTES = 32,
     SL_EVENT_TEXT_BYTES = 120,
     SL_SHA256_HEX_BYTES = 65,
+    SL_JOB_LINES = 400, /* of one job's log; what comes later is left out */
 };
 
 typedef struct {
@@ -42,6 +41,11 @@ typedef struct {
     int step, step_count, position;
     char text[SL_EVENT_TEXT_BYTES];
 } sl_job_event;
+
+typedef struct {
+    int64_t time_ns; /* wall clock */
+    char *text;      /* malloc'd */
+} sl_job_line;
 
 /* What the request comes to, worked out before the job exists. */
 typedef struct {
@@ -80,6 +84,16 @@ typedef struct {
     sl_job_event *events;
     int event_count, event_capacity;
     uint64_t last_seq;
+    sl_job_line *lines; /* NULL or SL_JOB_LINES of them */
+    int line_count;
+
+    int attempt_base;     /* attempts of earlier processes */
+    bool cancel_asked;    /* whatever becomes of it */
+    bool withdrawn;       /* never acknowledged: goes without a trace when it ends */
+    bool stored;          /* the store has it */
+    bool dirty;           /* it has changed since the store was told */
+    uint64_t stored_seq;  /* the events up to this one are there */
+    int stored_lines;
 } sl_job;
 
 bool sl_job_has_ended(const sl_job *job);
@@ -96,7 +110,12 @@ void sl_jobs_destroy(sl_jobs *jobs); /* NULL is fine */
 sl_status sl_jobs_add(sl_jobs *jobs, sl_job **out, const char *owner, const char *request_id,
                       const uint8_t body_hash[SL_BODY_HASH_BYTES], sl_job_spec *spec,
                       sl_error *err) SL_MUST_CHECK;
-void sl_jobs_remove(sl_jobs *jobs, sl_job *job); /* one that never was queued after all */
+/* One that the store has: blank but for its id and state. */
+sl_status sl_jobs_restore(sl_jobs *jobs, sl_job **out, const char *job_id,
+                          Sluice__V1__JobState state, sl_error *err) SL_MUST_CHECK;
+void sl_jobs_remove(sl_jobs *jobs, sl_job *job);
+/* The oldest of the ended jobs above `keep`, which is to be forgotten; or NULL. */
+sl_job *sl_jobs_surplus(const sl_jobs *jobs);
 
 sl_job *sl_jobs_find(const sl_jobs *jobs, const char *job_id); /* NULL: unknown */
 sl_job *sl_jobs_find_request(const sl_jobs *jobs, const char *owner, const char *request_id);
@@ -110,5 +129,10 @@ sl_job *sl_jobs_get(const sl_jobs *jobs, int i);
  * bounded: beyond the bound the oldest go. */
 void sl_jobs_move(sl_jobs *jobs, sl_job *job, Sluice__V1__JobState state, const char *fmt, ...)
     SL_PRINTF(4, 5);
+
+/* One of the events that the store has, in their order; false: out of memory. */
+bool sl_jobs_restore_event(sl_job *job, const sl_job_event *event);
+/* A line for `explain`, key=value; time_ns 0 is now. */
+void sl_jobs_add_line(sl_job *job, int64_t time_ns, const char *text);
 
 #endif

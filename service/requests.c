@@ -15,7 +15,14 @@ sl_component_kind sl_component_from_pb(Sluice__V1__Component component)
 
 sl_precision sl_precision_from_pb(Sluice__V1__Precision precision)
 {
-    return precision == SLUICE__V1__PRECISION__F32 ? SL_PRECISION_F32 : SL_PRECISION_BF16;
+    switch (precision) {
+    case SLUICE__V1__PRECISION__F32:
+        return SL_PRECISION_F32;
+    case SLUICE__V1__PRECISION__INT8:
+        return SL_PRECISION_INT8;
+    default:
+        return SL_PRECISION_BF16;
+    }
 }
 
 void sl_request_hash(const Sluice__V1__GenerateRequest *request, sl_arena *arena,
@@ -43,7 +50,7 @@ sl_status sl_request_need(const sl_model_info *info, sl_component_kind kind,
                        info->name, sl_component_name(kind));
     const sl_component_spec spec = sl_component_spec_of(info->arch, kind, precision);
     *out = (sl_core_need){
-        .key = { .component = kind, .precision = precision },
+        .key = { .component = kind, .precision = spec.precision },
         .size_bytes = sl_component_plan_bytes(&spec),
     };
     snprintf(out->key.model, sizeof out->key.model, "%s", info->name);
@@ -244,6 +251,68 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
     spec = (sl_job_spec){ .model_path = NULL };
 done:
     sl_job_spec_fini(&spec);
+    sl_models_release(s->models, model);
+    return status;
+}
+
+/* --- from the store --- */
+
+void sl_request_numbers_from_pb(sl_job_spec *spec, const Sluice__V1__GenerateRequest *pb)
+{
+    const int64_t token_count = spec->request.token_count;
+
+    spec->format = read_format(pb->output);
+    spec->request = (sl_t2v_request){
+        .width = pb->width,
+        .height = pb->height,
+        .frames = pb->frames,
+        .steps = pb->steps,
+        .mode = pb->sampler == SLUICE__V1__SAMPLER__ODE ? SL_SAMPLER_ODE : SL_SAMPLER_SDE,
+        .sigma_max = pb->sigma_max,
+        .seed = pb->seed,
+        .precision = sl_precision_from_pb(pb->precision),
+        .token_count = token_count,
+    };
+}
+
+sl_status sl_request_respec(sl_service *s, sl_job_spec *spec, sl_error *err)
+{
+    sl_model *model = NULL;
+    sl_status status = sl_models_get(s->models, &model, spec->model, err);
+
+    if (status != SL_OK)
+        return status;
+    const sl_model_info *info = sl_model_get_info(model);
+    sl_t2v_request request = sl_t2v_request_default(info->arch);
+    char *path = strdup(info->path);
+    request.width = spec->request.width;
+    request.height = spec->request.height;
+    request.frames = spec->request.frames;
+    request.steps = spec->request.steps;
+    request.mode = spec->request.mode;
+    request.sigma_max = spec->request.sigma_max;
+    request.seed = spec->request.seed;
+    request.precision = spec->request.precision;
+    request.token_count = spec->request.token_count;
+    if (!path) {
+        status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a job of the store");
+        goto done;
+    }
+    if (request.token_count < 1 || !spec->ids) {
+        status = sl_fail(err, SL_ERR_DATA, "its token ids are not in the job store");
+        goto done;
+    }
+    spec->request = request;
+    status = sl_t2v_request_check(&request, info->arch, err);
+    if (status == SL_OK)
+        status = make_plan(info, spec, err);
+    if (status == SL_OK) {
+        free(spec->model_path);
+        spec->model_path = path;
+        path = NULL;
+    }
+done:
+    free(path);
     sl_models_release(s->models, model);
     return status;
 }

@@ -1,12 +1,13 @@
+#include "service/persist.h"
 #include "service/service_state.h"
 
 #include "base/clock.h"
-#include "base/log.h"
 #include "kernels/exec.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,12 +15,71 @@
 #include <unistd.h>
 
 #define PARTIAL_PREFIX ".partial-"
+#define LATENT_PREFIX  ".latent-"
 
 #define STATE(name) SLUICE__V1__JOB_STATE__##name
 
 enum { MAX_PATHS = 4096 };
 
 /* --- files --- */
+
+char *sl_service_output_path(const sl_service *s, const sl_job *job)
+{
+    char *path = NULL;
+
+    return asprintf(&path, "%s/%s%s", s->outputs, job->job_id,
+                    sl_media_extension(job->spec.format))
+                   < 0
+               ? NULL
+               : path;
+}
+
+char *sl_service_partial_path(const sl_service *s, const sl_job *job)
+{
+    char *path = NULL;
+
+    return asprintf(&path, "%s/" PARTIAL_PREFIX "%s-%d%s", s->outputs, job->job_id, job->attempt,
+                    sl_media_extension(job->spec.format))
+                   < 0
+               ? NULL
+               : path;
+}
+
+char *sl_service_latent_path(const sl_service *s, const sl_job *job)
+{
+    char *path = NULL;
+
+    return asprintf(&path, "%s/" LATENT_PREFIX "%s", s->outputs, job->job_id) < 0 ? NULL : path;
+}
+
+static void remove_latent(const sl_service *s, const sl_job *job)
+{
+    char *path = sl_service_latent_path(s, job);
+
+    if (path && unlink(path) != 0 && errno != ENOENT)
+        sl_log(SL_LOG_ERROR, "latent_left", "path=\"%s\" reason=\"%s\"", path, strerror(errno));
+    free(path);
+}
+
+/* Of jobs that have ended or are unknown. */
+static void remove_stray_latents(const sl_service *s)
+{
+    struct dirent *entry;
+    DIR *dir = opendir(s->outputs);
+
+    if (!dir)
+        return;
+    while ((entry = readdir(dir)) != NULL) {
+        const size_t skip = sizeof LATENT_PREFIX - 1;
+        if (strncmp(entry->d_name, LATENT_PREFIX, skip) != 0)
+            continue;
+        const sl_job *job = sl_jobs_find(s->jobs, entry->d_name + skip);
+        if ((!job || sl_job_has_ended(job)) && unlinkat(dirfd(dir), entry->d_name, 0) != 0)
+            sl_log(SL_LOG_ERROR, "latent_left", "path=\"%s/%s\" reason=\"%s\"", s->outputs,
+                   entry->d_name, strerror(errno));
+    }
+    closedir(dir);
+}
 
 static void remove_partials(const sl_service *s)
 {
@@ -39,7 +99,8 @@ static void remove_partials(const sl_service *s)
 
 /* The name becomes the file's only when the file is whole; it stays so through
  * a power cut. */
-static sl_status publish(const sl_service *s, const char *partial, const char *final, sl_error *err)
+sl_status sl_service_publish(const sl_service *s, const char *partial, const char *final,
+                             sl_error *err)
 {
     sl_status status = SL_OK;
     const int dir = open(s->outputs, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -110,6 +171,19 @@ static const char *find_path(const sl_service *s, const char *model)
     return NULL;
 }
 
+void sl_service_note(sl_job *job, sl_log_level level, const char *event, const char *fmt, ...)
+{
+    char text[1024], line[1200];
+    va_list args;
+
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    snprintf(line, sizeof line, "%s id=%s %s", event, job->job_id, text);
+    sl_jobs_add_line(job, 0, line);
+    sl_log(level, event, "id=%s %s", job->job_id, text);
+}
+
 static void clear_running(sl_service *s)
 {
     free(s->running.partial);
@@ -146,6 +220,20 @@ static void set_key(Sluice__Worker__ComponentKey *pb, const sl_core_key *key)
     pb->precision = (int32_t)key->precision;
 }
 
+/* For the log line when it is done; without a place there is none. */
+static void note_command(sl_service *s, const sl_core_action *action)
+{
+    for (int i = 0; i < SL_SERVICE_COMMANDS; i++) {
+        if (s->commands[i].command_id != 0)
+            continue;
+        s->commands[i] = (component_command){ .command_id = action->command_id,
+                                              .load = action->kind == SL_CORE_LOAD,
+                                              .key = action->key };
+        snprintf(s->commands[i].job_id, sizeof s->commands[i].job_id, "%s", action->job_id);
+        return;
+    }
+}
+
 static void do_load(sl_service *s, const sl_core_action *action)
 {
     Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
@@ -165,6 +253,7 @@ static void do_load(sl_service *s, const sl_core_action *action)
     command.id = action->command_id;
     command.kind_case = SLUICE__WORKER__COMMAND__KIND_LOAD;
     command.load = &load;
+    note_command(s, action);
     send_command(s, &command);
 }
 
@@ -179,6 +268,7 @@ static void do_unload(sl_service *s, const sl_core_action *action)
     command.id = action->command_id;
     command.kind_case = SLUICE__WORKER__COMMAND__KIND_UNLOAD;
     command.unload = &unload;
+    note_command(s, action);
     send_command(s, &command);
 }
 
@@ -190,15 +280,13 @@ static void do_run(sl_service *s, const sl_core_action *action)
 
     SL_ASSERT(job);
     const sl_t2v_request *request = &job->spec.request;
-    const char *extension = sl_media_extension(job->spec.format);
+    char *latent = sl_service_latent_path(s, job);
     clear_running(s);
-    if (asprintf(&s->running.partial, "%s/" PARTIAL_PREFIX "%s-%d%s", s->outputs, job->job_id,
-                 action->attempt, extension) < 0)
-        s->running.partial = NULL;
-    if (asprintf(&s->running.final, "%s/%s%s", s->outputs, job->job_id, extension) < 0)
-        s->running.final = NULL;
-    if (!s->running.partial || !s->running.final) {
+    s->running.partial = sl_service_partial_path(s, job);
+    s->running.final = sl_service_output_path(s, job);
+    if (!s->running.partial || !s->running.final || !latent) {
         const sl_core_done done = { .status = SL_ERR_IO, .message = "out of memory for a path" };
+        free(latent);
         clear_running(s);
         sl_core_command_done(s->core, action->command_id, &done, sl_clock_now_ns());
         return;
@@ -221,10 +309,13 @@ static void do_run(sl_service *s, const sl_core_action *action)
     run.activation_bytes = action->size_bytes;
     run.output_path = s->running.partial;
     run.output_format = (int32_t)job->spec.format;
+    run.latent_path = latent;
+    run.resume = job->attempt > 1;
     command.id = action->command_id;
     command.kind_case = SLUICE__WORKER__COMMAND__KIND_RUN;
     command.run = &run;
     send_command(s, &command);
+    free(latent);
 }
 
 static void do_cancel(sl_service *s, const sl_core_action *action)
@@ -244,12 +335,12 @@ static void on_admitted(sl_service *s, const sl_core_action *action)
 
     SL_ASSERT(job);
     job->position = 0;
-    job->attempt = action->attempt;
+    job->attempt = job->attempt_base + action->attempt;
     job->started_ns = sl_clock_wall_ns();
     job->admitted_ns = sl_clock_now_ns();
     sl_jobs_move(s->jobs, job, STATE(ADMITTED), "admitted");
-    sl_log(SL_LOG_INFO, "job_admitted", "id=%s attempt=%d planned_bytes=%zu", job->job_id,
-           job->attempt, action->size_bytes);
+    sl_service_note(job, SL_LOG_INFO, "job_admitted", "attempt=%d planned_bytes=%zu", job->attempt,
+                    action->size_bytes);
 }
 
 static void on_requeued(sl_service *s, const sl_core_action *action)
@@ -258,25 +349,26 @@ static void on_requeued(sl_service *s, const sl_core_action *action)
 
     SL_ASSERT(job);
     clear_running(s);
-    job->attempt = action->attempt;
+    job->attempt = job->attempt_base + action->attempt;
     job->step = 0;
     sl_jobs_move(s->jobs, job, STATE(QUEUED), "queued again: %s", action->message);
-    sl_log(SL_LOG_WARN, "job_requeued", "id=%s attempt=%d reason=\"%s\"", job->job_id,
-           action->attempt, action->message);
+    sl_service_note(job, SL_LOG_WARN, "job_requeued", "attempt=%d reason=\"%s\"", job->attempt,
+                    action->message);
 }
 
-static void log_end(const sl_job *job)
+void sl_service_log_end(sl_job *job)
 {
     char quoted[600];
 
-    sl_log(job->status == SL_OK || job->status == SL_ERR_CANCELLED ? SL_LOG_INFO : SL_LOG_WARN,
-           "job_done",
-           "id=%s status=%s model=%s steps=%d run_ms=%lld planned_peak_bytes=%zu "
-           "measured_peak_bytes=%zu device_before=%zu device_after=%zu message=%s",
-           job->job_id, sl_grpc_code_name(sl_status_grpc_code(job->status)), job->spec.model,
-           job->spec.request.steps, (long long)(job->run_ns / SL_NS_PER_MS),
-           sl_job_planned_peak_bytes(job), job->measured_peak_bytes, job->device_before_bytes,
-           job->device_after_bytes, sl_log_quote(quoted, sizeof quoted, job->message));
+    sl_service_note(
+        job, job->status == SL_OK || job->status == SL_ERR_CANCELLED ? SL_LOG_INFO : SL_LOG_WARN,
+        "job_done",
+        "status=%s model=%s steps=%d run_ms=%lld planned_peak_bytes=%zu "
+        "measured_peak_bytes=%zu device_before=%zu device_after=%zu message=%s",
+        sl_grpc_code_name(sl_status_grpc_code(job->status)), job->spec.model,
+        job->spec.request.steps, (long long)(job->run_ns / SL_NS_PER_MS),
+        sl_job_planned_peak_bytes(job), job->measured_peak_bytes, job->device_before_bytes,
+        job->device_after_bytes, sl_log_quote(quoted, sizeof quoted, job->message));
 }
 
 static void on_ended(sl_service *s, const sl_core_action *action)
@@ -285,7 +377,11 @@ static void on_ended(sl_service *s, const sl_core_action *action)
     Sluice__V1__JobState state = STATE(DONE);
 
     SL_ASSERT(job);
-    job->attempt = action->attempt;
+    if (job->withdrawn) {
+        sl_jobs_remove(s->jobs, job);
+        return;
+    }
+    job->attempt = job->attempt_base + action->attempt;
     job->position = 0;
     job->status = action->status;
     snprintf(job->message, sizeof job->message, "%s", action->message);
@@ -297,17 +393,16 @@ static void on_ended(sl_service *s, const sl_core_action *action)
         state = STATE(FAILED);
     if (state != STATE(DONE) && job->output_size_bytes) {
         /* Its file was published, and then it was cancelled after all. */
-        char *path = NULL;
-        if (asprintf(&path, "%s/%s%s", s->outputs, job->job_id,
-                     sl_media_extension(job->spec.format)) >= 0) {
+        char *path = sl_service_output_path(s, job);
+        if (path)
             unlink(path);
-            free(path);
-        }
+        free(path);
         job->output_size_bytes = 0;
         job->output_sha256[0] = '\0';
     }
+    remove_latent(s, job);
     sl_jobs_move(s->jobs, job, state, "%s", state == STATE(DONE) ? "done" : job->message);
-    log_end(job);
+    sl_service_log_end(job);
 }
 
 static void on_ticket_ended(sl_service *s, const sl_core_action *action)
@@ -381,9 +476,15 @@ static void update_positions(sl_service *s)
 
 void sl_service_pump(sl_service *s)
 {
-    while (sl_core_next(s->core, sl_clock_now_ns(), &s->action))
-        act(s, &s->action);
-    update_positions(s);
+    while (sl_core_next(s->core, sl_clock_now_ns(), &s->action)) {
+        /* While stopping, what is done is done, and nothing else begins or ends. */
+        if (!s->stopping || (s->action.kind == SL_CORE_JOB_ENDED && s->action.status == SL_OK)
+            || s->action.kind == SL_CORE_TICKET_ENDED)
+            act(s, &s->action);
+    }
+    if (!s->stopping)
+        update_positions(s);
+    sl_persist_flush(s);
     pthread_cond_broadcast(&s->changed);
 }
 
@@ -440,6 +541,8 @@ static void on_phase(sl_service *s, const Sluice__Worker__Phase *phase)
 
     if (job && phase->phase >= 0 && phase->phase < SL_PHASE_COUNT)
         sl_jobs_move(s->jobs, job, moves[phase->phase].state, "%s", moves[phase->phase].text);
+    if (job)
+        s->running.phase_ns = sl_clock_now_ns();
 }
 
 static void on_step(sl_service *s, const Sluice__Worker__Step *step)
@@ -450,6 +553,10 @@ static void on_step(sl_service *s, const Sluice__Worker__Step *step)
         return;
     job->step = step->step;
     job->step_count = step->step_count;
+    sl_service_note(job, SL_LOG_DEBUG, "job_step", "step=%d of=%d ms=%lld", step->step,
+                    step->step_count,
+                    (long long)((sl_clock_now_ns() - s->running.phase_ns) / SL_NS_PER_MS));
+    s->running.phase_ns = sl_clock_now_ns();
     sl_jobs_move(s->jobs, job, STATE(DENOISING), "step %d of %d", step->step, step->step_count);
 }
 
@@ -496,14 +603,17 @@ static sl_status finish_run(sl_service *s, const Sluice__Worker__Done *done, sl_
     clear_running(s);
     job->device_before_bytes = done->before_bytes;
     job->device_after_bytes = done->after_bytes;
+    job->run_ns = sl_clock_now_ns() - job->admitted_ns;
     job->measured_peak_bytes = own_peak(s, job, done->peak_bytes);
     for (size_t i = 0; i < done->n_phase_activation_bytes && i < SL_PHASE_COUNT; i++)
         job->measured_phase_bytes[i] = done->phase_activation_bytes[i];
-    pthread_mutex_unlock(&s->lock);
     if (status != SL_OK)
         sl_fail(err, status, "%s", done->message);
     else
-        status = publish(s, partial, final, err);
+        status = sl_persist_output(s, job, done->output_size_bytes, done->output_sha256, err);
+    pthread_mutex_unlock(&s->lock);
+    if (status == SL_OK)
+        status = sl_service_publish(s, partial, final, err);
     if (status != SL_OK && unlink(partial) != 0 && errno != ENOENT)
         sl_log(SL_LOG_ERROR, "partial_left", "path=\"%s\" reason=\"%s\"", partial, strerror(errno));
     pthread_mutex_lock(&s->lock);
@@ -514,6 +624,31 @@ static sl_status finish_run(sl_service *s, const Sluice__Worker__Done *done, sl_
     free(partial);
     free(final);
     return status;
+}
+
+static void note_component(sl_service *s, uint64_t id, const Sluice__Worker__Done *done)
+{
+    char name[256], text[600];
+
+    for (int i = 0; i < SL_SERVICE_COMMANDS; i++) {
+        component_command *c = &s->commands[i];
+        if (c->command_id != id || id == 0)
+            continue;
+        const char *event = c->load ? "component_load" : "component_unload";
+        sl_job *job = c->job_id[0] ? sl_jobs_find(s->jobs, c->job_id) : NULL;
+        snprintf(text, sizeof text,
+                 "component=\"%s\" status=%s device_before=%zu device_after=%zu peak=%zu ms=%lld",
+                 sl_core_key_text(&c->key, name, sizeof name),
+                 sl_grpc_code_name(sl_status_grpc_code((sl_status)done->status)),
+                 (size_t)done->before_bytes, (size_t)done->after_bytes, (size_t)done->peak_bytes,
+                 (long long)(done->duration_ns / SL_NS_PER_MS));
+        if (job && !sl_job_has_ended(job))
+            sl_service_note(job, SL_LOG_INFO, event, "%s", text);
+        else
+            sl_log(SL_LOG_INFO, event, "%s", text);
+        c->command_id = 0;
+        return;
+    }
 }
 
 static void on_done(sl_service *s, const Sluice__Worker__Event *event)
@@ -527,6 +662,10 @@ static void on_done(sl_service *s, const Sluice__Worker__Event *event)
     if (event->id == s->running.command_id && event->id != 0) {
         status = finish_run(s, done, &err);
         message = err.message;
+        if (s->stopping && status != SL_OK)
+            return; /* the store has it as unfinished: it runs when the daemon is back */
+    } else {
+        note_component(s, event->id, done);
     }
     /* Only now: finish_run lets others look, and the books still say "running". */
     take_memory(s, event->memory);
@@ -588,6 +727,7 @@ static void on_down(void *arg, uint64_t generation, const char *reason)
     sluice__worker__memory__init(&s->memory);
     snprintf(s->down_reason, sizeof s->down_reason, "%s", reason);
     clear_running(s);
+    memset(s->commands, 0, sizeof s->commands);
     sl_core_worker_down(s->core, reason);
     sl_service_pump(s);
     pthread_mutex_unlock(&s->lock);
@@ -651,9 +791,18 @@ static sl_status create_state(sl_service *s, const sl_service_config *config, sl
     sl_core_config core = sl_core_config_default(config->device.kind, config->device.limit_bytes,
                                                  s->expected_workspace_bytes);
     core.retry_limit = config->retry_limit;
-    core.queue_limit = config->queue;
+    sl_status status = SL_OK;
+    if (config->store)
+        status = sl_store_open(&s->store, config->store, err);
+    int unfinished = 0;
+    if (status == SL_OK)
+        status = sl_persist_count_unfinished(s, &unfinished, err);
+    if (status != SL_OK)
+        return status;
+    /* What was acknowledged is queued again, however much that is. */
+    core.queue_limit = config->queue > unfinished ? config->queue : unfinished;
     core.table = config->table;
-    sl_status status = sl_core_create(&s->core, &core, err);
+    status = sl_core_create(&s->core, &core, err);
     if (status == SL_OK)
         status = sl_jobs_create(&s->jobs, config->keep_jobs, err);
     if (status == SL_OK)
@@ -679,8 +828,11 @@ sl_status sl_service_create(sl_service **out, const sl_service_config *config, s
     sluice__worker__memory__init(&s->memory);
     snprintf(s->down_reason, sizeof s->down_reason, "starting");
     status = create_state(s, config, err);
+    if (status == SL_OK)
+        status = sl_persist_restore(s, err);
     if (status == SL_OK) {
         remove_partials(s);
+        remove_stray_latents(s);
         status = start_threads(s, err);
     }
     if (status != SL_OK) {
@@ -693,17 +845,9 @@ sl_status sl_service_create(sl_service **out, const sl_service_config *config, s
 
 void sl_service_begin_stop(sl_service *s)
 {
-    sl_error ignored = { .status = SL_OK };
-
     pthread_mutex_lock(&s->lock);
     s->stopping = true;
-    for (int i = sl_jobs_count(s->jobs) - 1; i >= 0; i--) {
-        const sl_job *job = sl_jobs_get(s->jobs, i);
-        if (!sl_job_has_ended(job)
-            && sl_core_cancel(s->core, job->job_id, sl_clock_now_ns(), &ignored) != SL_OK)
-            sl_log(SL_LOG_ERROR, "job_unknown", "id=%s", job->job_id);
-    }
-    sl_service_pump(s);
+    pthread_cond_broadcast(&s->changed);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -729,6 +873,7 @@ void sl_service_destroy(sl_service *s)
     clear_running(s);
     sl_core_destroy(s->core);
     sl_jobs_destroy(s->jobs);
+    sl_store_close(s->store);
     sl_models_destroy(s->models);
     for (int i = 0; i < s->path_count; i++)
         free(s->paths[i].path);

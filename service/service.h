@@ -26,6 +26,7 @@ typedef struct {
     const char *const *models; /* roots */
     int model_count;
     const char *outputs;       /* directory; exists */
+    const char *store;         /* file of jobs, on the same disk; NULL: they end with the process */
     const char *worker;        /* program; NULL: beside this one */
     int threads;               /* of the worker; 0: one per core */
     int queue;
@@ -37,11 +38,13 @@ typedef struct {
     const sl_budget_table *table;
 } sl_service_config;
 
-/* Removes partial outputs of an earlier process and starts the worker. */
+/* Queues the jobs of the store again, removes partial outputs of an earlier process,
+ * and starts the worker. */
 sl_status sl_service_create(sl_service **out, const sl_service_config *config,
                             sl_error *err) SL_MUST_CHECK;
 
-/* No new jobs from now on; every job ends cancelled, whoever waits is answered. */
+/* No new jobs from now on, whoever waits is answered.  Jobs that have not ended
+ * when the worker does stay in the store and run when the daemon starts again. */
 void sl_service_begin_stop(sl_service *service);
 /* Ends the worker, at most after grace_ns by force. */
 void sl_service_stop(sl_service *service, int64_t grace_ns);

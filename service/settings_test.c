@@ -287,8 +287,12 @@ SL_TEST(the_oldest_ended_jobs_are_forgotten)
         if (i == 0)
             memcpy(first, job->job_id, sizeof first);
         sl_jobs_move(jobs, job, SLUICE__V1__JOB_STATE__FAILED, "no");
+        sl_job *old = sl_jobs_surplus(jobs);
+        SL_CHECK((old != NULL) == (i >= KEEP));
+        if (old)
+            sl_jobs_remove(jobs, old);
     }
-    SL_CHECK(sl_jobs_count(jobs) <= KEEP + 2);
+    SL_CHECK(sl_jobs_count(jobs) == KEEP + 1);
     SL_CHECK(!sl_jobs_find(jobs, first) && sl_jobs_find(jobs, open->job_id) == open);
     sl_jobs_destroy(jobs);
     sl_jobs_destroy(NULL);

@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #define SERVICE_URL "inproc://sluice"
+#define STORE_NAME  ".jobs.db"
 
 enum {
     EXIT_START = 1,
@@ -44,6 +45,7 @@ typedef struct {
     sl_budget_table *table;
     sl_auth auth;
     int device_lock, outputs_lock;
+    char *store;
     sl_service *service;
     sl_rpc *rpc;
     sl_front *front;
@@ -133,6 +135,7 @@ static void block_signals(sigset_t *out)
     sigaddset(out, SIGHUP);
     pthread_sigmask(SIG_BLOCK, out, NULL);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a file at its limit is a failed write */
 }
 
 static void raise_descriptor_limit(const sl_settings *settings)
@@ -179,11 +182,17 @@ static sl_status make_table(daemon_state *d, sl_error *err)
 static sl_status start_service(daemon_state *d, sl_error *err)
 {
     const sl_settings *settings = &d->settings;
+    /* In the outputs directory: its lock makes us the only one. */
+    if (asprintf(&d->store, "%s/" STORE_NAME, settings->outputs) < 0) {
+        d->store = NULL;
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the job store");
+    }
     const sl_service_config config = {
         .device = settings->device,
         .models = (const char *const *)settings->models,
         .model_count = settings->model_count,
         .outputs = settings->outputs,
+        .store = d->store,
         .worker = settings->worker,
         .threads = settings->threads,
         .queue = settings->queue,
@@ -271,6 +280,7 @@ static void stop(daemon_state *d)
     sl_service_destroy(d->service);
     alarm(0);
     free(d->table);
+    free(d->store);
     sl_lock_release(d->outputs_lock);
     sl_lock_release(d->device_lock);
 }
