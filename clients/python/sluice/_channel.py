@@ -11,9 +11,12 @@ Used from one event loop.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
+import threading
 import time
-from typing import Awaitable, Optional, Type, TypeVar
+import weakref
+from typing import Awaitable, Callable, Optional, Type, TypeVar
 from urllib.parse import urlsplit
 
 import pynng
@@ -77,20 +80,34 @@ def tls_config(url: str, ca: Optional[str], cert: Optional[str], key: Optional[s
         raise ValueError(f'could not use ca "{ca}", cert "{cert}", key "{key}": {e}') from e
 
 
+# nng must not be called once the interpreter has ended it (pynng does so, at exit):
+# who forgot to close is closed before.
+_open: "weakref.WeakSet[Channel]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for channel in list(_open):
+        channel.close()
+
+
 class Channel:
     def __init__(self, url: str, tls: Optional[pynng.TLSConfig], token: str):
         self.url = url
         self._tls = tls
         self._token = token
-        self._socket: Optional[pynng.Req0] = None
+        self._socket: Optional[pynng.Req0] = None  # dialled
+        self._dialling: Optional[pynng.Req0] = None
         self._connecting: Optional["asyncio.Task[None]"] = None
         self._closed = False
+        _open.add(self)
 
     def close(self) -> None:
         """Calls that are under way end with Unavailable."""
         self._closed = True
-        if self._socket is not None:
-            self._socket.close()
+        for socket in (self._socket, self._dialling):
+            if socket is not None:
+                socket.close()
 
     async def call(self, method: str, request: Message, reply_type: Type[R], timeout: float) -> R:
         """Asks, and asks again while the connection breaks, for timeout seconds."""
@@ -165,19 +182,47 @@ class Channel:
     async def _dial(self) -> None:
         socket = pynng.Req0(resend_time=-1, recv_max_size=MAX_REPLY_BYTES, reconnect_time_min=20,
                             reconnect_time_max=1000, tls_config=self._tls)
+        self._dialling = socket
         try:
-            # It blocks: name lookup, connect, handshake.
-            await asyncio.get_running_loop().run_in_executor(
-                None, lambda: socket.dial(self.url, block=True))
-        except pynng.NNGException as e:
+            await _in_thread(lambda: socket.dial(self.url, block=True))
+        except pynng.Closed:
+            raise Unavailable("the client is closed") from None
+        except BaseException as e:
             socket.close()
-            raise Unavailable(f'could not connect to "{self.url}": {e}') from e
-        except BaseException:
-            socket.close()
+            if isinstance(e, pynng.NNGException):
+                raise Unavailable(f'could not connect to "{self.url}": {e}') from e
             raise
-        if self._closed:
-            socket.close()
+        finally:
+            self._dialling = None
         self._socket = socket
+
+
+async def _in_thread(work: Callable[[], object]) -> None:
+    """Runs what blocks (name lookup, connect, handshake).  Not in the loop's executor:
+    the interpreter waits for that one when it ends, and this may take minutes."""
+    loop = asyncio.get_running_loop()
+    future: "asyncio.Future[None]" = loop.create_future()
+
+    def tell(error: Optional[BaseException]) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        error: Optional[BaseException] = None
+        try:
+            work()
+        except BaseException as e:
+            error = e
+        try:
+            loop.call_soon_threadsafe(tell, error)
+        except RuntimeError:  # the loop has been closed: nobody waits any more
+            pass
+    threading.Thread(target=run, name="sluice-dial", daemon=True).start()
+    await future
 
 
 def _unpack(body: bytes, method: str, reply_type: Type[R]) -> R:

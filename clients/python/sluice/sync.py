@@ -7,7 +7,9 @@ call that waits.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, AsyncGenerator, Coroutine, Iterable, Iterator, \
     List, Optional, Type, TypeVar, Union
 
@@ -23,6 +25,16 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
+
+
+# At exit, before nng is ended: no thread may be in the middle of a call then.
+_open: "weakref.WeakSet[Client]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for client in list(_open):
+        client.close()
 
 
 class Client:
@@ -47,6 +59,7 @@ class Client:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sluice", daemon=True)
         self._thread.start()
+        _open.add(self)
 
     @property
     def url(self) -> str:

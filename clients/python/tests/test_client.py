@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -252,7 +253,7 @@ def test_the_connection_breaks():
         assert client.health().ready and lost.is_set()
         # The job exists, its client was not told, and asks again.
         lost = line.swallow_the_next_answer()
-        job = client.generate("x", **{**SMALL, "width": 192, "height": 192, "frames": 33})
+        job = client.generate("x", **{**SMALL, "width": 128, "height": 128, "frames": 33})
         assert lost.is_set() and [j.id for j in client.jobs()] == [job.id]
         events = []
         for event in job:
@@ -369,10 +370,41 @@ def test_tls():
 
 
 def free_port():
-    import socket
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def test_a_host_that_does_not_speak():
+    """It accepts the connection and says nothing: no call and no end waits for it."""
+    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as s:
+        make_certificates(folder)
+        url = f"tls+tcp://127.0.0.1:{s.getsockname()[1]}"
+        for end in ("", "client.close()"):
+            script = (f"import sluice\nclient = sluice.Client({url!r}, timeout=0.5, "
+                      f"ca={folder + '/ca.pem'!r})\ntry:\n  client.health()\n"
+                      f"except sluice.Unavailable as e:\n  print(e)\n{end}\n")
+            began = time.monotonic()
+            got = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                                 timeout=30 * PATIENCE, check=False)
+            assert got.returncode == 0 and "within its time" in got.stdout, got
+            assert got.stderr == "", got
+            assert time.monotonic() - began < 5 * PATIENCE
+
+
+def test_many_threads_on_one_client():
+    with Daemon() as d, sluice.Client(url_of(d)) as client:
+        def ask(i):
+            job = client.generate("x", **SMALL, seed=i % 2)
+            answers.append((i % 2, list(job)[-1].state, job.info.output_sha256))
+        answers = []
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(answers) == 8 and {state for _, state, _ in answers} == {"done"}, answers
+        assert len({(seed, sha) for seed, _, sha in answers}) == 2, answers
 
 
 def test_programs_end():
