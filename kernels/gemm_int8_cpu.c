@@ -96,48 +96,40 @@ VNNI SL_INLINE void add_scaled_lanes(float *c, __m512i sum, __m512 by)
     _mm512_storeu_ps(c, _mm512_add_ps(_mm512_loadu_ps(c), more));
 }
 
-/* rows (a constant, at most ROWS) of x with one strip of columns.  The sums are
- * named one by one: as an array GCC keeps them in memory. */
+/* rows (a constant, at most ROWS) of x with one strip of columns. */
 VNNI SL_INLINE void strip(float *c, const int8_t *x, int64_t ldx, const uint32_t *packed,
                           const int rows, float scale)
 {
-#define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
-#define START(r)                                                                                   \
-    const __m512i start##r = _mm512_set1_epi32(r < rows ? row_start(x + r * ldx) : 0);             \
-    __m512i a##r = start##r, b##r = start##r, c##r = start##r, d##r = start##r;
-#define ADD(r)                                                                                     \
-    if (r < rows) {                                                                                \
-        int32_t codes;                                                                             \
-        memcpy(&codes, x + r * ldx + 4 * k, sizeof codes);                                         \
-        const __m512i spread = _mm512_set1_epi32(codes);                                           \
-        DOT(a##r, w0, spread);                                                                     \
-        DOT(b##r, w1, spread);                                                                     \
-        DOT(c##r, w2, spread);                                                                     \
-        DOT(d##r, w3, spread);                                                                     \
-    }
-#define FINISH(r)                                                                                  \
-    if (r < rows) {                                                                                \
-        add_scaled_lanes(c + r * TILE, a##r, by);                                                  \
-        add_scaled_lanes(c + r * TILE + LANES, b##r, by);                                          \
-        add_scaled_lanes(c + r * TILE + 2 * LANES, c##r, by);                                      \
-        add_scaled_lanes(c + r * TILE + 3 * LANES, d##r, by);                                      \
-    }
     const __m512 by = _mm512_set1_ps(scale);
+    __m512i sum[ROWS][4];
 
-    EACH_ROW(START)
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) {
+        const __m512i start = _mm512_set1_epi32(row_start(x + r * ldx));
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+            sum[r][j] = start;
+    }
     for (int k = 0; k < WORDS; k++) {
         const uint32_t *at = packed + k * TILE;
-        const __m512i w0 = _mm512_load_si512(at), w1 = _mm512_load_si512(at + LANES);
-        const __m512i w2 = _mm512_load_si512(at + 2 * LANES);
-        const __m512i w3 = _mm512_load_si512(at + 3 * LANES);
-
-        EACH_ROW(ADD)
+        const __m512i w[4] = { _mm512_load_si512(at), _mm512_load_si512(at + LANES),
+                               _mm512_load_si512(at + 2 * LANES),
+                               _mm512_load_si512(at + 3 * LANES) };
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++) {
+            int32_t codes;
+            memcpy(&codes, x + r * ldx + 4 * k, sizeof codes);
+            const __m512i spread = _mm512_set1_epi32(codes);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++)
+                DOT(sum[r][j], w[j], spread);
+        }
     }
-    EACH_ROW(FINISH)
-#undef EACH_ROW
-#undef START
-#undef ADD
-#undef FINISH
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+            add_scaled_lanes(c + r * TILE + j * LANES, sum[r][j], by);
 }
 
 VNNI static void strip_rows(float *c, const int8_t *x, int64_t ldx, const uint32_t *packed,
