@@ -5,6 +5,7 @@
  * by row.  Ancillary chunks are skipped unread.
  */
 #include "engine/media/image_parts.h"
+#include "engine/media/png_filter.h"
 
 #include <zlib.h>
 
@@ -155,18 +156,6 @@ static sl_status inflate_bytes(png *p, uint8_t *out, size_t length, sl_error *er
     return SL_OK;
 }
 
-static uint8_t paeth(int left, int up, int corner)
-{
-    const int guess = left + up - corner;
-    const int to_left = abs(guess - left);
-    const int to_up = abs(guess - up);
-    const int to_corner = abs(guess - corner);
-
-    if (to_left <= to_up && to_left <= to_corner)
-        return (uint8_t)left;
-    return (uint8_t)(to_up <= to_corner ? up : corner);
-}
-
 /* row and above have `step` bytes (a pixel, at least 1) of zeros in front. */
 static sl_status unfilter(int filter, uint8_t *row, const uint8_t *above, size_t row_bytes,
                           size_t step, sl_error *err)
@@ -190,7 +179,7 @@ static sl_status unfilter(int filter, uint8_t *row, const uint8_t *above, size_t
         break;
     case 4:
         for (size_t i = 0; i < row_bytes; i++)
-            row[i] = (uint8_t)(row[i] + paeth(left[i], above[i], corner[i]));
+            row[i] = (uint8_t)(row[i] + sl_png_paeth(left[i], above[i], corner[i]));
         break;
     default:
         return sl_fail(err, SL_ERR_DATA, "a row of the PNG picture has filter %d", filter);
