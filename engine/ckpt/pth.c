@@ -311,6 +311,7 @@ static void gather(char *out, const char *source, const sl_pickle_tensor *view)
 static sl_status copy_view(const pth *p, const pth_copy *copy, sl_error *err)
 {
     const sl_pickle_tensor *view = copy->view;
+    SL_ASSERT(view); /* plan_copy has set it */
     const size_t size = sl_dtype_bytes(view->dtype);
     sl_ckpt_tensor *record = &p->file->tensors[copy->index];
     char *source = malloc(copy->source_bytes);
