@@ -216,7 +216,7 @@ static void on_action(sim *s, const sl_core_action *a)
         find_key(s, &a->key, &model, &part);
         s->pinned[model][part] = false;
         break;
-    case SL_CORE_NONE:
+    default:
         SIM_CHECK(s, false);
     }
 }
