@@ -143,6 +143,12 @@ sl_status sl_core_set_limits(sl_core *core, const sl_core_limits *limits, sl_err
         return sl_fail(err, SL_ERR_INVALID, "a host tier of %zu bytes makes no sense",
                        limits->host_limit_bytes);
     const bool host = c->host_limit_bytes != limits->host_limit_bytes;
+    const size_t fixed = sl_core_host_fixed(core);
+    if (host && limits->host_limit_bytes < fixed)
+        return sl_fail(err, SL_ERR_PRECONDITION,
+                       "a host tier of %zu bytes is too small: images of %zu bytes are pinned or "
+                       "in use",
+                       limits->host_limit_bytes, fixed);
     c->max_running_jobs = limits->max_running_jobs;
     c->prepare_jobs = limits->prepare_jobs;
     c->queue_limit = limits->queue_limit;
@@ -231,6 +237,14 @@ static bool can_take_back(const sl_core *core, const node *n)
            !sl_core_find(core, &n->key);
 }
 
+/* What was shared with a job by phase may be booked for that one alone now, while
+ * it is there for nobody. */
+static void balance(sl_core *core)
+{
+    if (sl_core_booked(core) > core->config.limit_bytes)
+        sl_core_evict_for(core, NULL, &(demand){ .count = 0 }, 0);
+}
+
 void sl_core_relent(sl_core *core, uint64_t for_ticket)
 {
     drop_unwanted(core);
@@ -238,6 +252,7 @@ void sl_core_relent(sl_core *core, uint64_t for_ticket)
         if (n->for_ticket == for_ticket && can_take_back(core, n) &&
             sl_core_booked(core) + n->size_bytes <= core->config.limit_bytes)
             n->evict = false;
+    balance(core);
 }
 
 /* One that was to be evicted for some job serves as well as a new one. */
@@ -322,9 +337,6 @@ void sl_core_take_active(sl_core *core, job *j)
     j->mapped_bytes = j->told_bytes = 0;
     j->command_id = 0;
     sl_core_relent(core, 0);
-    /* What it shared with a job by phase may be booked for that one alone now. */
-    if (sl_core_booked(core) > core->config.limit_bytes)
-        sl_core_evict_for(core, NULL, &(demand){ .count = 0 }, 0);
 }
 
 void sl_core_end_active(sl_core *core, job *j, sl_status status, const char *message)
@@ -397,6 +409,7 @@ void sl_core_phase(sl_core *core, const char *job_id, int phase)
     if (!j || !j->running || j->faulted || j->waiting)
         return;
     const sl_core_variant *v = &j->spec.variants[j->variant];
+    j->told_bytes = j->mapped_bytes;
     if (phase <= j->phase || phase >= v->phase_count)
         return;
     const demand before = sl_core_demand_now(j);
@@ -407,8 +420,10 @@ void sl_core_phase(sl_core *core, const char *job_id, int phase)
     if (now.activation_bytes < j->mapped_bytes || !v->by_phase)
         j->mapped_bytes = now.activation_bytes;
     j->told_bytes = j->mapped_bytes;
-    if (!v->by_phase)
+    if (!v->by_phase) {
+        balance(core);
         return;
+    }
     j->waiting = true;
     sl_core_evict_for(core, NULL, &now, 0);
     if (!sl_core_want(core, &now, 0) && j->stop < STOP_FAIL) {

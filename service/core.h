@@ -284,11 +284,12 @@ void sl_core_set_table(sl_core *core, const sl_budget_table *table);
 typedef struct {
     int max_running_jobs; /* the worker has the lanes for it */
     int prepare_jobs, queue_limit, bypass_limit, user_running_limit, user_queued_limit;
-    size_t host_limit_bytes; /* idle images go until they fit; what is in use stays */
+    size_t host_limit_bytes; /* idle images go until they fit */
 } sl_core_limits;
 
 sl_core_limits sl_core_get_limits(const sl_core *core);
-/* SL_ERR_INVALID for a number that makes no sense; nothing changes then. */
+/* SL_ERR_INVALID for a number that makes no sense, SL_ERR_PRECONDITION when images
+ * that are pinned or in use need more; nothing changes then. */
 sl_status sl_core_set_limits(sl_core *core, const sl_core_limits *limits,
                              sl_error *err) SL_MUST_CHECK;
 

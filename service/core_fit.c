@@ -103,9 +103,21 @@ const job *sl_core_user_of_key(const sl_core *core, const sl_core_key *key)
     return NULL;
 }
 
+/* The same key in another size is another component. */
+static bool is_needed(const demand *d, const node *n)
+{
+    const sl_core_need *need = find_need(d, &n->key);
+    return need && need->size_bytes == n->size_bytes;
+}
+
 const job *sl_core_user_of(const sl_core *core, const node *n)
 {
-    return n->evict ? NULL : sl_core_user_of_key(core, &n->key);
+    for (const job *j = core->active; j && !n->evict; j = j->next) {
+        const demand now = sl_core_demand_now(j);
+        if (is_needed(&now, n))
+            return j;
+    }
+    return NULL;
 }
 
 static bool goes_by_phase(const job *j)
@@ -154,7 +166,7 @@ static bool is_fixed(const sl_core *core, const node *n, scope s)
         if (goes_by_phase(j))
             continue;
         const demand left = sl_core_demand_left(j);
-        if (sl_core_demand_has(&left, &n->key))
+        if (is_needed(&left, n))
             return true;
     }
     return false;
@@ -325,7 +337,21 @@ static bool has_stale(const sl_core *core, const demand *d, scope s)
     return false;
 }
 
-static bool has_job_by_phase(const sl_core *core)
+/* A job that goes by phase will need the same key in another size. */
+static bool has_conflict(const sl_core *core, const demand *d)
+{
+    for (const job *j = core->active; j; j = j->next) {
+        const demand left = sl_core_demand_left(j);
+        FOR_NEEDS(&left, i) {
+            const sl_core_need *need = find_need(d, &left.needs[i].key);
+            if (need && need->size_bytes != left.needs[i].size_bytes)
+                return true;
+        }
+    }
+    return false;
+}
+
+bool sl_core_has_job_by_phase(const sl_core *core)
 {
     for (const job *j = core->active; j; j = j->next)
         if (goes_by_phase(j))
@@ -337,7 +363,8 @@ static bool is_blocked(const sl_core *core, const demand *d, scope s, verdict *v
 {
     v->rule = rule_against(core, d, s);
     return v->rule || has_stale(core, d, s) ||
-           (s == SCOPE_ACTIVE && d->phases && has_job_by_phase(core)) ||
+           (s == SCOPE_ACTIVE && d->phases && sl_core_has_job_by_phase(core)) ||
+           (s == SCOPE_ACTIVE && has_conflict(core, d)) ||
            sl_core_bytes_of(core, d, s) + sl_core_bytes_besides(core, d, s) >
                core->config.limit_bytes;
 }

@@ -41,12 +41,16 @@ bool sl_core_is_held(const sl_core *core, const image *im)
     const bool streamed = im->key.mode == SL_CORE_STREAMED;
     const node *n = sl_core_find(core, &im->key);
 
-    if (n && (n->state != SL_CORE_READY || (streamed && n->pinned)))
+    if (n && n->host_bytes == im->size_bytes &&
+        (n->state != SL_CORE_READY || (streamed && n->pinned)))
         return true;
     for (const job *j = core->active; j && streamed; j = j->next) {
         const demand left = sl_core_demand_left(j);
-        if (sl_core_demand_has(&left, &im->key))
-            return true;
+        FOR_NEEDS(&left, i) {
+            if (left.needs[i].host_bytes == im->size_bytes &&
+                sl_core_key_equal(&left.needs[i].key, &im->key))
+                return true;
+        }
     }
     return false;
 }
@@ -256,12 +260,34 @@ static bool make_room(sl_core *core, size_t extra, double below, uint64_t for_ti
     return true;
 }
 
+size_t sl_core_host_fixed(const sl_core *core)
+{
+    size_t sum = 0;
+
+    for (const image *im = core->images; im; im = im->next)
+        if (!im->drop && (im->pinned ||
+                          (im->key.mode == SL_CORE_STREAMED && sl_core_is_held(core, im))))
+            sum += im->size_bytes;
+    return sum;
+}
+
+/* Those that were only to save time are loaded from their files instead. */
+static void remove_spare(sl_core *core)
+{
+    for (image *im = core->images, *next; im; im = next) {
+        next = im->next;
+        if (im->state == SL_CORE_HOST_WANTED && im->key.mode == SL_CORE_RESIDENT && !im->pinned)
+            sl_core_remove_image(core, im);
+    }
+}
+
 void sl_core_shrink_host(sl_core *core)
 {
     image *im;
 
     if (sl_core_host_booked(core) <= core->config.host_limit_bytes)
         return;
+    remove_spare(core);
     set_costs(core);
     while (sl_core_host_booked(core) > core->config.host_limit_bytes &&
            (im = cheapest(core, WHATEVER)) != NULL)
@@ -311,6 +337,9 @@ image *sl_core_try_image(sl_core *core, const sl_core_need *need)
     if (!make_room(core, need->host_bytes, own_cost(core, need), 0) ||
         sl_core_host_used(core) + need->host_bytes > core->config.host_limit_bytes)
         return NULL;
+    for (im = core->images; im; im = im->next)
+        if (sl_core_key_equal(&im->key, &need->key))
+            return NULL; /* of a file that is no more, and goes first */
     return sl_core_add_image(core, need, 0);
 }
 

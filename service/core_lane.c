@@ -28,7 +28,7 @@ static bool is_ready(const sl_core *core, const job *j)
 
     FOR_NEEDS(&now, i) {
         const node *n = sl_core_find(core, &now.needs[i].key);
-        if (!n || n->state != SL_CORE_READY)
+        if (!n || n->state != SL_CORE_READY || n->size_bytes != now.needs[i].size_bytes)
             return false;
     }
     return true;

@@ -186,7 +186,7 @@ void sl_core_expire(sl_core *core, int64_t now_ns)
             j->not_before_ns = 0; /* so that sl_core_wake_ns is never in the past */
             core->unsettled = true;
         }
-        if (j->spec.deadline_ns > 0 && j->spec.deadline_ns <= now_ns) {
+        if (j->spec.deadline_ns > 0 && j->spec.deadline_ns <= now_ns && !j->tell_requeued) {
             sl_core_unqueue(core, j);
             sl_core_end_job(core, j, SL_ERR_TIMEOUT, "its deadline passed while it was queued");
         }
@@ -246,7 +246,7 @@ static bool is_all_there(const sl_core *core, const demand *d)
 {
     FOR_NEEDS(d, i) {
         const node *n = sl_core_find(core, &d->needs[i].key);
-        if (!n || n->state != SL_CORE_READY)
+        if (!n || n->state != SL_CORE_READY || n->size_bytes != d->needs[i].size_bytes)
             return false;
     }
     return true;

@@ -233,6 +233,7 @@ node *sl_core_find(const sl_core *core, const sl_core_key *key); /* NULL; skips 
 /* The first active job that uses it; NULL: none. */
 const job *sl_core_user_of(const sl_core *core, const node *n);
 const job *sl_core_user_of_key(const sl_core *core, const sl_core_key *key);
+bool sl_core_has_job_by_phase(const sl_core *core);
 bool sl_core_is_wanted_by_queue(const sl_core *core, const sl_core_key *key);
 /* Of the nodes that stay; by scope of what is in the way of d (may be NULL), and d's own. */
 size_t sl_core_bytes_besides(const sl_core *core, const demand *d, scope s);
@@ -273,6 +274,7 @@ void sl_core_answer_host(const sl_core *core, const demand *d, sl_core_answer *a
 image *sl_core_find_image(const sl_core *core, const sl_core_key *key); /* skips what is being dropped */
 size_t sl_core_host_booked(const sl_core *core);
 size_t sl_core_host_used(const sl_core *core);
+size_t sl_core_host_fixed(const sl_core *core); /* pinned, or read by what is in use */
 /* Whether there is no room for d's images beside those that s looks at; all: also
  * those that it could do without. */
 bool sl_core_is_host_blocked(const sl_core *core, const demand *d, bool all, scope s,

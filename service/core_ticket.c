@@ -366,7 +366,8 @@ static bool book_load(sl_core *core, ticket *t)
 /* False: it has to wait, and all tickets after it. */
 static bool start_load(sl_core *core, ticket *t)
 {
-    if (!all_present(core, t)) {
+    /* What a job by phase has now it counts on being rid of later. */
+    if (!all_present(core, t) || sl_core_has_job_by_phase(core)) {
         if (!book_load(core, t))
             return false;
         if (t->ended)
@@ -635,8 +636,10 @@ void sl_core_note_receipts(sl_core *core, const command *c, const sl_core_done *
             continue;
         t->receipt.residue_bytes += measured - planned;
         sl_core_receipt_line *line = is_load(t) == load ? line_of(t, &c->node->key) : NULL;
-        if (line)
-            line->measured_bytes += (size_t)(load ? measured : -measured);
+        if (line && load)
+            line->measured_bytes = (size_t)measured; /* again after a worker's death: the same */
+        else if (line)
+            line->measured_bytes += (size_t)-measured;
     }
 }
 
