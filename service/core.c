@@ -559,6 +559,7 @@ bool sl_core_next(sl_core *core, int64_t now_ns, sl_core_action *out)
 {
     memset(out, 0, sizeof *out);
     sl_core_expire(core, now_ns);
+    sl_core_give_up_streamed(core);
     sl_core_settle_tickets(core);
     if (tell(core, out) || next_stops(core, now_ns, out))
         return true;

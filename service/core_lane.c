@@ -162,17 +162,43 @@ static bool send_load(sl_core *core, node *n, bool from_host, sl_core_action *ou
     return true;
 }
 
+static demand demand_of_node(const node *n, sl_core_need *need)
+{
+    *need = (sl_core_need){ .key = n->key, .size_bytes = n->size_bytes,
+                            .host_bytes = n->host_bytes };
+    return (demand){ .needs = need, .count = 1, .set = 1 };
+}
+
 /* A pinned streamed component that has outlived its image with the last worker. */
 static bool replace_image(sl_core *core, node *n)
 {
-    const sl_core_need need = { .key = n->key,
-                                .size_bytes = n->size_bytes,
-                                .host_bytes = n->host_bytes };
-    const demand d = { .needs = &need, .count = 1, .set = 1 };
+    sl_core_need need;
+    const demand d = demand_of_node(n, &need);
     size_t need_bytes, have_bytes;
 
     return !sl_core_is_host_blocked(core, &d, false, SCOPE_ACTIVE, &need_bytes, &have_bytes) &&
            sl_core_want_images(core, &d, false, 0);
+}
+
+void sl_core_give_up_streamed(sl_core *core)
+{
+    static const char why[] = "pinned images leave no room for the one it streams from";
+    size_t need_bytes, have_bytes;
+
+    for (node *n = core->nodes; n;) {
+        sl_core_need need;
+        const demand d = demand_of_node(n, &need);
+
+        if (n->state != SL_CORE_WANTED || n->key.mode != SL_CORE_STREAMED ||
+            sl_core_find_image(core, &n->key) ||
+            !sl_core_is_host_blocked(core, &d, false, SCOPE_PINNED, &need_bytes, &have_bytes)) {
+            n = n->next;
+            continue;
+        }
+        sl_core_lose_node(core, n, SL_ERR_NO_MEMORY, why);
+        sl_core_fail_tickets(core, &need.key, false, SL_ERR_NO_MEMORY, why);
+        n = core->nodes; /* ending a ticket may have removed others */
+    }
 }
 
 static bool next_load(sl_core *core, sl_core_action *out)

@@ -339,6 +339,8 @@ void sl_core_want_restart(sl_core *core, const char *message);
 
 /* ---- core_lane.c ---- */
 
+/* Pinned components whose image was lost with the worker and cannot come back. */
+void sl_core_give_up_streamed(sl_core *core);
 bool sl_core_next_command(sl_core *core, int64_t now_ns, sl_core_action *out);
 
 /* ---- core_estimate.c ---- */
