@@ -144,6 +144,9 @@ static bool send_fill(sl_core *core, image *im, sl_core_action *out)
 {
     if (sl_core_host_used(core) + im->size_bytes > core->config.host_limit_bytes)
         return false;
+    for (const image *other = core->images; other; other = other->next)
+        if (other != im && sl_core_key_equal(&other->key, &im->key))
+            return false; /* of a file that is no more, and goes first */
     im->state = SL_CORE_HOST_FILLING;
     send_on_lane(core, out,
                  (command){ .kind = SL_CORE_HOST_FILL, .image = im, .ticket = im->for_ticket });
@@ -169,6 +172,13 @@ static demand demand_of_node(const node *n, sl_core_need *need)
     return (demand){ .needs = need, .count = 1, .set = 1 };
 }
 
+/* One of another size is of a file that has changed. */
+static image *image_of(const sl_core *core, const node *n)
+{
+    image *im = sl_core_find_image(core, &n->key);
+    return im && im->size_bytes == n->host_bytes ? im : NULL;
+}
+
 /* A pinned streamed component that has outlived its image with the last worker. */
 static bool replace_image(sl_core *core, node *n)
 {
@@ -190,7 +200,7 @@ void sl_core_give_up_streamed(sl_core *core)
         const demand d = demand_of_node(n, &need);
 
         if (n->state != SL_CORE_WANTED || n->key.mode != SL_CORE_STREAMED ||
-            sl_core_find_image(core, &n->key) ||
+            image_of(core, n) ||
             !sl_core_is_host_blocked(core, &d, false, SCOPE_PINNED, &need_bytes, &have_bytes)) {
             n = n->next;
             continue;
@@ -203,23 +213,18 @@ void sl_core_give_up_streamed(sl_core *core)
 
 static bool next_load(sl_core *core, sl_core_action *out)
 {
-    for (node *n = core->nodes, *next; n; n = next) {
-        next = n->next;
+    for (node *n = core->nodes; n; n = n->next) {
         if (n->state != SL_CORE_WANTED)
             continue;
-        image *im = sl_core_find_image(core, &n->key);
-        const bool streamed = n->key.mode == SL_CORE_STREAMED;
-        if (!im && streamed && !replace_image(core, n))
-            continue;
-        if (!im && streamed)
-            im = sl_core_find_image(core, &n->key);
-        if (im && im->size_bytes == n->host_bytes) {
-            if (im->state == SL_CORE_HOST_WANTED ? send_fill(core, im, out)
-                                                 : send_load(core, n, true, out))
-                return true;
-        } else if (!streamed && send_load(core, n, false, out)) {
-            return true;
+        image *im = image_of(core, n);
+        if (!im && n->key.mode == SL_CORE_STREAMED) {
+            if (!replace_image(core, n))
+                continue;
+            im = image_of(core, n);
         }
+        if (im && im->state == SL_CORE_HOST_WANTED ? send_fill(core, im, out)
+                                                   : send_load(core, n, im != NULL, out))
+            return true;
     }
     for (image *im = core->images; im; im = im->next)
         if (im->state == SL_CORE_HOST_WANTED && send_fill(core, im, out))

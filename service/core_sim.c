@@ -272,6 +272,21 @@ static void on_go(sim *s, const sl_core_action *a)
     s->gos++;
 }
 
+/* An active job has one of its components in another size: the files have changed. */
+static bool has_conflict(const sim *s, const sim_job *j, const sl_core_variant *v)
+{
+    for (int i = 0; i < MAX_OPEN; i++) {
+        const sim_job *other = &s->jobs[i];
+        const sl_core_variant *w = sim_variant(other);
+        for (int a = 0; a < v->need_count && is_active(other) && other != j; a++)
+            for (int b = 0; b < w->need_count; b++)
+                if (sl_core_key_equal(&v->needs[a].key, &w->needs[b].key) &&
+                    v->needs[a].size_bytes != w->needs[b].size_bytes)
+                    return true;
+    }
+    return false;
+}
+
 /* Nobody more urgent that would fit is left waiting, but for one that has been
  * passed often enough and those who have a deadline to lose. */
 static void check_priority(sim *s, const sim_job *k)
@@ -290,8 +305,11 @@ static void check_priority(sim *s, const sim_job *k)
             j->not_before_ns > s->now_ns || is_held_by_user(s, j, k))
             continue;
         SIM_CHECK(s, sl_core_waiting_for(s->core, j->spec.job_id, &answer, &error) == SL_OK);
-        if (answer.variant < 0 || j->spec.variants[answer.variant].by_phase || answer.rule[0] ||
-            answer.host)
+        /* k may have been what one by phase waits for, or have evicted what held the
+         * image that one which streams waits for. */
+        if (answer.variant < 0 || j->spec.variants[answer.variant].by_phase ||
+            j->spec.variants[answer.variant].streams || answer.rule[0] || answer.host ||
+            has_conflict(s, j, &j->spec.variants[answer.variant]))
             continue;
         sim_trace(s, "%s (priority %d) is passed over, variant %d: %s", j->spec.job_id,
                   j->spec.priority, answer.variant, answer.message);
