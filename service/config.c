@@ -10,7 +10,7 @@
 /* --- the file --- */
 
 typedef struct {
-    uint32_t connections, in_flight, queue, retry_limit;
+    uint32_t connections, in_flight, queue, retry_limit, running, bypass, user_running, user_queued;
 } file_limits;
 
 typedef struct {
@@ -42,6 +42,10 @@ static const cyaml_schema_field_t limit_fields[] = {
     CYAML_FIELD_UINT("in_flight", CYAML_FLAG_OPTIONAL, file_limits, in_flight),
     CYAML_FIELD_UINT("queue", CYAML_FLAG_OPTIONAL, file_limits, queue),
     CYAML_FIELD_UINT("retry_limit", CYAML_FLAG_OPTIONAL, file_limits, retry_limit),
+    CYAML_FIELD_UINT("running", CYAML_FLAG_OPTIONAL, file_limits, running),
+    CYAML_FIELD_UINT("bypass", CYAML_FLAG_OPTIONAL, file_limits, bypass),
+    CYAML_FIELD_UINT("user_running", CYAML_FLAG_OPTIONAL, file_limits, user_running),
+    CYAML_FIELD_UINT("user_queued", CYAML_FLAG_OPTIONAL, file_limits, user_queued),
     CYAML_FIELD_END,
 };
 
@@ -84,6 +88,12 @@ static const struct {
     { "limits.queue", offsetof(file_limits, queue), offsetof(sl_settings, queue), 256, 1, 100000 },
     { "limits.retry_limit", offsetof(file_limits, retry_limit), offsetof(sl_settings, retry_limit),
       2, 0, 100 },
+    { "limits.running", offsetof(file_limits, running), offsetof(sl_settings, running), 1, 1, 16 },
+    { "limits.bypass", offsetof(file_limits, bypass), offsetof(sl_settings, bypass), 8, 0, 100000 },
+    { "limits.user_running", offsetof(file_limits, user_running),
+      offsetof(sl_settings, user_running), 0, 0, 16 },
+    { "limits.user_queued", offsetof(file_limits, user_queued), offsetof(sl_settings, user_queued),
+      0, 0, 100000 },
 };
 
 static char *below(const char *parent, const char *name)

@@ -30,6 +30,9 @@ typedef struct {
     int in_flight;
     int queue;
     int retry_limit;
+    int running;
+    int bypass;
+    int user_running, user_queued; /* 0: no limit */
     sl_role local_users;
     sl_log_level log_level;
 } sl_settings;

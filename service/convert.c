@@ -146,6 +146,9 @@ Sluice__V1__Refusal *sl_answer_to_pb(const sl_core_answer *answer, sl_arena *are
                                              : SLUICE__V1__REFUSAL__WHEN__AFTER;
     pb->need_bytes = answer->need_bytes;
     pb->have_bytes = answer->have_bytes;
+    if (answer->when == SL_CORE_LATE)
+        pb->estimate_ns =
+            answer->estimate.queue_ns + answer->estimate.load_ns + answer->estimate.run_ns;
     pb->after = sl_arena_strdup(arena, answer->after);
     pb->table_row = sl_arena_strdup(arena, answer->row);
     pb->table_rule = sl_arena_strdup(arena, answer->rule);
@@ -214,6 +217,8 @@ Sluice__V1__GenerateRequest *sl_request_to_pb(const sl_job *job, sl_arena *arena
     pb->seed = request->seed;
     pb->precision = sl_precision_to_pb(request->precision);
     pb->output = format_to_pb(job->spec.format);
+    pb->priority = job->spec.core.priority;
+    pb->deadline_ns = job->spec.deadline_ns;
     return pb;
 }
 

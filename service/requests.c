@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { DEFAULT_PRIORITY = 5 };
+
 sl_component_kind sl_component_from_pb(Sluice__V1__Component component)
 {
     return (sl_component_kind)((int)component - SLUICE__V1__COMPONENT__TEXT_ENCODER);
@@ -129,6 +131,32 @@ static sl_t2v_request read_numbers(const Sluice__V1__GenerateRequest *pb, const 
     return out;
 }
 
+static sl_status read_order(sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb,
+                            sl_job_spec *out, sl_error *err)
+{
+    if (pb->priority < 0 || pb->priority > 9)
+        return sl_rpc_fail_field(call, "priority", NULL, err, "priority %d: expected 1 to 9",
+                                 (int)pb->priority);
+    if (pb->deadline_ns < 0)
+        return sl_rpc_fail_field(call, "deadline_ns", NULL, err,
+                                 "a deadline %lld ns ago cannot be met",
+                                 -(long long)pb->deadline_ns);
+    out->core.priority = pb->priority ? pb->priority : DEFAULT_PRIORITY;
+    out->deadline_ns = pb->deadline_ns;
+    return SL_OK;
+}
+
+void sl_request_set_clock(sl_job_spec *spec, const char *user, int64_t submitted_ns)
+{
+    snprintf(spec->core.user, sizeof spec->core.user, "%s", user);
+    spec->core.submitted_ns = submitted_ns;
+    spec->core.deadline_ns = 0;
+    if (spec->deadline_ns > 0)
+        spec->core.deadline_ns = spec->deadline_ns < INT64_MAX - submitted_ns
+                                     ? submitted_ns + spec->deadline_ns
+                                     : INT64_MAX;
+}
+
 static sl_media_format read_format(Sluice__V1__OutputFormat format)
 {
     switch (format) {
@@ -164,6 +192,46 @@ static sl_status read_prompt(sl_service *s, sl_rpc_call *call, sl_model *model, 
     return status;
 }
 
+/* A guess at the floating-point operations of the steps: what the network's linears
+ * and its attention come to.  Rates are measured per model, so only the ratio of two
+ * requests of one model matters for long. */
+static double guess_cost(const sl_t2v_request *request, const sl_arch *arch)
+{
+    const double dim = (double)arch->dit.dim, ffn = (double)arch->dit.ffn_dim;
+    const double tokens = (double)(request->width / 16) * (double)(request->height / 16)
+                          * (double)((request->frames - 1) / 4 + 1);
+    const double linears = tokens * (12.0 * dim * dim + 4.0 * dim * ffn);
+    const double attention = 4.0 * dim * tokens * (tokens + (double)arch->dit.text_len);
+
+    return (double)request->steps * (double)arch->dit.num_layers * (linears + attention);
+}
+
+/* Phases that the run has, in their order; what it maps in one is what it needs from
+ * there on. */
+static void fill_phases(sl_core_variant *variant, const sl_t2v_plan *plan)
+{
+    for (int phase = 0; phase < SL_PHASE_COUNT; phase++) {
+        sl_core_phase_plan *out = &variant->phases[variant->phase_count];
+        if (plan->phase_components[phase] == 0)
+            continue;
+        *out = (sl_core_phase_plan){ .activation_bytes = plan->remaining_bytes[phase] };
+        for (int i = 0; i < variant->need_count; i++) {
+            if (plan->phase_components[phase] & SL_COMPONENT_BIT(variant->needs[i].key.component))
+                out->needs |= 1u << i;
+        }
+        variant->phase_count++;
+    }
+}
+
+int sl_request_core_phase(const sl_t2v_plan *plan, int phase)
+{
+    int before = 0;
+
+    for (int i = 0; i < phase; i++)
+        before += plan->phase_components[i] != 0;
+    return before;
+}
+
 /* Plan, components and facts of spec->request. */
 static sl_status make_plan(const sl_model_info *info, sl_job_spec *spec, sl_error *err)
 {
@@ -185,8 +253,19 @@ static sl_status make_plan(const sl_model_info *info, sl_job_spec *spec, sl_erro
         components |= 1u << kind;
     }
     spec->core.activation_bytes = spec->plan.activation_bytes;
-    return sl_budget_facts_make(&spec->core.facts, info->name, info->arch, components,
-                                spec->request.precision, &spec->request, err);
+    spec->core.cost = guess_cost(&spec->request, info->arch);
+    status = sl_budget_facts_make(&spec->core.facts, info->name, info->arch, components,
+                                  spec->request.precision, &spec->request, err);
+    if (status != SL_OK)
+        return status;
+    sl_core_variant *variant = &spec->core.variants[0];
+    *variant = (sl_core_variant){ .need_count = spec->core.need_count,
+                                  .activation_bytes = spec->core.activation_bytes,
+                                  .facts = spec->core.facts };
+    memcpy(variant->needs, spec->core.needs, sizeof variant->needs);
+    fill_phases(variant, &spec->plan);
+    spec->core.variant_count = 1;
+    return SL_OK;
 }
 
 static sl_status check_model_name(sl_rpc_call *call, const char *name, sl_error *err)
@@ -240,7 +319,9 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
         goto done;
     }
     spec.request = read_numbers(request, info->arch);
-    status = check_sizes(call, &spec.request, info->arch, err);
+    status = read_order(call, request, &spec, err);
+    if (status == SL_OK)
+        status = check_sizes(call, &spec.request, info->arch, err);
     if (status == SL_OK && with_prompt)
         status = read_prompt(s, call, model, request->prompt, &spec, err);
     if (status == SL_OK)
@@ -262,6 +343,8 @@ void sl_request_numbers_from_pb(sl_job_spec *spec, const Sluice__V1__GenerateReq
     const int64_t token_count = spec->request.token_count;
 
     spec->format = read_format(pb->output);
+    spec->core.priority = pb->priority ? pb->priority : DEFAULT_PRIORITY;
+    spec->deadline_ns = pb->deadline_ns;
     spec->request = (sl_t2v_request){
         .width = pb->width,
         .height = pb->height,

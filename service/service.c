@@ -1,3 +1,4 @@
+#include "service/dispatch.h"
 #include "service/persist.h"
 #include "service/service_state.h"
 
@@ -184,41 +185,39 @@ void sl_service_note(sl_job *job, sl_log_level level, const char *event, const c
     sl_log(level, event, "id=%s %s", job->job_id, text);
 }
 
-static void clear_running(sl_service *s)
+static void clear_running(running_job *run)
 {
-    free(s->running.partial);
-    free(s->running.final);
-    s->running = (running_job){ .command_id = 0 };
+    free(run->partial);
+    free(run->final);
+    *run = (running_job){ .command_id = 0 };
+}
+
+static void clear_all_running(sl_service *s)
+{
+    for (int lane = 0; lane < SL_CORE_MAX_LANES; lane++)
+        clear_running(&s->running[lane]);
+}
+
+/* NULL: no Run of that command, of that job. */
+static running_job *find_command(sl_service *s, uint64_t command_id)
+{
+    for (int lane = 0; lane < SL_CORE_MAX_LANES && command_id != 0; lane++) {
+        if (s->running[lane].command_id == command_id)
+            return &s->running[lane];
+    }
+    return NULL;
+}
+
+static running_job *find_running(sl_service *s, const char *job_id)
+{
+    for (int lane = 0; lane < SL_CORE_MAX_LANES; lane++) {
+        if (s->running[lane].command_id != 0 && strcmp(s->running[lane].job_id, job_id) == 0)
+            return &s->running[lane];
+    }
+    return NULL;
 }
 
 /* --- actions of the core --- */
-
-/* A command that could not even be sent has ended badly.  SL_ERR_UNAVAILABLE is no
- * such case: that worker is gone, and on_down tells the core. */
-static void send_command(sl_service *s, const Sluice__Worker__Command *command)
-{
-    sl_error err = { .status = SL_OK };
-    const sl_status status = sl_supervisor_send(s->supervisor, s->generation, command, &err);
-
-    if (status == SL_OK || status == SL_ERR_UNAVAILABLE)
-        return;
-    sl_log(SL_LOG_ERROR, "worker_send", "id=%llu reason=\"%s\"", (unsigned long long)command->id,
-           err.message);
-    if (command->id == 0 || status == SL_ERR_BUSY) {
-        sl_supervisor_kill(s->supervisor, s->generation, err.message);
-        return;
-    }
-    const sl_core_done done = { .status = status, .message = err.message };
-    sl_core_command_done(s->core, command->id, &done, sl_clock_now_ns());
-}
-
-static void set_key(Sluice__Worker__ComponentKey *pb, const sl_core_key *key)
-{
-    sluice__worker__component_key__init(pb);
-    pb->model = (char *)key->model;
-    pb->component = (int32_t)key->component;
-    pb->precision = (int32_t)key->precision;
-}
 
 /* For the log line when it is done; without a place there is none. */
 static void note_command(sl_service *s, const sl_core_action *action)
@@ -246,7 +245,7 @@ static void do_load(sl_service *s, const sl_core_action *action)
     if (job)
         sl_jobs_move(s->jobs, job, STATE(LOADING), "loading %s",
                      sl_core_key_text(&action->key, text, sizeof text));
-    set_key(&key, &action->key);
+    sl_dispatch_key(&key, &action->key);
     load.key = &key;
     load.model_path = (char *)(path ? path : "");
     load.planned_bytes = action->size_bytes;
@@ -254,7 +253,7 @@ static void do_load(sl_service *s, const sl_core_action *action)
     command.kind_case = SLUICE__WORKER__COMMAND__KIND_LOAD;
     command.load = &load;
     note_command(s, action);
-    send_command(s, &command);
+    sl_dispatch_send(s, &command);
 }
 
 static void do_unload(sl_service *s, const sl_core_action *action)
@@ -263,13 +262,13 @@ static void do_unload(sl_service *s, const sl_core_action *action)
     Sluice__Worker__Unload unload = SLUICE__WORKER__UNLOAD__INIT;
     Sluice__Worker__ComponentKey key;
 
-    set_key(&key, &action->key);
+    sl_dispatch_key(&key, &action->key);
     unload.key = &key;
     command.id = action->command_id;
     command.kind_case = SLUICE__WORKER__COMMAND__KIND_UNLOAD;
     command.unload = &unload;
     note_command(s, action);
-    send_command(s, &command);
+    sl_dispatch_send(s, &command);
 }
 
 static void do_run(sl_service *s, const sl_core_action *action)
@@ -281,18 +280,19 @@ static void do_run(sl_service *s, const sl_core_action *action)
     SL_ASSERT(job);
     const sl_t2v_request *request = &job->spec.request;
     char *latent = sl_service_latent_path(s, job);
-    clear_running(s);
-    s->running.partial = sl_service_partial_path(s, job);
-    s->running.final = sl_service_output_path(s, job);
-    if (!s->running.partial || !s->running.final || !latent) {
+    running_job *mine = &s->running[action->lane];
+    clear_running(mine);
+    mine->partial = sl_service_partial_path(s, job);
+    mine->final = sl_service_output_path(s, job);
+    if (!mine->partial || !mine->final || !latent) {
         const sl_core_done done = { .status = SL_ERR_IO, .message = "out of memory for a path" };
         free(latent);
-        clear_running(s);
+        clear_running(mine);
         sl_core_command_done(s->core, action->command_id, &done, sl_clock_now_ns());
         return;
     }
-    s->running.command_id = action->command_id;
-    snprintf(s->running.job_id, sizeof s->running.job_id, "%s", job->job_id);
+    mine->command_id = action->command_id;
+    snprintf(mine->job_id, sizeof mine->job_id, "%s", job->job_id);
     run.job_id = job->job_id;
     run.model = job->spec.model;
     run.model_path = job->spec.model_path;
@@ -307,14 +307,20 @@ static void do_run(sl_service *s, const sl_core_action *action)
     run.ids = job->spec.ids;
     run.n_ids = (size_t)request->token_count;
     run.activation_bytes = action->size_bytes;
-    run.output_path = s->running.partial;
+    uint64_t phase_bytes[SL_PHASE_COUNT];
+    for (int phase = 0; phase < SL_PHASE_COUNT; phase++)
+        phase_bytes[phase] = job->spec.plan.remaining_bytes[phase];
+    run.phase_bytes = phase_bytes;
+    run.n_phase_bytes = SL_PHASE_COUNT;
+    run.output_path = mine->partial;
     run.output_format = (int32_t)job->spec.format;
     run.latent_path = latent;
-    run.resume = job->attempt > 1;
+    run.resume = access(latent, F_OK) == 0; /* of an attempt that was broken off */
+    run.lane = action->lane;
     command.id = action->command_id;
     command.kind_case = SLUICE__WORKER__COMMAND__KIND_RUN;
     command.run = &run;
-    send_command(s, &command);
+    sl_dispatch_send(s, &command);
     free(latent);
 }
 
@@ -326,7 +332,7 @@ static void do_cancel(sl_service *s, const sl_core_action *action)
     cancel.job_id = (char *)action->job_id;
     command.kind_case = SLUICE__WORKER__COMMAND__KIND_CANCEL;
     command.cancel = &cancel;
-    send_command(s, &command);
+    sl_dispatch_send(s, &command);
 }
 
 static void on_admitted(sl_service *s, const sl_core_action *action)
@@ -348,7 +354,6 @@ static void on_requeued(sl_service *s, const sl_core_action *action)
     sl_job *job = sl_jobs_find(s->jobs, action->job_id);
 
     SL_ASSERT(job);
-    clear_running(s);
     job->attempt = job->attempt_base + action->attempt;
     job->step = 0;
     sl_jobs_move(s->jobs, job, STATE(QUEUED), "queued again: %s", action->message);
@@ -453,6 +458,17 @@ static void act(sl_service *s, const sl_core_action *action)
         sl_log(SL_LOG_ERROR, "pin_lost", "component=\"%s\" reason=\"%s\"",
                sl_core_key_text(&action->key, text, sizeof text), action->message);
         break;
+    case SL_CORE_PREEMPT:
+        sl_dispatch_preempt(s, action->job_id);
+        break;
+    case SL_CORE_TRIM:
+        sl_dispatch_trim(s, action->command_id);
+        break;
+    case SL_CORE_HOST_FILL:
+    case SL_CORE_HOST_DROP:
+    case SL_CORE_PHASE_GO:
+        SL_ASSERT(!"there is no host tier, and no job goes by phase");
+        break;
     case SL_CORE_NONE:
         break;
     }
@@ -509,16 +525,17 @@ static void on_hello(sl_service *s, uint64_t generation, const Sluice__Worker__E
     sl_core_worker_up(s->core, event->memory ? event->memory->workspace_bytes : 0);
 }
 
-/* The job of an event, told to the core as started; NULL: not the running one. */
-static sl_job *running_of(sl_service *s, const char *job_id)
+/* The job of an event, told to the core as started; NULL: not a running one. */
+static sl_job *running_of(sl_service *s, const char *job_id, running_job **out)
 {
-    if (s->running.command_id == 0 || strcmp(s->running.job_id, job_id) != 0)
-        return NULL;
-    sl_job *job = sl_jobs_find(s->jobs, job_id);
+    running_job *run = find_running(s, job_id);
+    sl_job *job = run ? sl_jobs_find(s->jobs, job_id) : NULL;
+
+    *out = run;
     if (!job || sl_job_has_ended(job))
         return NULL;
-    if (!s->running.started) {
-        s->running.started = true;
+    if (!run->started) {
+        run->started = true;
         sl_core_job_started(s->core, job_id);
     }
     return job;
@@ -537,17 +554,22 @@ static void on_phase(sl_service *s, const Sluice__Worker__Phase *phase)
         [SL_PHASE_DENOISE_LOW] = { STATE(DENOISING), "denoising" },
         [SL_PHASE_DECODE] = { STATE(DECODING), "decoding" },
     };
-    sl_job *job = running_of(s, phase->job_id);
+    running_job *run;
+    sl_job *job = running_of(s, phase->job_id, &run);
 
     if (job && phase->phase >= 0 && phase->phase < SL_PHASE_COUNT)
         sl_jobs_move(s->jobs, job, moves[phase->phase].state, "%s", moves[phase->phase].text);
+    if (job && phase->phase >= 0 && phase->phase < SL_PHASE_COUNT)
+        sl_core_phase(s->core, job->job_id,
+                      sl_request_core_phase(&job->spec.plan, phase->phase));
     if (job)
-        s->running.phase_ns = sl_clock_now_ns();
+        run->phase_ns = sl_clock_now_ns();
 }
 
 static void on_step(sl_service *s, const Sluice__Worker__Step *step)
 {
-    sl_job *job = running_of(s, step->job_id);
+    running_job *run;
+    sl_job *job = running_of(s, step->job_id, &run);
 
     if (!job)
         return;
@@ -555,14 +577,15 @@ static void on_step(sl_service *s, const Sluice__Worker__Step *step)
     job->step_count = step->step_count;
     sl_service_note(job, SL_LOG_DEBUG, "job_step", "step=%d of=%d ms=%lld", step->step,
                     step->step_count,
-                    (long long)((sl_clock_now_ns() - s->running.phase_ns) / SL_NS_PER_MS));
-    s->running.phase_ns = sl_clock_now_ns();
+                    (long long)((sl_clock_now_ns() - run->phase_ns) / SL_NS_PER_MS));
+    run->phase_ns = sl_clock_now_ns();
     sl_jobs_move(s->jobs, job, STATE(DENOISING), "step %d of %d", step->step, step->step_count);
 }
 
 static void on_decoded(sl_service *s, const Sluice__Worker__Decoded *decoded)
 {
-    sl_job *job = running_of(s, decoded->job_id);
+    running_job *run;
+    sl_job *job = running_of(s, decoded->job_id, &run);
 
     if (!job)
         return;
@@ -571,40 +594,23 @@ static void on_decoded(sl_service *s, const Sluice__Worker__Decoded *decoded)
                  "%d of %d frames", decoded->frames, decoded->frame_count);
 }
 
-/* What the arena held at most for the job itself and the workspace: without the
- * components of others, which did not change while it ran. */
-static size_t own_peak(const sl_service *s, const sl_job *job, size_t peak_bytes)
-{
-    size_t others = 0;
-
-    for (int i = 0; i < sl_core_component_count(s->core); i++) {
-        sl_core_component c;
-        bool needed = false;
-        sl_core_get_component(s->core, i, &c);
-        for (int k = 0; k < job->spec.core.need_count; k++)
-            needed |= sl_core_key_equal(&c.key, &job->spec.core.needs[k].key);
-        if (!needed && (c.state == SL_CORE_READY || c.state == SL_CORE_UNLOADING))
-            others += c.measured_bytes;
-    }
-    return peak_bytes > others ? peak_bytes - others : 0;
-}
-
 /* A Run has ended well or badly: its numbers, and its file's name.  Unlocks
  * while it touches the file. */
-static sl_status finish_run(sl_service *s, const Sluice__Worker__Done *done, sl_error *err)
+static sl_status finish_run(sl_service *s, running_job *run, const Sluice__Worker__Done *done,
+                            sl_error *err)
 {
     sl_status status = (unsigned)done->status < SL_STATUS_COUNT ? (sl_status)done->status
                                                                 : SL_ERR_INTERNAL;
-    sl_job *job = sl_jobs_find(s->jobs, s->running.job_id);
-    char *partial = s->running.partial, *final = s->running.final;
+    sl_job *job = sl_jobs_find(s->jobs, run->job_id);
+    char *partial = run->partial, *final = run->final;
 
     SL_ASSERT(job);
-    s->running.partial = s->running.final = NULL;
-    clear_running(s);
+    run->partial = run->final = NULL;
+    clear_running(run);
     job->device_before_bytes = done->before_bytes;
     job->device_after_bytes = done->after_bytes;
     job->run_ns = sl_clock_now_ns() - job->admitted_ns;
-    job->measured_peak_bytes = own_peak(s, job, done->peak_bytes);
+    job->measured_peak_bytes = done->job_peak_bytes;
     for (size_t i = 0; i < done->n_phase_activation_bytes && i < SL_PHASE_COUNT; i++)
         job->measured_phase_bytes[i] = done->phase_activation_bytes[i];
     if (status != SL_OK)
@@ -618,6 +624,8 @@ static sl_status finish_run(sl_service *s, const Sluice__Worker__Done *done, sl_
         sl_log(SL_LOG_ERROR, "partial_left", "path=\"%s\" reason=\"%s\"", partial, strerror(errno));
     pthread_mutex_lock(&s->lock);
     if (status == SL_OK) {
+        if (done->resumed_from_step == 0)
+            sl_core_observe_run(s->core, job->spec.model, job->spec.core.cost, done->duration_ns);
         job->output_size_bytes = done->output_size_bytes;
         snprintf(job->output_sha256, sizeof job->output_sha256, "%s", done->output_sha256);
     }
@@ -659,8 +667,9 @@ static void on_done(sl_service *s, const Sluice__Worker__Event *event)
                                                                 : SL_ERR_INTERNAL;
     const char *message = done->message;
 
-    if (event->id == s->running.command_id && event->id != 0) {
-        status = finish_run(s, done, &err);
+    running_job *run = find_command(s, event->id);
+    if (run) {
+        status = finish_run(s, run, done, &err);
         message = err.message;
         if (s->stopping && status != SL_OK)
             return; /* the store has it as unfinished: it runs when the daemon is back */
@@ -726,7 +735,7 @@ static void on_down(void *arg, uint64_t generation, const char *reason)
     s->calm_mapped_bytes = 0;
     sluice__worker__memory__init(&s->memory);
     snprintf(s->down_reason, sizeof s->down_reason, "%s", reason);
-    clear_running(s);
+    clear_all_running(s);
     memset(s->commands, 0, sizeof s->commands);
     sl_core_worker_down(s->core, reason);
     sl_service_pump(s);
@@ -760,6 +769,7 @@ static sl_status start_threads(sl_service *s, sl_error *err)
         .worker_path = s->worker,
         .device = s->device_text,
         .threads = s->config.threads,
+        .lanes = s->config.running > 1 ? s->config.running : 0,
         .lock_fd = s->config.lock_fd,
     };
     const int code = pthread_create(&s->timer, NULL, run_timer, s);
@@ -781,7 +791,9 @@ static sl_status create_state(sl_service *s, const sl_service_config *config, sl
     long threads = config->threads ? config->threads : sysconf(_SC_NPROCESSORS_ONLN);
 
     threads = threads < 1 ? 1 : threads > 64 ? 64 : threads;
-    s->expected_workspace_bytes = (size_t)threads * SL_CPU_WORKSPACE_PER_THREAD;
+    /* Job lanes have all threads each, the loader's beside them has few. */
+    const long all = config->running > 1 ? config->running * threads + (threads < 2 ? threads : 2) : threads;
+    s->expected_workspace_bytes = (size_t)all * SL_CPU_WORKSPACE_PER_THREAD;
     sl_device_spec_format(&config->device, s->device_text, sizeof s->device_text);
     s->outputs = strdup(config->outputs);
     s->worker = config->worker ? strdup(config->worker) : NULL;
@@ -791,6 +803,10 @@ static sl_status create_state(sl_service *s, const sl_service_config *config, sl
     sl_core_config core = sl_core_config_default(config->device.kind, config->device.limit_bytes,
                                                  s->expected_workspace_bytes);
     core.retry_limit = config->retry_limit;
+    core.max_running_jobs = config->running > 1 ? config->running : 1;
+    core.bypass_limit = config->bypass_limit;
+    core.user_running_limit = config->user_running;
+    core.user_queued_limit = config->user_queued;
     sl_status status = SL_OK;
     if (config->store)
         status = sl_store_open(&s->store, config->store, err);
@@ -870,7 +886,7 @@ void sl_service_destroy(sl_service *s)
         return;
     sl_service_stop(s, 0);
     sl_supervisor_destroy(s->supervisor);
-    clear_running(s);
+    clear_all_running(s);
     sl_core_destroy(s->core);
     sl_jobs_destroy(s->jobs);
     sl_store_close(s->store);

@@ -38,7 +38,7 @@ typedef struct {
 
 enum { SL_SERVICE_COMMANDS = 16 };
 
-/* The Run that the worker has. */
+/* A Run that the worker has. */
 typedef struct {
     uint64_t command_id; /* 0: none */
     bool started;        /* its first event has come */
@@ -64,7 +64,7 @@ struct sl_service {
     ticket_wait *tickets;
     model_path *paths; /* of every model that the core knows */
     int path_count;
-    running_job running;
+    running_job running[SL_CORE_MAX_LANES];
     component_command commands[SL_SERVICE_COMMANDS];
     sl_store *store;         /* or NULL */
     char store_problem[SL_ERROR_MESSAGE_BYTES]; /* why the last write did not succeed; "": it did */
@@ -123,6 +123,10 @@ sl_status sl_request_nearest(sl_service *s, const sl_job_spec *spec,
 void sl_request_numbers_from_pb(sl_job_spec *spec, const Sluice__V1__GenerateRequest *pb);
 /* Checks and plans spec->request again, for the model as it is now. */
 sl_status sl_request_respec(sl_service *s, sl_job_spec *spec, sl_error *err) SL_MUST_CHECK;
+/* Whose it is and since when it waits (monotonic), which its deadline counts from. */
+void sl_request_set_clock(sl_job_spec *spec, const char *user, int64_t submitted_ns);
+/* The core's number of a phase that the plan has. */
+int sl_request_core_phase(const sl_t2v_plan *plan, int phase);
 void sl_request_hash(const Sluice__V1__GenerateRequest *request, sl_arena *arena,
                      uint8_t out[SL_BODY_HASH_BYTES]);
 sl_component_kind sl_component_from_pb(Sluice__V1__Component component);
