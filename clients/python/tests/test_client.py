@@ -25,7 +25,7 @@ from sluice import sluice_pb2 as pb  # noqa: E402
 
 SMALL = {"model": MODEL, "width": 64, "height": 64, "frames": 5, "steps": 2}
 LONG = {"model": MODEL, "width": 512, "height": 512, "frames": 81}
-BIG = {"model": MODEL, "width": 256, "height": 256, "frames": 33}
+BIG = {"model": MODEL, "width": 128, "height": 128, "frames": 17}
 
 
 def url_of(daemon):
@@ -417,7 +417,7 @@ def test_programs_end():
         assert (got.returncode, got.stdout, got.stderr) == (0, "True\n", ""), got
         waiting = subprocess.Popen(
             [sys.executable, "-u", "-c", begin + f"job = client.generate('x', **{LONG!r})\n"
-             "print(job.id)\ntry:\n  job.wait()\nexcept KeyboardInterrupt:\n"
+             "print(job.id)\ntry:\n  for event in job: pass\nexcept KeyboardInterrupt:\n"
              "  print(job.cancel().state)\nclient.close()\n", url_of(d)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         job_id = waiting.stdout.readline().strip()
