@@ -114,7 +114,7 @@ SL_TEST(durations)
     SL_CHECK(cli_parse_duration("90s", &ns) && ns == 90 * SL_NS_PER_S);
     SL_CHECK(cli_parse_duration("15m", &ns) && ns == 900 * SL_NS_PER_S);
     SL_CHECK(cli_parse_duration("2h", &ns) && ns == 7200 * SL_NS_PER_S);
-    SL_CHECK(cli_parse_duration("106751d", &ns) && ns == 106751 * 86400 * SL_NS_PER_S);
+    SL_CHECK(cli_parse_duration("106751d", &ns) && ns == (int64_t)106751 * 86400 * SL_NS_PER_S);
     for (size_t i = 0; i < SL_COUNT(wrong); i++)
         if (cli_parse_duration(wrong[i], &ns))
             fail_msg("\"%s\" was accepted", wrong[i]);
