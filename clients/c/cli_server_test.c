@@ -73,11 +73,13 @@ typedef struct {
     char out[OUTPUT_BYTES]; /* stdout and stderr */
 } outcome;
 
+/* socket NULL: a command that needs none. */
 static void run_at(outcome *o, const char *socket, const char *words)
 {
     char line[1024];
 
-    snprintf(line, sizeof line, "'%s' %s --socket '%s' 2>&1 </dev/null", SL_COMMAND, words, socket);
+    snprintf(line, sizeof line, "'%s' %s%s%s 2>&1 </dev/null", SL_COMMAND, words,
+             socket ? " --socket " : "", socket ? socket : "");
     FILE *f = popen(line, "r");
     SL_CHECK(f != NULL);
     const size_t n = fread(o->out, 1, sizeof o->out - 1, f);
@@ -96,11 +98,15 @@ static void run_with(outcome *o, const answer *list, const char *words)
     server_end(&s);
 }
 
+/* list NULL: without a server. */
 static void expect(const answer *list, const char *words, int code, const char *const *parts)
 {
     static outcome o;
 
-    run_with(&o, list, words);
+    if (list)
+        run_with(&o, list, words);
+    else
+        run_at(&o, NULL, words);
     if (o.code != code)
         fail_msg("`%s` ended with %d, expected %d:\n%s", words, o.code, code, o.out);
     for (; *parts; parts++)
@@ -372,6 +378,52 @@ SL_TEST(the_daemons_words_cannot_command_a_terminal)
     }
 }
 
+/* ---- budget, which asks nobody ---- */
+
+#define BUDGET_14B "budget --model wan2.1-t2v-14b --resolution 480p --frames 81 "
+
+SL_TEST(budget_in_words)
+{
+    expect(NULL, BUDGET_14B "-p int8 --device cuda:24GiB --streaming off", 0,
+           PARTS("in int8", "take turns", "above 16GiB, below 40GiB", "fits\n"));
+    expect(NULL, BUDGET_14B "-p int8 --device 16GiB --streaming off", 3,
+           PARTS("up to 16GiB", "is not resident as a whole", "can never fit"));
+    expect(NULL, BUDGET_14B "-p int8 --device 12GiB", 0,
+           PARTS("streamed", "host memory, for streaming", "expected slowdown", "fits with"));
+    expect(NULL, BUDGET_14B "--device 48GiB", 3,
+           PARTS("linears of 14B-class DiTs are quantised",
+                 "nearest that fits: 832x480, 81 frames, "
+                 "int8"));
+    expect(NULL, "budget -m wan2.2-i2v-a14b -p int8 -r 720p --device 40GiB --streaming off", 0,
+           PARTS("encode_image", "dit_high", "dit_low"));
+    expect(NULL, BUDGET_14B "-p int8 --attention sagesla --device 24GiB", 0, PARTS("sagesla"));
+    expect(NULL, BUDGET_14B "--device 12GiB --json", 0,
+           PARTS("\"streamed\":[\"text_encoder\",\"dit\"]", "\"attention\":\"dense\"",
+                 "\"by_phase\":"));
+}
+
+SL_TEST(budget_says_what_is_wrong)
+{
+    expect(NULL, "budget", 1, PARTS("--model", "--table"));
+    expect(NULL, BUDGET_14B "--device cuda:0", 1, PARTS("is not known here"));
+    expect(NULL, BUDGET_14B "--device gpu", 1, PARTS("gpu"));
+    expect(NULL, BUDGET_14B "--attention full", 1, PARTS("dense, sla or sagesla"));
+    expect(NULL, BUDGET_14B "--precision fp4", 1, PARTS("bf16, int8 or f32"));
+    expect(NULL, BUDGET_14B "--streaming x", 1, PARTS("auto, off or on"));
+    expect(NULL, "budget --table --model nothing", 1, PARTS("nothing"));
+}
+
+SL_TEST(budget_as_a_table)
+{
+    expect(NULL, "budget --table", 0,
+           PARTS("wan2.1-t2v-1.3b", "wan2.2-i2v-a14b", "140GiB", "never [1]", "streams 1.",
+                 "[1] row \"40GiB to below 80GiB\""));
+    expect(NULL, "budget --table -m wan2.1-t2v-14b -r 720p -p bf16 --device 48GiB --json", 0,
+           PARTS("{\"cells\":[{\"model\":\"wan2.1-t2v-14b\",\"width\":1280,",
+                 "\"device_bytes\":51539607552,\"answer\":\"never\"",
+                 "\"table_row\":\"40GiB to below 80GiB\",\"table_rule\":\"the linears"));
+}
+
 /* ---- stats and top ---- */
 
 typedef struct {
@@ -532,6 +584,7 @@ SL_TEST_MAIN(SL_RUN(switch_shows_its_three_steps), SL_RUN(what_the_daemon_cannot
              SL_RUN(doctor_tells_what_to_do), SL_RUN(small_administration),
              SL_RUN(options_of_load_unload_and_generate_arrive),
              SL_RUN(a_missed_deadline_is_a_refusal), SL_RUN(events_in_their_order),
-             SL_RUN(the_daemons_words_cannot_command_a_terminal),
+             SL_RUN(the_daemons_words_cannot_command_a_terminal), SL_RUN(budget_in_words),
+             SL_RUN(budget_says_what_is_wrong), SL_RUN(budget_as_a_table),
              SL_RUN(stats_show_the_host_tier_and_the_hours), SL_RUN(top_shows_one_frame),
              SL_RUN(top_lives_in_a_terminal_and_leaves_it_as_it_was))
