@@ -124,7 +124,7 @@ SL_TEST(switch_shows_its_three_steps)
     Sluice__V1__SwitchStep steps[3], *list[3];
     Sluice__V1__Receipt receipt = SLUICE__V1__RECEIPT__INIT;
     Sluice__V1__ComponentBytes part = SLUICE__V1__COMPONENT_BYTES__INIT, *parts = &part;
-    const answer ok[] = { { .method = "SwitchModel", .reply = &reply.base }, { NULL } };
+    const answer ok[] = { { .method = "SwitchModel", .reply = &reply.base }, { .method = NULL } };
     static char *const names[] = { "release", "load", "check" };
 
     for (size_t i = 0; i < SL_COUNT(steps); i++) {
@@ -170,7 +170,7 @@ SL_TEST(what_the_daemon_cannot_do_is_said)
         { "drain", "drain" },       { "reload", "reload" }, { "doctor", "doctor" },
         { "explain", "explain j" }, { "events", "events" }, { "clean", "clean --older-than 7d" },
     };
-    const answer none[] = { { NULL } };
+    const answer none[] = { { .method = NULL } };
 
     for (size_t i = 0; i < SL_COUNT(commands); i++) {
         char said[64], json[64];
@@ -187,7 +187,7 @@ SL_TEST(doctor_tells_what_to_do)
 {
     Sluice__V1__DoctorReply reply = SLUICE__V1__DOCTOR_REPLY__INIT;
     Sluice__V1__DoctorLine a = SLUICE__V1__DOCTOR_LINE__INIT, b = a, *lines[] = { &a, &b };
-    const answer ok[] = { { .method = "Doctor", .reply = &reply.base }, { NULL } };
+    const answer ok[] = { { .method = "Doctor", .reply = &reply.base }, { .method = NULL } };
 
     a.check = "ledger";
     a.ok = b.ok = reply.ok = 1;
@@ -218,7 +218,7 @@ SL_TEST(small_administration)
                           { .method = "ReloadConfig", .reply = &reload.base },
                           { .method = "CleanOutputs", .reply = &clean.base },
                           { .method = "TrimMemory", .reply = &trim.base },
-                          { NULL } };
+                          { .method = NULL } };
 
     drain.running_jobs = 1;
     drain.queued_jobs = 4;
@@ -256,7 +256,7 @@ SL_TEST(options_of_load_unload_and_generate_arrive)
     const answer ok[] = { { .method = "LoadModel", .reply = &load.base },
                           { .method = "UnloadModel", .reply = &unload.base },
                           { .method = "Generate", .reply = &generate.base },
-                          { NULL } };
+                          { .method = NULL } };
 
     expect(ok, "load m --residency host --no-pin", 0, PARTS("nothing to do"));
     Sluice__V1__LoadModelRequest *l =
@@ -288,7 +288,7 @@ SL_TEST(a_missed_deadline_is_a_refusal)
                               .code = 4,
                               .message = "not before the deadline",
                               .refusal = &refusal },
-                            { NULL } };
+                            { .method = NULL } };
 
     refusal.estimate_ns = 120 * SL_NS_PER_S;
     refusal.deadline_ns = 60 * SL_NS_PER_S;
@@ -300,7 +300,7 @@ SL_TEST(events_in_their_order)
 {
     Sluice__V1__WatchEventsReply reply = SLUICE__V1__WATCH_EVENTS_REPLY__INIT;
     Sluice__V1__ServerEvent a = SLUICE__V1__SERVER_EVENT__INIT, b = a, *events[] = { &a, &b };
-    const answer ok[] = { { .method = "WatchEvents", .reply = &reply.base }, { NULL } };
+    const answer ok[] = { { .method = "WatchEvents", .reply = &reply.base }, { .method = NULL } };
     static outcome o;
 
     a.seq = 4;
@@ -345,7 +345,7 @@ SL_TEST(the_daemons_words_cannot_command_a_terminal)
         { .method = "GetMemoryStats", .reply = &stats.base },
         { .method = "GetJob", .code = 5, .message = evil },
         { .method = "PlanJob", .code = 8, .message = evil, .refusal = &refusal },
-        { NULL },
+        { .method = NULL },
     };
     static const char *const commands[] = { "explain j", "stats", "job j", "plan -m m" };
     static outcome o;
