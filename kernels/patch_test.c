@@ -13,6 +13,7 @@ typedef struct {
 
 static place place_of(const int64_t dim[4], int64_t at)
 {
+    SL_ASSERT(dim[1] > 0 && dim[2] > 0 && dim[3] > 0); /* there is such an element */
     const int64_t w = at % dim[3], h = at / dim[3] % dim[2], t = at / dim[3] / dim[2] % dim[1];
 
     return (place){ .c = at / dim[3] / dim[2] / dim[1],
@@ -193,8 +194,10 @@ SL_TEST(known_mask_is_one_in_the_first_frame)
 
         op_test_poison(&y);
         SL_CHECK_OK(sl_known_mask_cpu(t.exec, &y, err));
-        for (int64_t at = 0; at < sl_tensor_count(&y); at++)
+        for (int64_t at = 0; at < sl_tensor_count(&y); at++) {
+            SL_ASSERT(frame > 0 && dim[1] > 0);
             SL_CHECK(op_test_get(&y, at) == (at / frame % dim[1] == 0 ? 1.0 : 0.0));
+        }
         op_test_free(&y);
     }
     op_test_close(&t);

@@ -167,7 +167,7 @@ static int dial(const server *s)
     const struct timeval limit = { .tv_sec = 10 };
     const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
-    strcpy(address.sun_path, s->path);
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", s->path);
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
     if (connect(fd, (struct sockaddr *)&address, sizeof address) != 0) {

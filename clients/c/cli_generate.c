@@ -205,7 +205,8 @@ static sl_status cancel_on_interrupt(cli *c, const char *job_id)
     Sluice__V1__CancelJobReply *reply = NULL;
 
     cli_forget_interrupts();
-    fprintf(stderr, "cancelling job %s (Ctrl-C again leaves it running)\n", job_id);
+    if (!c->opt.json)
+        fprintf(stderr, "cancelling job %s (Ctrl-C again leaves it running)\n", job_id);
     request.job_id = (char *)job_id;
     const sl_status status =
         cli_call_cancel_job(c, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply);

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { MAX_JSON_BYTES = 1 << 20 };
 
@@ -108,6 +109,27 @@ done:
         fclose(f);
     free(text);
     return status;
+}
+
+sl_status sl_dit_json_write(const char *path, const sl_dit_config *c, sl_task task, sl_error *err)
+{
+    FILE *f = fopen(path, "w");
+    bool failed;
+
+    if (!f)
+        return sl_fail_errno(err, "could not create \"%s\"", path);
+    fprintf(f,
+            "{\n  \"_class_name\": \"WanModel\",\n  \"dim\": %lld,\n  \"eps\": %g,\n"
+            "  \"ffn_dim\": %lld,\n  \"freq_dim\": %lld,\n  \"in_dim\": %lld,\n"
+            "  \"model_type\": \"%s\",\n  \"num_heads\": %lld,\n  \"num_layers\": %lld,\n"
+            "  \"out_dim\": %lld,\n  \"text_len\": %lld\n}\n",
+            (long long)c->dim, (double)c->eps, (long long)c->ffn_dim, (long long)c->freq_dim,
+            (long long)c->in_dim, task == SL_TASK_I2V ? "i2v" : "t2v", (long long)c->num_heads,
+            (long long)c->num_layers, (long long)c->out_dim, (long long)c->text_len);
+    failed = ferror(f) != 0;
+    if (fclose(f) != 0 || failed) /* a full disk shows at the latest here */
+        return sl_fail_errno(err, "could not write \"%s\"", path);
+    return SL_OK;
 }
 
 bool sl_probe_kind(const sl_ckpt *ckpt, sl_component_kind *kind)
@@ -313,5 +335,50 @@ sl_status sl_probe_vae(const sl_ckpt *ckpt, sl_vae_config *out, sl_error *err)
         status = SL_ERR_DATA;
     if (status == SL_OK)
         *out = c;
+    return status;
+}
+
+static sl_status read_json_beside(const char *path, sl_dit_json *json, sl_error *err)
+{
+    const char *slash = strrchr(path, '/');
+    const int folder = slash ? (int)(slash - path) + 1 : 0;
+    char *name = NULL;
+    sl_status status = SL_OK;
+
+    *json = (sl_dit_json){ .has = 0 };
+    if (asprintf(&name, "%.*sconfig.json", folder, path) < 0)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a path");
+    if (access(name, F_OK) == 0)
+        status = sl_dit_json_read(json, name, err);
+    free(name);
+    return status;
+}
+
+sl_status sl_probe_spec(const sl_ckpt *ckpt, sl_component_spec *out, sl_error *err)
+{
+    const char *path = sl_ckpt_path(ckpt);
+    sl_component_spec spec = { .precision = SL_PRECISION_F32 };
+    sl_dit_json json;
+    sl_status status;
+
+    if (!sl_probe_kind(ckpt, &spec.kind))
+        return sl_fail(err, SL_ERR_DATA,
+                       "\"%s\" is no diffusion transformer, umT5 encoder or Wan VAE", path);
+    switch (spec.kind) {
+    case SL_COMPONENT_TEXT_ENCODER:
+        status = sl_probe_t5(ckpt, &spec.config.t5, err);
+        break;
+    case SL_COMPONENT_VAE:
+        status = sl_probe_vae(ckpt, &spec.config.vae, err);
+        break;
+    default:
+        status = read_json_beside(path, &json, err);
+        if (status == SL_OK)
+            status = sl_probe_dit(ckpt, &json, &spec.config.dit, err);
+    }
+    if (status != SL_OK)
+        sl_error_prefix(err, "\"%s\"", path);
+    else
+        *out = spec;
     return status;
 }

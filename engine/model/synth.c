@@ -4,6 +4,7 @@
 #include "base/size.h"
 #include "engine/ckpt/ckpt.h"
 #include "engine/model/match.h"
+#include "engine/model/model_probe.h"
 #include "engine/text/tokenizer.h"
 
 #include <dirent.h>
@@ -208,29 +209,10 @@ done:
 
 static sl_status write_config(const run *r, const char *dir, sl_error *err)
 {
-    const sl_dit_config *c = &r->arch->dit;
     char *path = text_of(err, "%s/config.json", dir);
-    sl_status status = SL_ERR_NO_MEMORY;
-    FILE *f;
+    sl_status status =
+        path ? sl_dit_json_write(path, &r->arch->dit, r->arch->task, err) : SL_ERR_NO_MEMORY;
 
-    if (!path)
-        return status;
-    f = fopen(path, "w");
-    if (!f) {
-        status = sl_fail_errno(err, "could not create \"%s\"", path);
-        goto done;
-    }
-    fprintf(f,
-            "{\n  \"_class_name\": \"WanModel\",\n  \"dim\": %lld,\n  \"eps\": %g,\n"
-            "  \"ffn_dim\": %lld,\n  \"freq_dim\": %lld,\n  \"in_dim\": %lld,\n"
-            "  \"model_type\": \"%s\",\n  \"num_heads\": %lld,\n  \"num_layers\": %lld,\n"
-            "  \"out_dim\": %lld,\n  \"text_len\": %lld\n}\n",
-            (long long)c->dim, (double)c->eps, (long long)c->ffn_dim, (long long)c->freq_dim,
-            (long long)c->in_dim, r->arch->task == SL_TASK_I2V ? "i2v" : "t2v",
-            (long long)c->num_heads, (long long)c->num_layers, (long long)c->out_dim,
-            (long long)c->text_len);
-    status = finish_text(f, path, err);
-done:
     free(path);
     return status;
 }

@@ -92,7 +92,7 @@ static sl_status check_visitor(void *arg, const sl_weight_spec *spec, sl_error *
     if (spec->form == SL_FORM_DEVICE_ONLY)
         return SL_OK;
     if (!e)
-        fail_msg("unexpected tensor %s", spec->name);
+        SL_FAIL("unexpected tensor %s", spec->name);
     if (e->seen)
         fail_msg("%s visited twice", spec->name);
     e->seen = true;
@@ -130,6 +130,7 @@ static void check_manifest(const char *name, char visit, const sl_arch *arch, sl
     cJSON *json = cJSON_Parse(text);
     SL_CHECK(json != NULL);
     cJSON_ArrayForEach(row, cJSON_GetObjectItem(json, "tensors")) add_pattern(&m, row);
+    SL_CHECK(m.list != NULL);
     qsort(m.list, (size_t)m.count, sizeof *m.list, by_name);
 
     if (visit == 'd')

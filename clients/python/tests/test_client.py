@@ -25,7 +25,7 @@ from sluice import sluice_pb2 as pb  # noqa: E402
 
 SMALL = {"model": MODEL, "width": 64, "height": 64, "frames": 5, "steps": 2}
 LONG = {"model": MODEL, "width": 512, "height": 512, "frames": 81}
-BIG = {"model": MODEL, "width": 256, "height": 256, "frames": 33}
+BIG = {"model": MODEL, "width": 128, "height": 128, "frames": 17}
 
 
 def url_of(daemon):
@@ -246,6 +246,24 @@ def test_the_daemon_restarts():
             assert client.generate("x", **SMALL).fetch(path).sha256 == sha256(path)
 
 
+def test_a_watch_goes_on_when_the_daemon_restarts():
+    with Daemon() as d, sluice.Client(url_of(d), timeout=20 * PATIENCE) as client:
+        job = client.generate("x", **LONG)
+        events = []
+        watching = threading.Thread(target=lambda: events.extend(job))
+        watching.start()
+        d.wait_state(job.id, ["denoising"])
+        d.stop()
+        d.start()
+        again = client.job(job.id)
+        wait_for("the job to run again", lambda: again.refresh().state == "denoising")
+        again.cancel()
+        watching.join()
+        check_story(events, "cancelled")
+        assert [e.state for e in events].count("queued") == 2, events
+        assert job.state == "cancelled", job
+
+
 def test_the_connection_breaks():
     with Daemon() as d, Line(os.path.join(d.folder, "line"), d.socket) as line, \
             sluice.Client("ipc://" + line.path) as client:
@@ -417,7 +435,7 @@ def test_programs_end():
         assert (got.returncode, got.stdout, got.stderr) == (0, "True\n", ""), got
         waiting = subprocess.Popen(
             [sys.executable, "-u", "-c", begin + f"job = client.generate('x', **{LONG!r})\n"
-             "print(job.id)\ntry:\n  job.wait()\nexcept KeyboardInterrupt:\n"
+             "print(job.id)\ntry:\n  for event in job: pass\nexcept KeyboardInterrupt:\n"
              "  print(job.cancel().state)\nclient.close()\n", url_of(d)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         job_id = waiting.stdout.readline().strip()
