@@ -2,11 +2,6 @@
  * what goes beyond, core_sim_test.c throws dice. */
 #include "service/core_test.h"
 
-#include "base/clock.h"
-#include "base/size.h"
-
-#include <string.h>
-
 SL_TEST(a_job_loads_what_it_lacks_and_runs)
 {
     sl_core *core = make_core(100, 4, err);

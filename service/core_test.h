@@ -4,6 +4,8 @@
 
 #include "service/core.h"
 
+#include "base/clock.h"
+#include "base/size.h"
 #include "base/test.h"
 
 #include <string.h>
@@ -127,6 +129,103 @@ static inline bool resident(const sl_core *core, const char *model, sl_component
             return true;
     }
     return false;
+}
+
+/* ---- beyond one job at a time ---- */
+
+static inline sl_core *make(sl_core_config config, sl_error *err)
+{
+    sl_core *core = NULL;
+
+    SL_CHECK_OK(sl_core_create(&core, &config, err));
+    sl_core_worker_up(core, config.workspace_bytes);
+    return core;
+}
+
+static inline sl_core_config config_of(size_t limit, int lanes, size_t host)
+{
+    sl_core_config config = sl_core_config_default(SL_DEVICE_CPU, limit * G, 0);
+
+    config.max_running_jobs = lanes;
+    config.bypass_limit = 8;
+    config.host_limit_bytes = host * G;
+    return config;
+}
+
+/* The same job in three phases, each with its component; images of the same size. */
+static inline sl_core_job phased(const char *id, const char *model, size_t text, size_t dit, size_t vae,
+                          size_t a0, size_t a1, size_t a2)
+{
+    const sl_core_job plain = job_of(id, model, text, dit, vae, 0);
+    sl_core_job job = { .variant_count = 1 };
+    sl_core_variant *v = &job.variants[0];
+    const size_t activations[] = { a0, a1, a2 };
+
+    memcpy(job.job_id, plain.job_id, sizeof job.job_id);
+    memcpy(v->needs, plain.needs, sizeof v->needs);
+    v->need_count = v->phase_count = 3;
+    v->facts = plain.facts;
+    for (int p = 0; p < 3; p++) {
+        v->needs[p].host_bytes = v->needs[p].size_bytes;
+        v->phases[p].needs = 1u << p;
+        v->phases[p].activation_bytes = activations[p] * G;
+        if (activations[p] * G > v->activation_bytes)
+            v->activation_bytes = activations[p] * G;
+    }
+    v->phases[2].resume_point = true;
+    return job;
+}
+
+static inline sl_core_variant streamed_of(const sl_core_variant *v, size_t size)
+{
+    sl_core_variant s = *v;
+
+    s.streams = true;
+    s.slowdown = 4;
+    s.needs[1].key.mode = SL_CORE_STREAMED;
+    s.needs[1].size_bytes = size * G;
+    s.facts.dit_whole = false;
+    return s;
+}
+
+/* All loads and fills that come next succeed, in whatever order. */
+static inline sl_core_action let_come(sl_core *core)
+{
+    for (;;) {
+        const sl_core_action a = next(core);
+        if (a.kind != SL_CORE_LOAD && a.kind != SL_CORE_HOST_FILL && a.kind != SL_CORE_UNLOAD &&
+            a.kind != SL_CORE_HOST_DROP)
+            return a;
+        done(core, &a, SL_OK);
+    }
+}
+
+static inline void admit_and_run(sl_core *core, const char *id, sl_core_action *run)
+{
+    sl_core_action a = expect(core, SL_CORE_JOB_ADMITTED);
+
+    SL_CHECK(strcmp(a.job_id, id) == 0);
+    *run = let_come(core);
+    SL_CHECK(run->kind == SL_CORE_RUN && strcmp(run->job_id, id) == 0);
+    sl_core_job_started(core, id);
+}
+
+static inline void end(sl_core *core, const sl_core_action *run, const char *id, sl_status status)
+{
+    done(core, run, status);
+    const sl_core_action a = expect(core, SL_CORE_JOB_ENDED);
+    SL_CHECK(strcmp(a.job_id, id) == 0 && a.status == status);
+}
+
+static inline sl_core_component component(const sl_core *core, const char *model, sl_component_kind kind)
+{
+    for (int i = 0; i < sl_core_component_count(core); i++) {
+        sl_core_component c;
+        sl_core_get_component(core, i, &c);
+        if (strcmp(c.key.model, model) == 0 && c.key.component == kind)
+            return c;
+    }
+    return (sl_core_component){ .state = SL_CORE_ABSENT };
 }
 
 #endif
