@@ -1,6 +1,7 @@
 #include "service/config.h"
 
 #include "base/config.h"
+#include "base/size.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,7 +18,7 @@ typedef struct {
     char *device;
     char **models;
     uint32_t models_count;
-    char *outputs, *runtime, *socket, *budget, *worker;
+    char *outputs, *runtime, *socket, *budget, *worker, *host_memory;
     uint32_t threads;
     file_limits limits;
     int local_users;
@@ -61,6 +62,7 @@ static const cyaml_schema_field_t fields[] = {
     PATH_FIELD(runtime),
     PATH_FIELD(socket),
     PATH_FIELD(budget),
+    PATH_FIELD(host_memory),
     PATH_FIELD(worker),
     CYAML_FIELD_UINT("threads", CYAML_FLAG_OPTIONAL, file_values, threads),
     CYAML_FIELD_MAPPING("limits", CYAML_FLAG_OPTIONAL, file_values, limits, limit_fields),
@@ -162,6 +164,19 @@ static sl_status take_limits(sl_settings *out, const sl_config *config, sl_error
     return SL_OK;
 }
 
+static sl_status take_host_memory(sl_settings *out, const sl_config *config, sl_error *err)
+{
+    const file_values *file = config ? sl_config_values(config) : NULL;
+
+    out->host_bytes = 0;
+    if (!file || !file->host_memory || strcmp(file->host_memory, "0") == 0
+        || sl_size_parse(file->host_memory, &out->host_bytes))
+        return SL_OK;
+    sl_fail(err, SL_ERR_DATA, "\"%s\" is no size: expected 8GiB or the like, or 0",
+            file->host_memory);
+    return sl_config_blame(config, "host_memory", err);
+}
+
 static sl_status take_device(sl_settings *out, const sl_flags *flags, const sl_config *config,
                              sl_error *err)
 {
@@ -215,6 +230,8 @@ sl_status sl_settings_init(sl_settings *out, const sl_flags *flags, sl_error *er
         goto done;
     const file_values *file = config ? sl_config_values(config) : &nothing;
     status = take_limits(&settings, config, err);
+    if (status == SL_OK)
+        status = take_host_memory(&settings, config, err);
     if (status == SL_OK)
         status = take_device(&settings, flags, config, err);
     if (status == SL_OK)

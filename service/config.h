@@ -33,6 +33,7 @@ typedef struct {
     int running;
     int bypass;
     int user_running, user_queued; /* 0: no limit */
+    size_t host_bytes; /* of the host tier; 0: there is none */
     sl_role local_users;
     sl_log_level log_level;
 } sl_settings;

@@ -91,7 +91,7 @@ static sl_status submit(sl_service *s, sl_rpc_call *call, const char *request_id
                         sl_core_answer *answer, sl_error *err)
 {
     sl_job *job = NULL;
-    sl_status status = sl_service_note_path(s, spec->model, spec->model_path, err);
+    sl_status status = sl_service_note_path(s, spec->model, spec->model_path, &spec->arch, err);
 
     if (status == SL_OK)
         status = sl_jobs_add(s->jobs, &job, call->peer.identity, request_id, hash, spec, err);

@@ -67,6 +67,12 @@ static Sluice__V1__DeviceMemory *device_to_pb(sl_service *s, sl_arena *arena)
     /* On cpu the process itself, beside the arena, is the context. */
     if (ledger.worker_up && s->memory.rss_bytes > s->memory.rss_arena_bytes)
         pb->context_bytes = s->memory.rss_bytes - s->memory.rss_arena_bytes;
+    pb->host = sl_rpc_new(arena, &sluice__v1__host_memory__descriptor);
+    if (!pb->host)
+        return NULL;
+    pb->host->limit_bytes = ledger.host_limit_bytes;
+    pb->host->used_bytes = ledger.host_used_bytes;
+    pb->host->free_bytes = ledger.host_limit_bytes - ledger.host_used_bytes;
     pb->limit_bytes = ledger.limit_bytes;
     pb->total_bytes = ledger.limit_bytes + pb->context_bytes;
     pb->weights_bytes = ledger.weights_bytes;

@@ -198,6 +198,7 @@ typedef struct {
     int count;
     sl_budget_facts facts;
     char *path;
+    sl_arch arch; /* sizes alone */
 } load_spec;
 
 static sl_status check_components(sl_rpc_call *call, const Sluice__V1__Component *components,
@@ -241,6 +242,7 @@ static sl_status make_load(sl_rpc_call *call, const sl_model_info *info,
     if (status == SL_OK)
         status = sl_budget_facts_make(&out->facts, info->name, info->arch, components, precision,
                                       NULL, err);
+    out->arch = *info->arch;
     if (status == SL_OK && !(out->path = sl_arena_strdup(call->arena, info->path)))
         status = out_of_memory(err);
     return status;
@@ -269,7 +271,7 @@ sl_status sl_handle_load_model(void *service, sl_rpc_call *call, sl_error *err)
     pthread_mutex_lock(&s->lock);
     status = may_wait(s, call, err);
     if (status == SL_OK)
-        status = sl_service_note_path(s, request->model, spec.path, err);
+        status = sl_service_note_path(s, request->model, spec.path, &spec.arch, err);
     if (status == SL_OK) {
         status = sl_core_load(s->core, spec.needs, spec.count, &spec.facts, &wait->ticket, answer,
                               err);

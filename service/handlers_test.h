@@ -313,6 +313,15 @@ sl_status sl_supervisor_send(sl_supervisor *f, uint64_t generation,
     return SL_OK;
 }
 
+sl_status sl_supervisor_send_fds(sl_supervisor *f, uint64_t generation,
+                                 const Sluice__Worker__Command *command, const int *fds,
+                                 int fd_count, sl_error *err)
+{
+    (void)fds;
+    (void)fd_count;
+    return sl_supervisor_send(f, generation, command, err);
+}
+
 void sl_supervisor_kill(sl_supervisor *f, uint64_t generation, const char *reason)
 {
     (void)generation;

@@ -54,7 +54,10 @@ sl_status sl_request_need(const sl_model_info *info, sl_component_kind kind,
     *out = (sl_core_need){
         .key = { .component = kind, .precision = spec.precision },
         .size_bytes = sl_component_plan_bytes(&spec),
+        .host_bytes = sl_hosttier_cost_bytes(sl_component_image_bytes(&spec)),
     };
+    if (out->host_bytes == SIZE_MAX)
+        out->host_bytes = 0; /* larger than any image */
     snprintf(out->key.model, sizeof out->key.model, "%s", info->name);
     return SL_OK;
 }
@@ -240,6 +243,7 @@ static sl_status make_plan(const sl_model_info *info, sl_job_spec *spec, sl_erro
 
     if (status != SL_OK)
         return status;
+    spec->arch = *info->arch;
     spec->core.need_count = 0;
     for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++) {
         if (spec->plan.weight_bytes[kind] == 0)

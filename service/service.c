@@ -141,7 +141,8 @@ bool sl_service_wait(sl_service *s, int64_t deadline_ns)
     return pthread_cond_timedwait(&s->changed, &s->lock, &until) != ETIMEDOUT;
 }
 
-sl_status sl_service_note_path(sl_service *s, const char *model, const char *path, sl_error *err)
+sl_status sl_service_note_path(sl_service *s, const char *model, const char *path,
+                               const sl_arch *arch, sl_error *err)
 {
     char *copy = strdup(path);
 
@@ -151,6 +152,7 @@ sl_status sl_service_note_path(sl_service *s, const char *model, const char *pat
         if (strcmp(s->paths[i].model, model) == 0) {
             free(s->paths[i].path);
             s->paths[i].path = copy;
+            s->paths[i].arch = *arch;
             return SL_OK;
         }
     }
@@ -159,15 +161,16 @@ sl_status sl_service_note_path(sl_service *s, const char *model, const char *pat
         return sl_fail(err, SL_ERR_BUSY, "more than %d models have been used", MAX_PATHS);
     }
     snprintf(s->paths[s->path_count].model, sizeof s->paths[0].model, "%s", model);
+    s->paths[s->path_count].arch = *arch;
     s->paths[s->path_count++].path = copy;
     return SL_OK;
 }
 
-static const char *find_path(const sl_service *s, const char *model)
+const model_path *sl_service_find_path(const sl_service *s, const char *model)
 {
     for (int i = 0; i < s->path_count; i++) {
         if (strcmp(s->paths[i].model, model) == 0)
-            return s->paths[i].path;
+            return &s->paths[i];
     }
     return NULL;
 }
@@ -226,7 +229,7 @@ static void note_command(sl_service *s, const sl_core_action *action)
         if (s->commands[i].command_id != 0)
             continue;
         s->commands[i] = (component_command){ .command_id = action->command_id,
-                                              .load = action->kind == SL_CORE_LOAD,
+                                              .kind = action->kind,
                                               .key = action->key };
         snprintf(s->commands[i].job_id, sizeof s->commands[i].job_id, "%s", action->job_id);
         return;
@@ -238,7 +241,7 @@ static void do_load(sl_service *s, const sl_core_action *action)
     Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
     Sluice__Worker__Load load = SLUICE__WORKER__LOAD__INIT;
     Sluice__Worker__ComponentKey key;
-    const char *path = find_path(s, action->key.model);
+    const model_path *model = sl_service_find_path(s, action->key.model);
     char text[256];
     sl_job *job = action->job_id[0] ? sl_jobs_find(s->jobs, action->job_id) : NULL;
 
@@ -247,7 +250,8 @@ static void do_load(sl_service *s, const sl_core_action *action)
                      sl_core_key_text(&action->key, text, sizeof text));
     sl_dispatch_key(&key, &action->key);
     load.key = &key;
-    load.model_path = (char *)(path ? path : "");
+    load.model_path = model ? model->path : (char *)"";
+    load.from_host = action->from_host;
     load.planned_bytes = action->size_bytes;
     command.id = action->command_id;
     command.kind_case = SLUICE__WORKER__COMMAND__KIND_LOAD;
@@ -465,9 +469,15 @@ static void act(sl_service *s, const sl_core_action *action)
         sl_dispatch_trim(s, action->command_id);
         break;
     case SL_CORE_HOST_FILL:
+        note_command(s, action);
+        sl_dispatch_fill(s, action);
+        break;
     case SL_CORE_HOST_DROP:
+        note_command(s, action);
+        sl_dispatch_drop(s, action);
+        break;
     case SL_CORE_PHASE_GO:
-        SL_ASSERT(!"there is no host tier, and no job goes by phase");
+        SL_ASSERT(!"no job goes by phase");
         break;
     case SL_CORE_NONE:
         break;
@@ -522,6 +532,7 @@ static void on_hello(sl_service *s, uint64_t generation, const Sluice__Worker__E
     s->generation = generation;
     s->worker_up = true;
     s->worker_pid = event->hello->pid;
+    sl_dispatch_worker_up(s);
     sl_core_worker_up(s->core, event->memory ? event->memory->workspace_bytes : 0);
 }
 
@@ -634,15 +645,34 @@ static sl_status finish_run(sl_service *s, running_job *run, const Sluice__Worke
     return status;
 }
 
-static void note_component(sl_service *s, uint64_t id, const Sluice__Worker__Done *done)
+/* The line of a component's command.  *status: what the core is told. */
+static void note_component(sl_service *s, uint64_t id, const Sluice__Worker__Done *done,
+                           sl_status *status)
 {
+    static const struct {
+        sl_core_action_kind kind;
+        const char *event;
+    } events[] = {
+        { SL_CORE_LOAD, "component_load" },
+        { SL_CORE_UNLOAD, "component_unload" },
+        { SL_CORE_HOST_FILL, "image_fill" },
+        { SL_CORE_HOST_DROP, "image_drop" },
+    };
     char name[256], text[600];
 
     for (int i = 0; i < SL_SERVICE_COMMANDS; i++) {
         component_command *c = &s->commands[i];
         if (c->command_id != id || id == 0)
             continue;
-        const char *event = c->load ? "component_load" : "component_unload";
+        const char *event = "";
+        for (size_t k = 0; k < SL_COUNT(events); k++) {
+            if (events[k].kind == c->kind)
+                event = events[k].event;
+        }
+        if (c->kind == SL_CORE_HOST_FILL)
+            sl_dispatch_filled(s, &c->key, *status == SL_OK);
+        if (c->kind == SL_CORE_HOST_DROP)
+            *status = SL_OK; /* the pages are gone whatever it says */
         sl_job *job = c->job_id[0] ? sl_jobs_find(s->jobs, c->job_id) : NULL;
         snprintf(text, sizeof text,
                  "component=\"%s\" status=%s device_before=%zu device_after=%zu peak=%zu ms=%lld",
@@ -674,7 +704,7 @@ static void on_done(sl_service *s, const Sluice__Worker__Event *event)
         if (s->stopping && status != SL_OK)
             return; /* the store has it as unfinished: it runs when the daemon is back */
     } else {
-        note_component(s, event->id, done);
+        note_component(s, event->id, done, &status);
     }
     /* Only now: finish_run lets others look, and the books still say "running". */
     take_memory(s, event->memory);
@@ -687,7 +717,10 @@ static void on_done(sl_service *s, const Sluice__Worker__Event *event)
         .component_bytes = done->component_bytes,
         .duration_ns = done->duration_ns,
     };
-    if (!sl_core_command_done(s->core, event->id, &end, sl_clock_now_ns()))
+    if (sl_dispatch_is_own(event->id)) {
+        if (status != SL_OK)
+            sl_log(SL_LOG_WARN, "image_not_told", "reason=\"%s\"", message);
+    } else if (!sl_core_command_done(s->core, event->id, &end, sl_clock_now_ns()))
         sl_log(SL_LOG_WARN, "worker_stray_done", "id=%llu", (unsigned long long)event->id);
 }
 
@@ -737,6 +770,7 @@ static void on_down(void *arg, uint64_t generation, const char *reason)
     snprintf(s->down_reason, sizeof s->down_reason, "%s", reason);
     clear_all_running(s);
     memset(s->commands, 0, sizeof s->commands);
+    sl_dispatch_worker_down(s);
     sl_core_worker_down(s->core, reason);
     sl_service_pump(s);
     pthread_mutex_unlock(&s->lock);
@@ -807,6 +841,7 @@ static sl_status create_state(sl_service *s, const sl_service_config *config, sl
     core.bypass_limit = config->bypass_limit;
     core.user_running_limit = config->user_running;
     core.user_queued_limit = config->user_queued;
+    core.host_limit_bytes = config->host_bytes;
     sl_status status = SL_OK;
     if (config->store)
         status = sl_store_open(&s->store, config->store, err);
@@ -819,6 +854,8 @@ static sl_status create_state(sl_service *s, const sl_service_config *config, sl
     core.queue_limit = config->queue > unfinished ? config->queue : unfinished;
     core.table = config->table;
     status = sl_core_create(&s->core, &core, err);
+    if (status == SL_OK)
+        status = sl_hosttier_create(&s->host, config->host_bytes, err);
     if (status == SL_OK)
         status = sl_jobs_create(&s->jobs, config->keep_jobs, err);
     if (status == SL_OK)
@@ -888,6 +925,8 @@ void sl_service_destroy(sl_service *s)
     sl_supervisor_destroy(s->supervisor);
     clear_all_running(s);
     sl_core_destroy(s->core);
+    sl_dispatch_free_images(s);
+    sl_hosttier_destroy(s->host);
     sl_jobs_destroy(s->jobs);
     sl_store_close(s->store);
     sl_models_destroy(s->models);

@@ -4,6 +4,7 @@
 
 #include "api/worker.pb-c.h"
 #include "service/core.h"
+#include "service/hosttier.h"
 #include "service/jobs.h"
 #include "service/models.h"
 #include "service/rpc.h"
@@ -26,12 +27,22 @@ typedef struct ticket_wait {
 typedef struct {
     char model[SL_CORE_NAME_BYTES];
     char *path;
+    sl_arch arch;
 } model_path;
+
+/* An image in the host tier; dispatch.c. */
+typedef struct host_entry {
+    struct host_entry *next;
+    sl_core_key key; /* its mode says nothing */
+    sl_host_image *image;
+    unsigned modes; /* set of 1u << sl_core_mode that the core has it for */
+    bool told;      /* the worker that is up has it */
+} host_entry;
 
 /* A Load or Unload that the worker has. */
 typedef struct {
     uint64_t command_id; /* 0: none */
-    bool load;
+    sl_core_action_kind kind;
     sl_core_key key;
     char job_id[SL_CORE_ID_BYTES]; /* "": for no job */
 } component_command;
@@ -68,6 +79,9 @@ struct sl_service {
     component_command commands[SL_SERVICE_COMMANDS];
     sl_store *store;         /* or NULL */
     char store_problem[SL_ERROR_MESSAGE_BYTES]; /* why the last write did not succeed; "": it did */
+    sl_hosttier *host;
+    host_entry *images;
+    uint64_t own_commands; /* of dispatch.c */
     uint64_t generation; /* of the worker that is up */
     bool worker_up;
     int64_t worker_pid;
@@ -88,7 +102,8 @@ void sl_service_pump(sl_service *s);
 bool sl_service_wait(sl_service *s, int64_t deadline_ns);
 /* Where the worker finds this model. */
 sl_status sl_service_note_path(sl_service *s, const char *model, const char *path,
-                               sl_error *err) SL_MUST_CHECK;
+                               const sl_arch *arch, sl_error *err) SL_MUST_CHECK;
+const model_path *sl_service_find_path(const sl_service *s, const char *model); /* NULL: unknown */
 void sl_service_get_ledger(sl_service *s, sl_core_ledger *out);
 /* A line for the log and for `explain`: event id=... and what fmt says. */
 void sl_service_note(sl_job *job, sl_log_level level, const char *event, const char *fmt, ...)

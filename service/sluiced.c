@@ -201,6 +201,7 @@ static sl_status start_service(daemon_state *d, sl_error *err)
         .bypass_limit = settings->bypass,
         .user_running = settings->user_running,
         .user_queued = settings->user_queued,
+        .host_bytes = settings->host_bytes,
         /* Calls that wait take three fifths of what may be under way, one identity
          * may have four fifths (start_front): one fifth always remains to it for
          * calls that are answered at once. */
