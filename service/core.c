@@ -36,12 +36,25 @@ sl_status sl_core_create(sl_core **out, const sl_core_config *config, sl_error *
     if (!core)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the scheduler");
     core->config = *config;
-    if (config->table)
-        core->row =
-            sl_budget_find_row(config->table, config->kind,
-                               config->device_bytes ? config->device_bytes : config->limit_bytes);
+    sl_core_set_table(core, config->table);
     *out = core;
     return SL_OK;
+}
+
+void sl_core_set_draining(sl_core *core, bool draining)
+{
+    core->draining = draining;
+}
+
+void sl_core_set_table(sl_core *core, const sl_budget_table *table)
+{
+    const sl_core_config *config = &core->config;
+
+    core->config.table = table;
+    core->row = table ? sl_budget_find_row(
+                    table, config->kind,
+                    config->device_bytes ? config->device_bytes : config->limit_bytes)
+                      : NULL;
 }
 
 static void free_nodes(node *n)
@@ -527,7 +540,7 @@ static void admit(sl_core *core, int64_t now_ns)
 
     if (j && j->not_before_ns <= now_ns)
         j->not_before_ns = 0; /* so that sl_core_wake_ns is never in the past */
-    if (!j || !sl_core_is_calm(core) || j->not_before_ns > 0)
+    if (!j || core->draining || !sl_core_is_calm(core) || j->not_before_ns > 0)
         return;
     const demand d = sl_core_demand_of(&j->spec);
     sl_core_answer_demand(core, &d, 0, &answer);

@@ -149,6 +149,12 @@ sl_status sl_core_load(sl_core *core, const sl_core_need *needs, int count,
 sl_status sl_core_unload(sl_core *core, const sl_core_key *keys, int count, uint64_t *ticket,
                          sl_error *err) SL_MUST_CHECK;
 
+/* While draining no job is admitted; what is admitted ends, tickets are served. */
+void sl_core_set_draining(sl_core *core, bool draining);
+/* Another table, or the same with other contents; admitted jobs go on.  NULL: nothing
+ * is forbidden. */
+void sl_core_set_table(sl_core *core, const sl_budget_table *table);
+
 /* The worker said hello; workspace_bytes is what it mapped at its start. */
 void sl_core_worker_up(sl_core *core, size_t workspace_bytes);
 /* The worker is gone, whatever the reason; also fine when it was not up. */

@@ -76,6 +76,7 @@ struct sl_core {
     const sl_budget_row *row; /* that governs the device; NULL: none */
     bool up;
     bool restart, restart_told;
+    bool draining;
     char restart_message[SL_CORE_TEXT_BYTES];
     node *nodes, *lost;
     job *queue, *active, *ended;
