@@ -34,6 +34,8 @@ typedef struct {
     int bypass;
     int user_running, user_queued; /* 0: no limit */
     size_t host_bytes; /* of the host tier; 0: there is none */
+    uint64_t outputs_quota_bytes; /* 0: none */
+    int64_t outputs_retention_ns; /* 0: for ever */
     sl_role local_users;
     sl_log_level log_level;
 } sl_settings;

@@ -184,7 +184,7 @@ static sl_status make_entry(sl_service *s, const sl_core_key *key, size_t image_
     return SL_OK;
 }
 
-void sl_dispatch_fill(sl_service *s, const sl_core_action *action)
+bool sl_dispatch_fill(sl_service *s, const sl_core_action *action)
 {
     sl_error err = { .status = SL_OK };
     const model_path *model = sl_service_find_path(s, action->key.model);
@@ -193,7 +193,7 @@ void sl_dispatch_fill(sl_service *s, const sl_core_action *action)
 
     if (!model) {
         end_command(s, action->command_id, SL_ERR_INTERNAL, "nobody said where the model is");
-        return;
+        return false;
     }
     const sl_component_spec spec =
         sl_component_spec_of(&model->arch, action->key.component, action->key.precision);
@@ -201,7 +201,7 @@ void sl_dispatch_fill(sl_service *s, const sl_core_action *action)
     if (entry && entry->image->filled && entry->image->image_bytes == image_bytes) {
         entry->modes |= 1u << action->key.mode; /* its other mode has filled it */
         end_command(s, action->command_id, SL_OK, "");
-        return;
+        return false;
     }
     if (entry)
         status = sl_fail(&err, SL_ERR_PRECONDITION, "an image of an earlier file is still there");
@@ -209,11 +209,12 @@ void sl_dispatch_fill(sl_service *s, const sl_core_action *action)
         status = make_entry(s, &action->key, image_bytes, &entry, &err);
     if (status != SL_OK) {
         end_command(s, action->command_id, status, err.message);
-        return;
+        return false;
     }
     entry->modes = 1u << action->key.mode;
     tell_segments(s, entry);
     tell_fill(s, action, model->path);
+    return true;
 }
 
 void sl_dispatch_filled(sl_service *s, const sl_core_key *key, bool ok)
@@ -230,7 +231,7 @@ void sl_dispatch_filled(sl_service *s, const sl_core_key *key, bool ok)
     remove_entry(at);
 }
 
-void sl_dispatch_drop(sl_service *s, const sl_core_action *action)
+bool sl_dispatch_drop(sl_service *s, const sl_core_action *action)
 {
     host_entry **at = find_slot(s, &action->key);
     bool told = false;
@@ -246,6 +247,7 @@ void sl_dispatch_drop(sl_service *s, const sl_core_action *action)
         tell_forget(s, &action->key, action->command_id);
     else
         end_command(s, action->command_id, SL_OK, "");
+    return told;
 }
 
 void sl_dispatch_worker_up(sl_service *s)

@@ -24,8 +24,9 @@ void sl_dispatch_key(Sluice__Worker__ComponentKey *pb, const sl_core_key *key);
 /* A command of this module's own, which the core knows nothing about. */
 bool sl_dispatch_is_own(uint64_t command_id);
 
-void sl_dispatch_fill(sl_service *s, const sl_core_action *action);
-void sl_dispatch_drop(sl_service *s, const sl_core_action *action);
+/* True: the worker has a command; false: it has ended already. */
+bool sl_dispatch_fill(sl_service *s, const sl_core_action *action);
+bool sl_dispatch_drop(sl_service *s, const sl_core_action *action);
 /* What has become of a fill. */
 void sl_dispatch_filled(sl_service *s, const sl_core_key *key, bool ok);
 /* A worker is up: it gets the images.  It is down: none is told any more. */

@@ -170,6 +170,7 @@ static void settle_in(void)
     signal(SIGINT, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a file at its limit is a failed write */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
 }
 

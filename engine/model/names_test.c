@@ -4,51 +4,16 @@
 
 #include "base/file.h"
 #include "base/test.h"
+#include "base/test_dir.h"
 #include "engine/model/component.h"
 #include "engine/model/inspect.h"
 #include "engine/model/model_dir.h"
 #include "engine/model/synth.h"
 #include "engine/model/test_pth.h"
 
-#include <ftw.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-static char root[64];
-
-static int make_root(void **state)
-{
-    (void)state;
-    strcpy(root, "names_test.XXXXXX");
-    return mkdtemp(root) ? 0 : -1;
-}
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-    (void)st;
-    (void)type;
-    (void)ftw;
-    return remove(path);
-}
-
-static int remove_root(void **state)
-{
-    (void)state;
-    nftw(root, remove_one, 16, FTW_DEPTH | FTW_PHYS);
-    return 0;
-}
-
-/* "<root>/<a>/<b>"; four live at a time. */
-static const char *at(const char *a, const char *b)
-{
-    static char bufs[4][512];
-    static int next;
-    char *buf = bufs[next++ % 4];
-
-    snprintf(buf, sizeof bufs[0], "%s/%s%s%s", root, a, b ? "/" : "", b ? b : "");
-    return buf;
-}
 
 /* ---- names, written down a second time, without the tables ---- */
 

@@ -30,20 +30,20 @@ class TwoModels(Daemon):
                 self.outputs, "--runtime", self.runtime]
 
 
-def ask(d, *words, code=0):
-    """The JSON of a command, which this daemon may not know yet."""
+def attempt(d, *words):
+    """A command with --json, which this daemon may not know yet."""
     result = d.cli(*words, "--json", limit_s=120)
     if result.code == 1 and result.json.get("error", {}).get("code") == "UNIMPLEMENTED":
         assert result.json["error"]["answered"], result
         text = d.cli(*words)
         assert text.code == 1 and f"this daemon cannot do `{words[0]}`" in text.err, text
         raise Skip(f"no {words[0]} in this daemon")
-    assert result.code == code, result
-    return result.json
+    assert result.code == 0, result
+    return result
 
 
-def weights_of(memory):
-    return {c["model"] for c in memory["components"] if c["measured_bytes"] > 0}
+def ask(d, *words):
+    return attempt(d, *words).json
 
 
 def test_top_shows_what_runs():
@@ -203,11 +203,8 @@ def test_explain_has_the_bytes():
 
 def test_events_follow_each_other():
     with Daemon() as d:
-        ask(d, "trim")
         assert d.cli("load", MODEL).code == 0
-        result = d.cli("events", "--json")
-        assert result.code == 0, result
-        events = [line["event"] for line in result.lines]
+        events = [line["event"] for line in attempt(d, "events").lines]
         assert events and [e["seq"] for e in events] == sorted({e["seq"] for e in events}), events
         assert any(e["kind"].startswith("load") for e in events), events
         follower = d.cli_start("events", "--follow")
