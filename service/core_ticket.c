@@ -205,6 +205,19 @@ sl_status sl_core_unload(sl_core *core, const sl_core_key *keys, int count, uint
                              ticket_out, err);
 }
 
+void sl_core_unpin(sl_core *core, const sl_core_key *keys, int count)
+{
+    for (int i = 0; i < count; i++) {
+        node *n = sl_core_find(core, &keys[i]);
+        image *im = sl_core_find_image(core, &keys[i]);
+        if (n)
+            n->pinned = false;
+        if (im)
+            im->pinned = false;
+    }
+    core->unsettled = true;
+}
+
 sl_status sl_core_trim(sl_core *core, uint64_t *ticket_out, sl_error *err)
 {
     ticket *t = make_ticket(TICKET_TRIM, NULL, 0);

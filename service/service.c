@@ -359,6 +359,8 @@ static void on_ticket_ended(sl_service *s, const sl_core_action *action)
     if (wait) {
         wait->action = *action;
         wait->ended = true;
+        wait->ended_ns = sl_clock_now_ns();
+        wait->mapped_bytes = s->calm_mapped_bytes;
     }
 }
 

@@ -21,6 +21,8 @@ typedef struct ticket_wait {
     struct ticket_wait *next;
     uint64_t ticket;
     bool ended;
+    int64_t ended_ns;      /* monotonic */
+    size_t mapped_bytes;   /* of the arena, then */
     sl_core_action action; /* TICKET_ENDED, once ended */
 } ticket_wait;
 

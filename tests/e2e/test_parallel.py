@@ -1,6 +1,7 @@
 """Jobs side by side: they overlap, give what they give alone, and the books stay true."""
 import hashlib
 import os
+import signal
 
 from harness import MODEL, Daemon, check_sums, partials, run, wait_for
 
@@ -95,6 +96,27 @@ def test_a_user_may_only_have_so_many():
         assert third.code != 0 and "limit" in third.json["error"]["message"], third
         for job in (first, second):
             assert d.cli("cancel", job).code == 0
+
+
+def test_images_outlive_the_worker_and_a_soft_unload():
+    with TwoLanes(more="host_memory: 1GiB\n") as d:
+        assert d.cli("load", MODEL, "--no-pin").code == 0
+        memory = d.memory()
+        assert not any(c["pinned"] for c in memory["components"]), memory
+        used, pid = memory["host"]["used_bytes"], memory["worker_pid"]
+        assert used > 0, memory
+        want = d.wait_state(d.submit(*SMALL), ["done"])["output_sha256"]
+        os.kill(pid, signal.SIGKILL)
+        wait_for("another worker", lambda: d.memory()["worker_pid"] not in (0, pid))
+        assert d.memory()["host"]["used_bytes"] == used
+        assert d.wait_state(d.submit(*SMALL), ["done"])["output_sha256"] == want
+        assert d.log().count("image_fill") == len(memory["components"]), "filled again"
+        assert d.cli("unload", MODEL).code == 0
+        memory = d.memory()
+        assert memory["weights_bytes"] == 0 and memory["host"]["used_bytes"] == used, memory
+        assert d.cli("unload", MODEL, "--full").code == 0
+        assert d.memory()["host"]["used_bytes"] == 0
+        check_sums(d.memory())
 
 
 run(globals())
