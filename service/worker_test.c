@@ -1198,7 +1198,7 @@ SL_TEST(a_cancel_and_a_preempt_reach_their_lane_alone)
     make_short_job(&left, "left", err);
     run_and_check(&w, &left, alone, err);
     SL_CHECK(unlink(left.output) == 0);
-    make_long_job(&right, "right", err);
+    make_job(&right, "right", 128, 17, 4, err);
     right.run.lane = 1;
     for (int round = 0; round < 2; round++) {
         awaited done[2] = { { .id = send_run(&w, &right, err) },
@@ -1215,8 +1215,7 @@ SL_TEST(a_cancel_and_a_preempt_reach_their_lane_alone)
         SL_CHECK(unlink(left.output) == 0);
     }
 
-    left.run.lane = 1; /* the end of the stream, with a job in each lane */
-    right.run.lane = 0;
+    make_long_job(&right, "right", err); /* the end of the stream, with a job in each lane */
     send_run(&w, &right, err);
     make_long_job(&left, "left", err);
     left.run.lane = 1;
