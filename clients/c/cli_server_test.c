@@ -337,7 +337,7 @@ SL_TEST(events_are_followed)
 {
     Sluice__V1__WatchEventsReply reply = SLUICE__V1__WATCH_EVENTS_REPLY__INIT;
     Sluice__V1__ServerEvent a = SLUICE__V1__SERVER_EVENT__INIT, b = a, *events[] = { &a, &b };
-    const answer ok[] = { { .method = "WatchEvents", .reply = &reply.base }, { NULL } };
+    const answer ok[] = { { .method = "WatchEvents", .reply = &reply.base }, { .method = NULL } };
     char line[256];
     static outcome o;
     server s;

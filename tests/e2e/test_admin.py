@@ -166,6 +166,54 @@ def test_reload_keeps_jobs():
         assert d.wait_state(job, ["done", "failed"], 120)["state"] == "done"
 
 
+TABLE = """rows:
+  - name: this test
+    kind: cpu
+    forbid:
+      - text: no video of more than {pixels} pixels
+        pixels_above: {pixels}
+"""
+
+
+class WithTable(Daemon):
+    def command(self):
+        config = os.path.join(self.folder, "sluice.yaml")
+        if not os.path.exists(config):
+            self.write_table(TABLE.format(pixels=10 ** 6))
+            with open(config, "w", encoding="utf-8") as f:
+                f.write(f"budget: {self.table()}\n")
+        return [*super().command(), "--config", config]
+
+    def table(self):
+        return os.path.join(self.folder, "budget.yaml")
+
+    def write_table(self, text):
+        with open(self.table(), "w", encoding="utf-8") as f:
+            f.write(text)
+
+
+def test_a_table_is_read_again_and_a_wrong_one_is_not():
+    with WithTable() as d:
+        plan = ["plan", "--model", MODEL, "--width", "128", "--height", "128", "--frames", "5"]
+        assert d.cli(*plan).code == 0
+        job = d.submit(*MIDDLE)
+        d.wait_state(job, ["denoising"])
+        d.write_table(TABLE.format(pixels=100 * 100))
+        assert ask(d, "reload")["changed"], "the table has changed"
+        refused = d.cli(*plan, "--json")
+        assert refused.code == 3, refused
+        refusal = refused.json["refusal"]
+        assert refusal["table_row"] == "this test" and "10000 pixels" in refusal["table_rule"], refusal
+        nearest = refusal["nearest"]
+        assert nearest["exists"] and nearest["width"] * nearest["height"] <= 10000, nearest
+        d.write_table("rows: [ {name: broken")
+        wrong = d.cli("reload", "--json")
+        assert wrong.code == 1 and "budget.yaml" in wrong.json["error"]["message"], wrong
+        assert d.cli(*plan).code == 3, "the last good table holds"
+        # one that was admitted before goes on
+        assert d.wait_state(job, ["done", "failed"], 120)["state"] == "done"
+
+
 def test_clean_removes_only_what_is_old():
     with Daemon() as d:
         job = d.wait_state(d.submit(*SMALL), ["done"])["job_id"]
@@ -187,6 +235,22 @@ def test_doctor_finds_nothing():
         assert got["ok"] and got["lines"] and all(line["ok"] for line in got["lines"]), got
         text = d.cli("doctor")
         assert text.code == 0 and "NOT OK" not in text.out and "OK" in text.out, text
+
+
+def test_doctor_and_events_tell_of_a_dead_worker():
+    with Daemon() as d:
+        ask(d, "doctor")
+        before = d.worker_pid()
+        os.kill(before, signal.SIGKILL)
+        wait_for("a new worker", lambda: (lambda m: m["worker_up"] and m["worker_pid"] != before)(
+            d.memory()))
+        sick = d.cli("doctor", "--json")
+        assert sick.code == 1 and not sick.json["ok"], sick
+        bad = [line for line in sick.json["lines"] if not line["ok"]]
+        assert [line["check"] for line in bad] == ["restarts"] and bad[0]["advice"], bad
+        text = d.cli("doctor")
+        assert text.code == 1 and "NOT OK" in text.out and "do: " in text.out, text
+        assert "worker_exit" in d.cli("events").out
 
 
 def test_explain_has_the_bytes():
