@@ -2,6 +2,7 @@
 # make demo     a prompt becomes a video, on this machine, without a GPU
 # make test     all tests (what .ci/run calls)
 # make sanitize the same tests under ASan+UBSan, then the threaded ones under TSan
+# make fuzz     every fuzz target for FUZZ_SECONDS (needs clang)
 # make bench | fmt | lint | clean
 #
 # A bare Debian 12 with git and make is enough: `deps` installs what is missing.
@@ -9,13 +10,16 @@
 DEPS = cmake ninja-build gcc g++ libc6-dev pkg-config python3 ca-certificates \
        libopenblas-pthread-dev libprotobuf-c-dev protobuf-c-compiler libnng-dev libssl-dev \
        libavcodec-dev libavformat-dev libavutil-dev libswscale-dev ffmpeg zlib1g-dev \
-       libsentencepiece-dev libutf8proc-dev libcyaml-dev libyaml-dev libcjson-dev libcmocka-dev
+       libsentencepiece-dev libutf8proc-dev libcyaml-dev libyaml-dev libcjson-dev libcmocka-dev \
+       libsqlite3-dev python3-venv protobuf-compiler openssl
 LINT_DEPS = clang-tidy clang-format
+FUZZ_TARGETS = safetensors pth pickle image clean tokenizer
+FUZZ_SECONDS ?= 600
 
 JOBS ?= $(shell nproc)
 PROMPT ?= a red circle moves from left to right
 
-.PHONY: all deps demo test sanitize dev tsan bench fmt lint clean
+.PHONY: all deps demo test sanitize dev tsan fuzz bench fmt lint clean
 
 all: build/build.ninja
 	cmake --build build -j $(JOBS)
@@ -49,8 +53,16 @@ tsan: deps
 	cmake --build build-tsan -j $(JOBS)
 
 sanitize: dev tsan
-	@python3 tests/run_tests.py build-dev -LE norelease
-	@python3 tests/run_tests.py build-tsan -L threads
+	@python3 tests/run_tests.py build-dev; a=$$?; python3 tests/run_tests.py build-tsan -L threads; b=$$?; exit $$((a | b))
+
+fuzz: all
+	@for t in $(FUZZ_TARGETS); do \
+	  mkdir -p build/fuzz/$$t; echo "fuzz $$t, $(FUZZ_SECONDS) s"; \
+	  build/fuzz_$$t -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+	    -artifact_prefix=build/fuzz/$$t- build/fuzz/$$t tests/fuzz/corpus/$$t >build/fuzz/$$t.log 2>&1 \
+	    || { tail -40 build/fuzz/$$t.log; exit 1; }; \
+	  grep number_of_executed build/fuzz/$$t.log; \
+	done
 
 bench: all
 	build/bench kernels

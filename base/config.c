@@ -211,8 +211,10 @@ static void hear(cyaml_log_t level, void *ctx, const char *fmt, va_list args)
         put_in_front(story->key, sizeof story->key, name);
     } else if (strncmp(line, entry, sizeof entry - 1) == 0) {
         char part[32];
+        /* Entry 0 is the sequence itself: too few entries. */
         snprintf(part, sizeof part, "[%d]", atoi(line + sizeof entry - 1));
-        put_in_front(story->key, sizeof story->key, part);
+        if (strcmp(part, "[0]") != 0)
+            put_in_front(story->key, sizeof story->key, part);
     } else if (strncmp(line, "Load: ", 6) == 0 && strcmp(line, "Load: Backtrace:") != 0) {
         snprintf(story->message, sizeof story->message, "%.250s", line + 6);
         if (strncmp(line, unexpected, sizeof unexpected - 1) == 0) {

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <strings.h>
 
 static const struct {
@@ -22,6 +23,16 @@ static const struct {
     { "tb", 1e12 },
 };
 
+/* "12", "1.5".  strtod alone would also take hexadecimal and exponents. */
+static const char *end_of_number(const char *text)
+{
+    static const char digits[] = "0123456789";
+    const char *end = text + strspn(text, digits);
+    const size_t fraction = *end == '.' ? strspn(end + 1, digits) : 0;
+
+    return fraction > 0 ? end + 1 + fraction : end;
+}
+
 bool sl_size_parse(const char *text, size_t *out)
 {
     char *end = NULL;
@@ -30,11 +41,12 @@ bool sl_size_parse(const char *text, size_t *out)
         return false;
     errno = 0;
     const double number = strtod(text, &end);
-    if (errno != 0 || !isfinite(number))
+    const bool fraction = memchr(text, '.', (size_t)(end - text)) != NULL;
+    if (errno != 0 || !isfinite(number) || end != end_of_number(text))
         return false;
     while (*end == ' ')
         end++;
-    for (size_t i = 0; i < sizeof units / sizeof units[0]; i++) {
+    for (size_t i = fraction ? 1 : 0; i < sizeof units / sizeof units[0]; i++) {
         if (strcasecmp(end, units[i].suffix) != 0)
             continue;
         const double bytes = number * units[i].factor;

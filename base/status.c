@@ -5,6 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef __clang_analyzer__ /* status.h wraps them for callers */
+#undef sl_fail
+#undef sl_fail_errno
+#undef sl_error_prefix
+#endif
+
 static const struct {
     const char *text;
     int grpc_code;
@@ -34,6 +40,23 @@ static const char *const grpc_names[] = {
     "UNAUTHENTICATED",
 };
 
+/* A message that was cut must still be UTF-8: it travels in protobuf strings.
+ * Drops the bytes of a last character whose continuation is missing. */
+static void end_at_character(char *text)
+{
+    const size_t length = strlen(text);
+    size_t start = length;
+
+    while (start > 0 && length - start < 3 && ((unsigned char)text[start - 1] & 0xc0) == 0x80)
+        start--;
+    if (start == 0)
+        return;
+    const unsigned char lead = (unsigned char)text[start - 1];
+    const size_t need = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : lead >= 0xc0 ? 2 : 1;
+    if (need > length - (start - 1))
+        text[start - 1] = '\0';
+}
+
 sl_status sl_fail(sl_error *err, sl_status status, const char *fmt, ...)
 {
     if (err) {
@@ -42,6 +65,7 @@ sl_status sl_fail(sl_error *err, sl_status status, const char *fmt, ...)
         err->status = status;
         vsnprintf(err->message, sizeof err->message, fmt, args);
         va_end(args);
+        end_at_character(err->message);
     }
     return status;
 }
@@ -77,6 +101,7 @@ sl_status sl_fail_errno(sl_error *err, const char *fmt, ...)
         va_end(args);
         const size_t used = strlen(err->message);
         snprintf(err->message + used, sizeof err->message - used, ": %s", strerror(code));
+        end_at_character(err->message);
         err->status = status;
     }
     return status;
@@ -96,6 +121,7 @@ sl_status sl_error_prefix(sl_error *err, const char *fmt, ...)
     va_end(args);
     const size_t used = strlen(err->message);
     snprintf(err->message + used, sizeof err->message - used, ": %s", old);
+    end_at_character(err->message);
     return err->status;
 }
 

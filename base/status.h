@@ -47,7 +47,7 @@ enum { SL_ERROR_MESSAGE_BYTES = 1024 };
 
 typedef struct {
     sl_status status;                      /* SL_OK: nothing recorded */
-    char message[SL_ERROR_MESSAGE_BYTES];  /* always terminated; cut if too long */
+    char message[SL_ERROR_MESSAGE_BYTES];  /* terminated; cut at a character if too long */
 } sl_error;
 
 #define SL_MUST_CHECK      __attribute__((warn_unused_result))
@@ -63,8 +63,26 @@ sl_status sl_fail(sl_error *err, sl_status status, const char *fmt, ...) SL_PRIN
  * ETIMEDOUT: TIMEOUT, everything else: IO). */
 sl_status sl_fail_errno(sl_error *err, const char *fmt, ...) SL_PRINTF(2, 3);
 
-/* Puts "<text>: " in front of a recorded message; returns err->status. */
+/* Puts "<text>: " in front of a recorded message.  Returns err->status, which
+ * is why a function that allows err to be NULL must not return its result:
+ * without a record it can only say INTERNAL. */
 sl_status sl_error_prefix(sl_error *err, const char *fmt, ...) SL_PRINTF(2, 3);
+
+/* The analyser sees one file at a time and would follow paths on which a
+ * failure is SL_OK and results are missing.  No function: it enters only a few
+ * levels of calls. */
+#ifdef __clang_analyzer__
+#define SL_NOT_OK(call)                                                                            \
+    ({                                                                                             \
+        const sl_status not_ok_ = (call);                                                          \
+        if (not_ok_ == SL_OK)                                                                      \
+            __builtin_unreachable();                                                               \
+        not_ok_;                                                                                   \
+    })
+#define sl_fail(...)         SL_NOT_OK(sl_fail(__VA_ARGS__))
+#define sl_fail_errno(...)   SL_NOT_OK(sl_fail_errno(__VA_ARGS__))
+#define sl_error_prefix(...) SL_NOT_OK(sl_error_prefix(__VA_ARGS__))
+#endif
 
 void sl_error_clear(sl_error *err);
 const char *sl_status_text(sl_status status);

@@ -41,26 +41,33 @@
         return cmocka_run_group_tests(tests, NULL, NULL);                                          \
     }
 
+/* fail_msg jumps out of the test; abort() tells compilers and the analyser. */
+#define SL_FAIL(...)                                                                               \
+    do {                                                                                           \
+        fail_msg(__VA_ARGS__);                                                                     \
+        abort();                                                                                   \
+    } while (0)
+
 #define SL_CHECK(expr)                                                                             \
     do {                                                                                           \
         if (!(expr))                                                                               \
-            fail_msg("%s:%d: %s", __FILE__, __LINE__, #expr);                                      \
+            SL_FAIL("%s:%d: %s", __FILE__, __LINE__, #expr);                                       \
     } while (0)
 
 #define SL_CHECK_OK(expr)                                                                          \
     do {                                                                                           \
         const sl_status status_ = (expr);                                                          \
         if (status_ != SL_OK)                                                                      \
-            fail_msg("%s:%d: %s: %s: %s", __FILE__, __LINE__, #expr, sl_status_text(status_),      \
-                     err->message);                                                                \
+            SL_FAIL("%s:%d: %s: %s: %s", __FILE__, __LINE__, #expr, sl_status_text(status_),       \
+                    err->message);                                                                 \
     } while (0)
 
 #define SL_CHECK_STATUS(expr, want)                                                                \
     do {                                                                                           \
         const sl_status status_ = (expr);                                                          \
         if (status_ != (want))                                                                     \
-            fail_msg("%s:%d: %s: got \"%s\", want \"%s\" (%s)", __FILE__, __LINE__, #expr,         \
-                     sl_status_text(status_), sl_status_text(want), err->message);                 \
+            SL_FAIL("%s:%d: %s: got \"%s\", want \"%s\" (%s)", __FILE__, __LINE__, #expr,          \
+                    sl_status_text(status_), sl_status_text(want), err->message);                  \
     } while (0)
 
 #define SL_SKIP(why)                                                                               \

@@ -1,14 +1,13 @@
 /* A tile is one head and QUERIES rows of q.  It goes over the keys in blocks
- * and keeps, for each row, the maximum and the sum so far and the product with
- * v scaled to that maximum (Milakov and Gimelshein, "Online normalizer
- * calculation for softmax", 2018).  Scores and products are two calls of the
- * matrix library on rows strided by N*D, so heads are never copied.
+ * and keeps each row as softmax_cpu.h says.  Scores and products are two calls
+ * of the matrix library on rows strided by N*D, so heads are never copied.
  */
 #include "kernels/attention.h"
 
 #include "base/size.h"
 #include "kernels/gemm.h"
 #include "kernels/op_check.h"
+#include "kernels/softmax_cpu.h"
 #include "kernels/vmath.h"
 
 #include <inttypes.h>
@@ -80,59 +79,13 @@ sl_status sl_attention_check(sl_exec *exec, const sl_tensor *o, const sl_tensor 
     return status;
 }
 
-enum { LANES = 16 };
-
-/* max(top, s[..]); a NaN never wins, but its exp is NaN all the same. */
-SL_MULTIARCH static float row_max(const float *s, int64_t n, float top)
-{
-    float part[LANES];
-    const int64_t whole = n - n % LANES;
-
-    for (int j = 0; j < LANES; j++)
-        part[j] = top;
-    for (int64_t i = 0; i < whole; i += LANES)
-        for (int j = 0; j < LANES; j++)
-            part[j] = s[i + j] > part[j] ? s[i + j] : part[j];
-    for (int64_t i = whole; i < n; i++)
-        part[i - whole] = s[i] > part[i - whole] ? s[i] : part[i - whole];
-    for (int j = 0; j < LANES; j++)
-        top = part[j] > top ? part[j] : top;
-    return top;
-}
-
-/* s = exp(s - top); returns the sum.  KEYS terms in LANES partial sums. */
-SL_MULTIARCH static float row_exp(float *s, int64_t n, float top)
-{
-    float part[LANES] = { 0 };
-    const int64_t whole = n - n % LANES;
-    float sum = 0.0f;
-
-    for (int64_t i = 0; i < n; i++)
-        s[i] = sl_expf(s[i] - top);
-    for (int64_t i = 0; i < whole; i += LANES)
-        for (int j = 0; j < LANES; j++)
-            part[j] += s[i + j];
-    for (int64_t i = whole; i < n; i++)
-        part[i - whole] += s[i];
-    for (int j = 0; j < LANES; j++)
-        sum += part[j];
-    return sum;
-}
-
 SL_MULTIARCH static void row_add(float *s, const float *b, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
         s[i] += b[i];
 }
 
-SL_MULTIARCH static void row_scale(float *y, const float *x, float by, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++)
-        y[i] = x[i] * by;
-}
-
-/* Scores of one key block become weights; what was summed before is brought
- * to the new maximum. */
+/* Scores of one key block become weights. */
 static void soften(const attention *a, tile_space *t, int64_t n, int64_t first_q, int64_t rows,
                    int64_t first_k, int64_t keys)
 {
@@ -142,14 +95,7 @@ static void soften(const attention *a, tile_space *t, int64_t n, int64_t first_q
         if (a->bias)
             row_add(s, a->bias + n * (a->Sq + a->Sk - 1) + first_k - (first_q + r) + a->Sq - 1,
                     keys);
-        const float top = row_max(s, keys, t->top[r]);
-        if (first_k > 0 && top > t->top[r]) {
-            const float by = sl_expf(t->top[r] - top);
-            row_scale(t->product + r * a->D, t->product + r * a->D, by, a->D);
-            t->sum[r] *= (double)by;
-        }
-        t->top[r] = top;
-        t->sum[r] += (double)row_exp(s, keys, top);
+        sl_softmax_row(s, keys, first_k == 0, &t->top[r], &t->sum[r], t->product + r * a->D, a->D);
     }
 }
 
@@ -164,10 +110,6 @@ static void attention_tile(void *arg, int64_t i, int thread, void *workspace)
     float *o = a->o + first_q * width + n * D;
 
     (void)thread;
-    for (int64_t r = 0; r < rows; r++) {
-        t->top[r] = -INFINITY;
-        t->sum[r] = 0.0;
-    }
     for (int64_t first_k = 0; first_k < a->Sk; first_k += KEYS) {
         const int64_t keys = first_k + KEYS < a->Sk ? KEYS : a->Sk - first_k;
         const float *k = a->k + first_k * width + n * D, *v = a->v + first_k * width + n * D;
@@ -180,7 +122,7 @@ static void attention_tile(void *arg, int64_t i, int thread, void *workspace)
                    t->product, D);
     }
     for (int64_t r = 0; r < rows; r++)
-        row_scale(o + r * width, t->product + r * D, (float)(1.0 / t->sum[r]), D);
+        sl_scale_row(o + r * width, t->product + r * D, (float)(1.0 / t->sum[r]), D);
 }
 
 sl_status sl_attention_cpu(sl_exec *exec, const sl_tensor *o, const sl_tensor *q,

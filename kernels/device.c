@@ -14,11 +14,12 @@ struct sl_device {
     const sl_device_backend *backend;
     pthread_mutex_t lock; /* guards what follows */
     sl_device_stats stats;
-    int region_count;
+    sl_region *regions; /* all there are */
 };
 
 struct sl_region {
     sl_device *device;
+    sl_region *next; /* guarded by device->lock */
     char *name;
     sl_range range;
     pthread_mutex_t lock; /* one map at a time; taken before device->lock */
@@ -149,7 +150,7 @@ void sl_device_destroy(sl_device *device)
 {
     if (!device)
         return;
-    SL_ASSERT(device->region_count == 0);
+    SL_ASSERT(device->regions == NULL);
     pthread_mutex_destroy(&device->lock);
     free(device);
 }
@@ -168,6 +169,17 @@ void sl_device_reset_peak(sl_device *device)
     pthread_mutex_lock(&device->lock);
     device->stats.peak_mapped_bytes = device->stats.mapped_bytes;
     pthread_mutex_unlock(&device->lock);
+}
+
+size_t sl_device_resident_bytes(sl_device *device)
+{
+    size_t sum = 0;
+
+    pthread_mutex_lock(&device->lock);
+    for (const sl_region *r = device->regions; r; r = r->next)
+        sum += device->backend->resident(&r->range, r->mapped_bytes);
+    pthread_mutex_unlock(&device->lock);
+    return sum;
 }
 
 /* ---- regions ---- */
@@ -194,7 +206,8 @@ sl_status sl_region_create(sl_region **out, sl_device *device, const char *name,
     region->device = device;
     pthread_mutex_init(&region->lock, NULL);
     pthread_mutex_lock(&device->lock);
-    device->region_count++;
+    region->next = device->regions;
+    device->regions = region;
     pthread_mutex_unlock(&device->lock);
     *out = region;
     region = NULL; /* handed to the caller */
@@ -211,10 +224,17 @@ void sl_region_destroy(sl_region *region)
         return;
     sl_device *device = region->device;
 
+    /* Out of the list first: nobody looks at its pages any more. */
+    pthread_mutex_lock(&device->lock);
+    sl_region **at = &device->regions;
+    while (*at != region)
+        at = &(*at)->next;
+    *at = region->next;
+    pthread_mutex_unlock(&device->lock);
+
     device->backend->release(&region->range);
     pthread_mutex_lock(&device->lock);
     device->stats.mapped_bytes -= region->mapped_bytes;
-    device->region_count--;
     pthread_mutex_unlock(&device->lock);
     pthread_mutex_destroy(&region->lock);
     free(region->name);

@@ -54,6 +54,10 @@ sl_status sl_device_create(sl_device **out, const sl_device_spec *spec, sl_error
 void sl_device_destroy(sl_device *device); /* all regions must be gone; NULL is fine */
 void sl_device_get_stats(const sl_device *device, sl_device_stats *out);
 void sl_device_reset_peak(sl_device *device);
+/* Bytes of the mapped memory that the system has really given: on cpu the
+ * pages touched so far, on others all that is mapped.  Reads page tables:
+ * milliseconds for gigabytes. */
+size_t sl_device_resident_bytes(sl_device *device);
 
 typedef struct sl_region sl_region;
 

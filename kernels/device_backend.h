@@ -22,6 +22,7 @@ typedef struct {
                      sl_error *err);
     sl_status (*unmap)(const sl_range *range, size_t offset, size_t size_bytes, const char *name,
                        sl_error *err);
+    size_t (*resident)(const sl_range *range, size_t mapped_bytes); /* of the first mapped_bytes */
 } sl_device_backend;
 
 extern const sl_device_backend sl_device_backend_cpu;

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 enum { RANGE_FLAGS = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE };
 
@@ -58,9 +59,27 @@ static sl_status cpu_unmap(const sl_range *range, size_t offset, size_t size_byt
     return SL_OK;
 }
 
+static size_t cpu_resident(const sl_range *range, size_t mapped_bytes)
+{
+    enum { STEP_PAGES = 8192 };
+    const size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE), step_bytes = STEP_PAGES * page_bytes;
+    unsigned char present[STEP_PAGES];
+    size_t pages = 0;
+
+    for (size_t at = 0; at < mapped_bytes; at += step_bytes) {
+        const size_t n = mapped_bytes - at < step_bytes ? mapped_bytes - at : step_bytes;
+        if (mincore((unsigned char *)range->base + at, n, present) != 0)
+            continue;
+        for (size_t i = 0; i < n / page_bytes; i++)
+            pages += present[i] & 1;
+    }
+    return pages * page_bytes;
+}
+
 const sl_device_backend sl_device_backend_cpu = {
     .reserve = cpu_reserve,
     .release = cpu_release,
     .map = cpu_map,
     .unmap = cpu_unmap,
+    .resident = cpu_resident,
 };

@@ -149,6 +149,7 @@ SL_TEST(unmapped_pages_go_back_and_come_again_as_zero)
     SL_CHECK_OK(sl_region_map(region, 16 * SL_MIB, err));
     memset(p, 7, 16 * SL_MIB);
     SL_CHECK(resident_bytes(p, 16 * SL_MIB) == 16 * SL_MIB);
+    SL_CHECK(sl_device_resident_bytes(device) == 16 * SL_MIB);
 
     SL_CHECK_OK(sl_region_map(region, 4 * SL_MIB, err));
     SL_CHECK(resident_bytes(p, 16 * SL_MIB) == 4 * SL_MIB);
@@ -159,6 +160,7 @@ SL_TEST(unmapped_pages_go_back_and_come_again_as_zero)
         SL_CHECK(p[i] == 0);
     SL_CHECK_OK(sl_region_map(region, 0, err));
     SL_CHECK(resident_bytes(p, 16 * SL_MIB) == 0);
+    SL_CHECK(sl_device_resident_bytes(device) == 0);
     sl_region_destroy(region);
     sl_device_destroy(device);
 }

@@ -19,21 +19,33 @@
 #include "kernels/embed.h"
 #include "kernels/exec.h"
 #include "kernels/linear.h"
+#include "kernels/linear_int8.h"
 #include "kernels/noise.h"
 #include "kernels/norm.h"
 #include "kernels/patch.h"
 #include "kernels/rope.h"
+#include "kernels/sage.h"
 #include "kernels/sampler.h"
+#include "kernels/sla.h"
 
 struct sl_ops {
     const char *name; /* "cpu", "counting" */
     sl_linear_fn *linear;
+    sl_quantize_int8_fn *quantize_int8;
+    sl_linear_int8_fn *linear_int8;
     sl_layer_norm_fn *layer_norm;
     sl_rms_norm_fn *rms_norm;
     sl_channel_norm_fn *channel_norm;
     sl_rope_table_fn *rope_table;
     sl_rope_fn *rope;
     sl_attention_fn *attention;
+    sl_block_mean_fn *block_mean;
+    sl_top_blocks_fn *top_blocks;
+    sl_linear_state_fn *linear_state;
+    sl_sparse_attention_fn *sparse_attention;
+    sl_sage_quantize_fn *sage_quantize;
+    sl_sage_quantize_v_fn *sage_quantize_v;
+    sl_sage_attention_fn *sage_attention;
     sl_add_fn *add;
     sl_mul_fn *mul;
     sl_gated_add_fn *gated_add;
@@ -48,12 +60,16 @@ struct sl_ops {
     sl_unpatchify_fn *unpatchify;
     sl_latent_to_frames_fn *latent_to_frames;
     sl_frames_to_rgb_fn *frames_to_rgb;
+    sl_rgb_to_frames_fn *rgb_to_frames;
+    sl_frames_to_latent_fn *frames_to_latent;
+    sl_known_mask_fn *known_mask;
     sl_conv_fn *conv;
     sl_pair_frames_fn *pair_frames;
     sl_randn_fn *randn;
     sl_sample_init_fn *sample_init;
     sl_sample_step_fn *sample_step;
     sl_sample_cast_fn *sample_cast;
+    sl_sample_combine_fn *sample_combine;
 };
 
 extern const sl_ops sl_ops_cpu;

@@ -10,6 +10,13 @@
  * frames_to_rgb     y u8 from x f32, same shape [..., 3]:
  *                   trunc(255 * clamp((1 + clamp(v, -1, 1)) / 2, 0, 1) + 0.5).
  *                   NaN gives 0.  Source: wan.md 9.4
+ * rgb_to_frames     y f32 from x u8, same shape [..., 3]:
+ *                   (x / 255 - 0.5) / 0.5.  Source: wan.md 9.3
+ * frames_to_latent  frames [first, first + n) of y [C, T, h, w] from
+ *                   x [n, h, w, C], y = (x - shift[c]) * scale[c]; the other
+ *                   frames of y stay; scale, shift [C] f32 or NULL (1 and 0)
+ * known_mask        y [C, T, h, w]: 1 in frame 0, 0 in all others.
+ *                   Source: wan.md 4.8
  */
 #ifndef SL_KERNELS_PATCH_H
 #define SL_KERNELS_PATCH_H
@@ -27,9 +34,18 @@ typedef sl_status sl_latent_to_frames_fn(sl_exec *exec, const sl_tensor *y, cons
                                          int64_t first, sl_error *err);
 typedef sl_status sl_frames_to_rgb_fn(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
                                       sl_error *err);
+typedef sl_status sl_rgb_to_frames_fn(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
+                                      sl_error *err);
+typedef sl_status sl_frames_to_latent_fn(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
+                                         const sl_tensor *scale, const sl_tensor *shift,
+                                         int64_t first, sl_error *err);
+typedef sl_status sl_known_mask_fn(sl_exec *exec, const sl_tensor *y, sl_error *err);
 sl_patchify_fn sl_patchify_cpu, sl_patchify_check;
 sl_unpatchify_fn sl_unpatchify_cpu, sl_unpatchify_check;
 sl_latent_to_frames_fn sl_latent_to_frames_cpu, sl_latent_to_frames_check;
 sl_frames_to_rgb_fn sl_frames_to_rgb_cpu, sl_frames_to_rgb_check;
+sl_rgb_to_frames_fn sl_rgb_to_frames_cpu, sl_rgb_to_frames_check;
+sl_frames_to_latent_fn sl_frames_to_latent_cpu, sl_frames_to_latent_check;
+sl_known_mask_fn sl_known_mask_cpu, sl_known_mask_check;
 
 #endif

@@ -123,29 +123,59 @@ sl_status sl_unpatchify_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *
     return sl_exec_parallel(exec, j.T * (j.h / 2), unpatchify_tile, &j, err);
 }
 
-/* --- latent_to_frames --- */
+/* --- latent_to_frames, frames_to_latent --- */
+
+/* Frames [first, first + n) of a latent [C, T, h, w], and the same channels
+ * last, [n, h, w, C]. */
+static sl_status check_frames(const char *op, const char *latent_name, const sl_tensor *latent,
+                              const char *frames_name, const sl_tensor *frames,
+                              const sl_tensor *scale, const sl_tensor *shift, int64_t first,
+                              sl_error *err)
+{
+    sl_status status = SL_OP_EXPECT(op, latent_name, latent, F32, err, 4, -1, -1, -1, -1);
+
+    if (status == SL_OK)
+        status = SL_OP_EXPECT(op, frames_name, frames, F32, err, 4, -1, latent->dim[2],
+                              latent->dim[3], latent->dim[0]);
+    if (status == SL_OK &&
+        (first < 0 || first > latent->dim[1] || frames->dim[0] > latent->dim[1] - first))
+        status = sl_fail(err, SL_ERR_INVALID,
+                         "%s: %" PRId64 " frames from frame %" PRId64 " on, but %s has %" PRId64,
+                         op, frames->dim[0], first, latent_name, latent->dim[1]);
+    if (status == SL_OK && scale)
+        status = sl_op_expect_count(op, "scale", scale, F32, latent->dim[0], err);
+    if (status == SL_OK && shift)
+        status = sl_op_expect_count(op, "shift", shift, F32, latent->dim[0], err);
+    if (status == SL_OK)
+        status = sl_op_expect_apart(op, "y", latent, "x", frames, err);
+    return status;
+}
+
+static job frames_job(const sl_tensor *y, const sl_tensor *x, const sl_tensor *latent,
+                      const sl_tensor *scale, const sl_tensor *shift, int64_t first)
+{
+    job j = tokens_job(y, x, latent);
+
+    j.scale = scale;
+    j.shift = shift;
+    j.first = first;
+    return j;
+}
 
 sl_status sl_latent_to_frames_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
                                     const sl_tensor *scale, const sl_tensor *shift, int64_t first,
                                     sl_error *err)
 {
-    const char *op = "latent_to_frames";
-    sl_status status = SL_OP_EXPECT(op, "x", x, F32, err, 4, -1, -1, -1, -1);
-
     (void)exec;
-    if (status == SL_OK)
-        status = SL_OP_EXPECT(op, "y", y, F32, err, 4, -1, x->dim[2], x->dim[3], x->dim[0]);
-    if (status == SL_OK && (first < 0 || first > x->dim[1] || y->dim[0] > x->dim[1] - first))
-        status = sl_fail(err, SL_ERR_INVALID,
-                         "%s: %" PRId64 " frames from frame %" PRId64 " on, but x has %" PRId64, op,
-                         y->dim[0], first, x->dim[1]);
-    if (status == SL_OK && scale)
-        status = sl_op_expect_count(op, "scale", scale, F32, x->dim[0], err);
-    if (status == SL_OK && shift)
-        status = sl_op_expect_count(op, "shift", shift, F32, x->dim[0], err);
-    if (status == SL_OK)
-        status = sl_op_expect_apart(op, "y", y, "x", x, err);
-    return status;
+    return check_frames("latent_to_frames", "x", x, "y", y, scale, shift, first, err);
+}
+
+sl_status sl_frames_to_latent_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
+                                    const sl_tensor *scale, const sl_tensor *shift, int64_t first,
+                                    sl_error *err)
+{
+    (void)exec;
+    return check_frames("frames_to_latent", "y", y, "x", x, scale, shift, first, err);
 }
 
 /* Tile: one row of pixels, i = frame * h + row. */
@@ -174,31 +204,99 @@ sl_status sl_latent_to_frames_cpu(sl_exec *exec, const sl_tensor *y, const sl_te
 
     if (status != SL_OK)
         return status;
-    job j = tokens_job(y, x, x);
-    j.scale = scale;
-    j.shift = shift;
-    j.first = first;
+    job j = frames_job(y, x, x, scale, shift, first);
     return sl_exec_parallel(exec, y->dim[0] * j.h, latent_to_frames_tile, &j, err);
 }
 
-/* --- frames_to_rgb --- */
-
-sl_status sl_frames_to_rgb_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
-                                 sl_error *err)
+static void frames_to_latent_tile(void *arg, int64_t i, int thread, void *workspace)
 {
-    const char *op = "frames_to_rgb";
-    sl_status status = sl_op_expect_like(op, "x", x, F32, x, err);
+    const job *j = arg;
+    const int64_t t = j->first + i / j->h, row = i % j->h;
+    const float *x = (const float *)j->x->data + i * j->w * j->C;
+    const float *scale = j->scale ? j->scale->data : NULL;
+    const float *shift = j->shift ? j->shift->data : NULL;
 
+    (void)thread, (void)workspace;
+    for (int64_t c = 0; c < j->C; c++) {
+        float *y = (float *)j->y->data + ((c * j->T + t) * j->h + row) * j->w;
+        const float a = scale ? scale[c] : 1.0f, b = shift ? shift[c] : 0.0f;
+        for (int64_t k = 0; k < j->w; k++)
+            y[k] = (x[k * j->C + c] - b) * a;
+    }
+}
+
+sl_status sl_frames_to_latent_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
+                                  const sl_tensor *scale, const sl_tensor *shift, int64_t first,
+                                  sl_error *err)
+{
+    const sl_status status = sl_frames_to_latent_check(exec, y, x, scale, shift, first, err);
+
+    if (status != SL_OK)
+        return status;
+    job j = frames_job(y, x, y, scale, shift, first);
+    return sl_exec_parallel(exec, x->dim[0] * j.h, frames_to_latent_tile, &j, err);
+}
+
+/* --- known_mask --- */
+
+sl_status sl_known_mask_check(sl_exec *exec, const sl_tensor *y, sl_error *err)
+{
     (void)exec;
+    return SL_OP_EXPECT("known_mask", "y", y, F32, err, 4, -1, -1, -1, -1);
+}
+
+/* Tile: one frame of one channel, i = c * T + t. */
+static void known_mask_tile(void *arg, int64_t i, int thread, void *workspace)
+{
+    const job *j = arg;
+    const float value = i % j->T == 0 ? 1.0f : 0.0f;
+    float *y = (float *)j->y->data + i * j->h * j->w;
+
+    (void)thread, (void)workspace;
+    for (int64_t k = 0; k < j->h * j->w; k++)
+        y[k] = value;
+}
+
+sl_status sl_known_mask_cpu(sl_exec *exec, const sl_tensor *y, sl_error *err)
+{
+    const sl_status status = sl_known_mask_check(exec, y, err);
+
+    if (status != SL_OK)
+        return status;
+    job j = tokens_job(y, NULL, y);
+    return sl_exec_parallel(exec, j.C * j.T, known_mask_tile, &j, err);
+}
+
+/* --- frames_to_rgb, rgb_to_frames --- */
+
+static sl_status check_rgb(const char *op, const sl_tensor *y, sl_dtype y_dtype, const sl_tensor *x,
+                           sl_dtype x_dtype, sl_error *err)
+{
+    sl_status status = sl_op_expect_like(op, "x", x, SL_BIT(x_dtype), x, err);
+
     if (status == SL_OK && (x->rank < 1 || x->dim[x->rank - 1] != 3))
         status =
             sl_fail(err, SL_ERR_INVALID, "%s: the last dimension of x is %" PRId64 ", expected 3",
                     op, x->rank < 1 ? 0 : x->dim[x->rank - 1]);
     if (status == SL_OK)
-        status = sl_op_expect_like(op, "y", y, SL_BIT(SL_U8), x, err);
+        status = sl_op_expect_like(op, "y", y, SL_BIT(y_dtype), x, err);
     if (status == SL_OK)
         status = sl_op_expect_apart(op, "y", y, "x", x, err);
     return status;
+}
+
+sl_status sl_frames_to_rgb_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
+                                 sl_error *err)
+{
+    (void)exec;
+    return check_rgb("frames_to_rgb", y, SL_U8, x, SL_F32, err);
+}
+
+sl_status sl_rgb_to_frames_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
+                                 sl_error *err)
+{
+    (void)exec;
+    return check_rgb("rgb_to_frames", y, SL_F32, x, SL_U8, err);
 }
 
 SL_MULTIARCH static void to_u8(uint8_t *restrict y, const float *restrict x, int64_t count)
@@ -228,5 +326,31 @@ sl_status sl_frames_to_rgb_cpu(sl_exec *exec, const sl_tensor *y, const sl_tenso
     if (status != SL_OK)
         return status;
     return sl_exec_parallel(exec, sl_ceil_div(sl_tensor_count(x), RGB_TILE), frames_to_rgb_tile, &j,
+                            err);
+}
+
+SL_MULTIARCH static void from_u8(float *restrict y, const uint8_t *restrict x, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        y[i] = ((float)x[i] / 255.0f - 0.5f) / 0.5f;
+}
+
+static void rgb_to_frames_tile(void *arg, int64_t i, int thread, void *workspace)
+{
+    const job *j = arg;
+
+    (void)thread, (void)workspace;
+    from_u8((float *)j->y->data + i * RGB_TILE, (const uint8_t *)j->x->data + i * RGB_TILE,
+            sl_tile_length(i, RGB_TILE, sl_tensor_count(j->x)));
+}
+
+sl_status sl_rgb_to_frames_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
+{
+    const sl_status status = sl_rgb_to_frames_check(exec, y, x, err);
+    job j = { .y = y, .x = x };
+
+    if (status != SL_OK)
+        return status;
+    return sl_exec_parallel(exec, sl_ceil_div(sl_tensor_count(x), RGB_TILE), rgb_to_frames_tile, &j,
                             err);
 }

@@ -13,6 +13,7 @@ typedef struct {
 
 static place place_of(const int64_t dim[4], int64_t at)
 {
+    SL_ASSERT(dim[1] > 0 && dim[2] > 0 && dim[3] > 0); /* there is such an element */
     const int64_t w = at % dim[3], h = at / dim[3] % dim[2], t = at / dim[3] / dim[2] % dim[1];
 
     return (place){ .c = at / dim[3] / dim[2] / dim[1],
@@ -113,6 +114,95 @@ SL_TEST(frames_to_rgb_rounds_and_clamps)
     op_test_free(&y);
 }
 
+/* The opposite of latent_to_frames; frames that were not asked for stay. */
+SL_TEST(frames_to_latent_fills_only_its_frames)
+{
+    enum { C = 5, T = 4, H = 3, W = 7 };
+    sl_tensor x = OP_TEST_TENSOR(SL_F32, 4, T, H, W, C), y = OP_TEST_TENSOR(SL_F32, 4, C, T, H, W);
+    sl_tensor scale = OP_TEST_TENSOR(SL_F32, 1, C), shift = OP_TEST_TENSOR(SL_F32, 1, C);
+    op_test t;
+
+    op_test_open(&t, 2);
+    op_test_fill(&x, 1, 1.0f);
+    op_test_fill(&scale, 2, 1.0f);
+    op_test_fill(&shift, 3, 1.0f);
+    for (int64_t first = 0; first <= T; first++)
+        for (int64_t n = 0; n <= T - first; n++)
+            for (int option = 0; option < 4; option++) {
+                const sl_tensor *a = option & 1 ? &scale : NULL, *b = option & 2 ? &shift : NULL;
+                const sl_tensor in = sl_tensor_rows(&x, 0, n);
+                op_test_poison(&y);
+                SL_CHECK_OK(sl_frames_to_latent_cpu(t.exec, &y, &in, a, b, first, err));
+                for (int64_t at = 0; at < C * T * H * W; at++) {
+                    const int64_t c = at / (T * H * W), f = at / (H * W) % T, p = at % (H * W);
+                    const float got = ((float *)y.data)[at];
+                    if (f < first || f >= first + n) {
+                        SL_CHECK(isnan(got));
+                        continue;
+                    }
+                    float want = ((float *)x.data)[((f - first) * H * W + p) * C + c];
+                    want -= b ? ((float *)shift.data)[c] : 0.0f;
+                    want *= a ? ((float *)scale.data)[c] : 1.0f;
+                    SL_CHECK(got == want);
+                }
+            }
+    op_test_close(&t);
+    op_test_free(&x);
+    op_test_free(&y);
+    op_test_free(&scale);
+    op_test_free(&shift);
+}
+
+SL_TEST(rgb_to_frames_knows_every_byte)
+{
+    enum { N = 30000 };
+    sl_tensor x = OP_TEST_TENSOR(SL_U8, 3, 2, N / 2, 3), y = OP_TEST_TENSOR(SL_F32, 3, 2, N / 2, 3);
+    sl_tensor back = OP_TEST_TENSOR(SL_U8, 3, 2, N / 2, 3);
+    const float *v = y.data;
+    uint8_t *u = x.data;
+    op_test t;
+
+    op_test_open(&t, 3);
+    for (int64_t i = 0; i < 3 * N; i++)
+        u[i] = (uint8_t)(i * 7 + i / 256);
+    op_test_poison(&y);
+    SL_CHECK_OK(sl_rgb_to_frames_cpu(t.exec, &y, &x, err));
+    for (int64_t i = 0; i < 3 * N; i++) {
+        volatile float want = (float)u[i] / 255.0f; /* each step rounded by itself */
+        want = want - 0.5f;
+        want = want / 0.5f;
+        SL_CHECK(v[i] == want);
+    }
+    SL_CHECK_OK(sl_frames_to_rgb_cpu(t.exec, &back, &y, err));
+    SL_CHECK(memcmp(back.data, x.data, sl_tensor_bytes(&x)) == 0);
+    const sl_tensor no_x = sl_tensor_rows(&x, 0, 0), no_y = sl_tensor_rows(&y, 0, 0);
+    SL_CHECK_OK(sl_rgb_to_frames_cpu(t.exec, &no_y, &no_x, err));
+    op_test_close(&t);
+    op_test_free(&x);
+    op_test_free(&y);
+    op_test_free(&back);
+}
+
+SL_TEST(known_mask_is_one_in_the_first_frame)
+{
+    op_test t;
+
+    op_test_open(&t, 2);
+    for (size_t i = 0; i < SL_COUNT(latents); i++) {
+        const int64_t *dim = latents[i], frame = dim[2] * dim[3];
+        sl_tensor y = op_test_tensor(SL_F32, 4, dim);
+
+        op_test_poison(&y);
+        SL_CHECK_OK(sl_known_mask_cpu(t.exec, &y, err));
+        for (int64_t at = 0; at < sl_tensor_count(&y); at++) {
+            SL_ASSERT(frame > 0 && dim[1] > 0);
+            SL_CHECK(op_test_get(&y, at) == (at / frame % dim[1] == 0 ? 1.0 : 0.0));
+        }
+        op_test_free(&y);
+    }
+    op_test_close(&t);
+}
+
 SL_TEST(refuses_what_the_contract_excludes)
 {
     sl_tensor x = OP_TEST_TENSOR(SL_F32, 4, 4, 3, 6, 8), y = OP_TEST_TENSOR(SL_F32, 2, 36, 16);
@@ -158,6 +248,22 @@ SL_TEST(refuses_what_the_contract_excludes)
     SL_CHECK_STATUS(sl_frames_to_rgb_cpu(t.exec, &bytes, &three, err), SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_frames_to_rgb_cpu(t.exec, &bytes, &scalar, err), SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_frames_to_rgb_cpu(t.exec, &y, &x, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_rgb_to_frames_cpu(t.exec, &four, &bytes, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_rgb_to_frames_cpu(t.exec, &three, &bytes, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_rgb_to_frames_cpu(t.exec, &scalar, &scalar, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_rgb_to_frames_cpu(t.exec, &three, &three, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_frames_to_latent_cpu(t.exec, &x, &frames, NULL, NULL, 1, err),
+                    SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_frames_to_latent_cpu(t.exec, &x, &frames, NULL, NULL, -1, err),
+                    SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_frames_to_latent_cpu(t.exec, &x, &swapped, NULL, NULL, 0, err),
+                    SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_frames_to_latent_cpu(t.exec, &x, &frames, &short_scale, NULL, 0, err),
+                    SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_frames_to_latent_cpu(t.exec, &bf16, &frames, NULL, NULL, 0, err),
+                    SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_known_mask_cpu(t.exec, &bf16, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_known_mask_cpu(t.exec, &y, err), SL_ERR_INVALID);
     SL_CHECK(op_test_is_poison(&y));
     op_test_close(&t);
     op_test_free(&x);
@@ -180,8 +286,13 @@ SL_TEST(check_touches_no_memory)
     SL_CHECK_OK(sl_unpatchify_check(NULL, &latent, &tokens, err));
     SL_CHECK_OK(sl_latent_to_frames_check(NULL, &frames, &latent, &scale, &scale, 20, err));
     SL_CHECK_OK(sl_frames_to_rgb_check(NULL, &rgb, &video, err));
+    SL_CHECK_OK(sl_rgb_to_frames_check(NULL, &video, &rgb, err));
+    SL_CHECK_OK(sl_frames_to_latent_check(NULL, &latent, &frames, &scale, &scale, 20, err));
+    SL_CHECK_OK(sl_known_mask_check(NULL, &latent, err));
 }
 
 SL_TEST_MAIN(SL_RUN(patchify_and_unpatchify_place_every_element),
              SL_RUN(latent_to_frames_moves_channels_last), SL_RUN(frames_to_rgb_rounds_and_clamps),
+             SL_RUN(frames_to_latent_fills_only_its_frames), SL_RUN(rgb_to_frames_knows_every_byte),
+             SL_RUN(known_mask_is_one_in_the_first_frame),
              SL_RUN(refuses_what_the_contract_excludes), SL_RUN(check_touches_no_memory))

@@ -16,7 +16,7 @@ static int axis_of(int64_t D, int64_t j, int64_t *index, int64_t *dimension)
     int axis = 0;
 
     axis_pairs(D, pairs);
-    while (j >= pairs[axis])
+    while (axis < 2 && j >= pairs[axis])
         j -= pairs[axis++];
     *index = j;
     *dimension = 2 * pairs[axis];

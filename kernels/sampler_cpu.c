@@ -5,11 +5,16 @@
 #include "kernels/param_cpu.h"
 #include "kernels/vmath.h"
 
+#include <stdio.h>
+#include <string.h>
+
 enum { TILE = 1 << 15, F32 = SL_BIT(SL_F32), F64 = SL_BIT(SL_F64) };
 
 typedef struct {
     const sl_tensor *x, *v, *noise, *y;
     double t_cur, t_next;
+    const sl_sample_term *terms;
+    int term_count;
     int64_t count;
 } job;
 
@@ -156,4 +161,76 @@ sl_status sl_sample_cast_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor 
     job j = { .y = y, .x = x };
 
     return status == SL_OK ? run(exec, &j, cast_tile, err) : status;
+}
+
+/* --- sample_combine --- */
+
+sl_status sl_sample_combine_check(sl_exec *exec, const sl_tensor *y, const sl_sample_term *terms,
+                                  int term_count, sl_error *err)
+{
+    static const char op[] = "sample_combine";
+    sl_status status = sl_op_expect_like(op, "y", y, F32 | F64, y, err);
+
+    (void)exec;
+    if (status == SL_OK && (term_count < 1 || term_count > SL_SAMPLE_MAX_TERMS))
+        status = sl_fail(err, SL_ERR_INVALID, "%s: %d terms, expected 1 to %d", op, term_count,
+                         (int)SL_SAMPLE_MAX_TERMS);
+    for (int i = 0; i < term_count && status == SL_OK; i++) {
+        char name[24];
+
+        snprintf(name, sizeof name, "term %d", i);
+        status = sl_op_expect_like(op, name, terms[i].t, F32 | F64, y, err);
+        if (status == SL_OK)
+            status = sl_op_expect_apart_or_same(op, "y", y, name, terms[i].t, err);
+    }
+    return status;
+}
+
+SL_MULTIARCH static void add_f64(double *restrict sum, const double *restrict t, double by,
+                                 int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        sum[i] = sum[i] + by * t[i];
+}
+
+SL_MULTIARCH static void add_f32(double *restrict sum, const float *restrict t, double by,
+                                 int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        sum[i] = sum[i] + by * (double)t[i];
+}
+
+/* The sum is complete in the workspace before y, which may be a term, changes.
+ * It starts at -0, to which adding anything is exact. */
+static void combine_tile(void *arg, int64_t i, int thread, void *workspace)
+{
+    const job *j = arg;
+    const int64_t first = i * TILE, count = sl_tile_length(i, TILE, j->count);
+    double *sum = workspace;
+
+    (void)thread;
+    for (int64_t k = 0; k < count; k++)
+        sum[k] = -0.0;
+    for (int k = 0; k < j->term_count; k++) {
+        const sl_tensor *t = j->terms[k].t;
+        if (t->dtype == SL_F64)
+            add_f64(sum, (const double *)t->data + first, j->terms[k].by, count);
+        else
+            add_f32(sum, (const float *)t->data + first, j->terms[k].by, count);
+    }
+    if (j->y->dtype == SL_F64)
+        memcpy((double *)j->y->data + first, sum, (size_t)count * sizeof *sum);
+    else
+        cast_f32((float *)j->y->data + first, sum, count);
+}
+
+_Static_assert(TILE * sizeof(double) <= SL_CPU_WORKSPACE_PER_THREAD, "a tile fits the workspace");
+
+sl_status sl_sample_combine_cpu(sl_exec *exec, const sl_tensor *y, const sl_sample_term *terms,
+                                int term_count, sl_error *err)
+{
+    const sl_status status = sl_sample_combine_check(exec, y, terms, term_count, err);
+    job j = { .x = y, .y = y, .terms = terms, .term_count = term_count };
+
+    return status == SL_OK ? run(exec, &j, combine_tile, err) : status;
 }

@@ -109,6 +109,32 @@ SL_TEST(last_step_drops_the_noise)
     drop(&a);
 }
 
+SL_TEST(combines_in_the_order_of_its_terms)
+{
+    const double by[3] = { 1.0 / 3.0, -7.1, 0.25 };
+    op_test t;
+
+    op_test_open(&t, 3);
+    for (size_t i = 0; i < SL_COUNT(sizes); i++) {
+        operands a = make(sizes[i]);
+        const sl_sample_term terms[3] = { { by[0], &a.v }, { by[1], &a.x }, { by[2], &a.noise } };
+        const float *v = a.v.data, *noise = a.noise.data;
+        const double *x = a.x.data, *was = a.was.data;
+
+        SL_CHECK_OK(sl_sample_combine_cpu(t.exec, &a.y, terms, 3, err));
+        SL_CHECK_OK(sl_sample_combine_cpu(t.exec, &a.x, terms, 3, err)); /* y is a term */
+        for (int64_t k = 0; k < sizes[i]; k++) {
+            const double two = rounded(by[0] * (double)v[k]) + rounded(by[1] * was[k]);
+            const double want = rounded(two) + rounded(by[2] * (double)noise[k]);
+
+            SL_CHECK(x[k] == want);
+            SL_CHECK(((const float *)a.y.data)[k] == (float)want);
+        }
+        drop(&a);
+    }
+    op_test_close(&t);
+}
+
 SL_TEST(refuses_what_the_contract_excludes)
 {
     operands a = make(24);
@@ -131,6 +157,14 @@ SL_TEST(refuses_what_the_contract_excludes)
     SL_CHECK_STATUS(sl_sample_step_cpu(t.exec, &f32_x, &a.v, NULL, 1.0, 0.5, err), SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_sample_cast_cpu(t.exec, &a.y, &a.v, err), SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_sample_cast_cpu(t.exec, &f32_x, &a.x, err), SL_ERR_INVALID);
+    const sl_tensor behind_x = sl_tensor_of((double *)a.x.data + 1, SL_F64, 2, 1, 24);
+    const sl_sample_term good = { 1.0, &a.was }, short_term = { 1.0, &short_noise },
+                         overlapping = { 1.0, &behind_x };
+    SL_CHECK_STATUS(sl_sample_combine_cpu(t.exec, &a.x, &good, 0, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_sample_combine_cpu(t.exec, &a.x, &good, SL_SAMPLE_MAX_TERMS + 1, err),
+                    SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_sample_combine_cpu(t.exec, &a.x, &short_term, 1, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_sample_combine_cpu(t.exec, &a.x, &overlapping, 1, err), SL_ERR_INVALID);
     SL_CHECK(op_test_is_poison(&a.x) && op_test_is_poison(&a.y));
     op_test_close(&t);
     drop(&a);
@@ -146,7 +180,10 @@ SL_TEST(check_touches_no_memory)
     SL_CHECK_OK(sl_sample_init_check(NULL, &x, &v, 1.0, err));
     SL_CHECK_OK(sl_sample_step_check(NULL, &x, &v, &v, 1.0, 0.5, err));
     SL_CHECK_OK(sl_sample_cast_check(NULL, &v, &x, err));
+    const sl_sample_term terms[2] = { { 1.0, &x }, { 2.0, &v } };
+    SL_CHECK_OK(sl_sample_combine_check(NULL, &x, terms, 2, err));
 }
 
 SL_TEST_MAIN(SL_RUN(follows_the_formulas_to_the_bit), SL_RUN(last_step_drops_the_noise),
-             SL_RUN(refuses_what_the_contract_excludes), SL_RUN(check_touches_no_memory))
+             SL_RUN(combines_in_the_order_of_its_terms), SL_RUN(refuses_what_the_contract_excludes),
+             SL_RUN(check_touches_no_memory))

@@ -128,7 +128,7 @@ void sl_bridge_destroy(sl_bridge *bridge)
         nng_close(bridge->socket);
     if (bridge->receive)
         nng_aio_free(bridge->receive);
-    for (int i = 0; i < bridge->ring_count; i++)
+    for (int i = 0; bridge->ring && i < bridge->ring_count; i++)
         nng_msg_free(bridge->ring[(bridge->ring_first + i) % (2 * bridge->capacity)]);
     pthread_mutex_destroy(&bridge->lock);
     free(bridge->ring);

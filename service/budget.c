@@ -14,7 +14,7 @@ static sl_status add_elements(void *arg, const sl_weight_spec *spec, sl_error *e
     uint64_t count = 1;
 
     (void)err;
-    if (spec->form == SL_FORM_FILE_ONLY)
+    if (spec->form == SL_FORM_FILE_ONLY || spec->form == SL_FORM_DEVICE_ONLY)
         return SL_OK;
     for (int i = 0; i < spec->rank; i++)
         count *= (uint64_t)spec->dim[i]; /* checked dimensions: far below 2^64 */

@@ -31,20 +31,20 @@ enum {
 
 /* Conditions; one that is left at its zero holds for everything. */
 typedef struct {
-    char text[SL_BUDGET_TEXT_BYTES];   /* the rule in words, for refusals */
-    char model[SL_BUDGET_NAME_BYTES];  /* the name of a model or of its architecture */
-    uint64_t dit_params_from;          /* the DiT has at least so many parameters */
-    unsigned precisions;               /* set of 1u << sl_precision */
-    bool dit_whole;                    /* the DiT would be resident as a whole */
-    bool experts_together;             /* two experts of one model would be resident at once */
-    int64_t pixels_above;              /* width * height is more */
+    char text[SL_BUDGET_TEXT_BYTES];  /* the rule in words, for refusals */
+    char model[SL_BUDGET_NAME_BYTES]; /* the name of a model or of its architecture */
+    uint64_t dit_params_from;         /* the DiT has at least so many parameters */
+    unsigned precisions;              /* set of 1u << sl_precision */
+    bool dit_whole;                   /* the DiT would be resident as a whole */
+    bool experts_together;            /* two experts of one model would be resident at once */
+    int64_t pixels_above;             /* width * height is more */
     int frames_above;
 } sl_budget_rule;
 
 typedef struct {
     char name[SL_BUDGET_NAME_BYTES]; /* "16GiB to 40GiB" */
     sl_device_kind kind;
-    size_t from_bytes, to_bytes; /* of device memory, both included */
+    size_t from_bytes, to_bytes;     /* of device memory, both included */
     char hint[SL_BUDGET_TEXT_BYTES]; /* known good, for people */
     int rule_count;
     sl_budget_rule rules[SL_BUDGET_MAX_RULES];
@@ -59,11 +59,11 @@ typedef struct {
 typedef struct {
     char model[SL_BUDGET_NAME_BYTES]; /* as clients name it */
     char arch[SL_BUDGET_NAME_BYTES];
-    uint64_t dit_params;              /* 0: no DiT is involved */
+    uint64_t dit_params; /* 0: no DiT is involved */
     sl_precision precision;
-    bool dit_whole;             /* false: none is involved, or it is streamed */
-    int experts;                /* of the model, resident at once */
-    int width, height, frames;  /* 0: no request, a load */
+    bool dit_whole;            /* false: none is involved, or it is streamed */
+    int experts;               /* of the model, resident at once */
+    int width, height, frames; /* 0: no request, a load */
 } sl_budget_facts;
 
 /* components: set of 1u << sl_component_kind that the request or load brings

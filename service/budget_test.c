@@ -16,7 +16,8 @@ static sl_budget_facts facts_of(const char *name, sl_precision precision, sl_err
     sl_budget_facts facts;
 
     SL_CHECK(arch != NULL);
-    SL_CHECK_OK(sl_budget_facts_make(&facts, "m", arch, ALL_COMPONENTS(arch), precision, NULL, err));
+    SL_CHECK_OK(
+        sl_budget_facts_make(&facts, "m", arch, ALL_COMPONENTS(arch), precision, NULL, err));
     return facts;
 }
 
@@ -108,11 +109,18 @@ SL_TEST(cpu_has_no_rows)
 
 SL_TEST(every_condition_must_hold)
 {
-    const sl_budget_rule rule = { .text = "no", .model = "wan", .precisions = 1u << SL_PRECISION_F32,
-                                  .pixels_above = 832 * 480, .frames_above = 81 };
+    const sl_budget_rule rule = { .text = "no",
+                                  .model = "wan",
+                                  .precisions = 1u << SL_PRECISION_F32,
+                                  .pixels_above = 832 * 480,
+                                  .frames_above = 81 };
     const sl_budget_row row = { .rule_count = 1, .rules = { rule } };
-    sl_budget_facts facts = { .model = "mine", .arch = "wan", .precision = SL_PRECISION_F32,
-                              .width = 1280, .height = 720, .frames = 85 };
+    sl_budget_facts facts = { .model = "mine",
+                              .arch = "wan",
+                              .precision = SL_PRECISION_F32,
+                              .width = 1280,
+                              .height = 720,
+                              .frames = 85 };
 
     SL_CHECK(sl_budget_find_rule(&row, &facts) != NULL);
     facts.frames = 81;

@@ -4,9 +4,14 @@
 #include "base/clock.h"
 #include "base/test.h"
 
+#include <dirent.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* Both ends; `raw` writes bytes by hand. */
@@ -177,7 +182,8 @@ SL_TEST(garbage_is_a_status)
             SL_CHECK_OK(sl_channel_flush(p.a, 0, err));
             length = (size_t)recv(sl_channel_fd(p.b), frame, sizeof frame, 0);
             for (int i = 0; i < 3; i++)
-                frame[4 + next_random(&random) % (length - 4)] = (unsigned char)next_random(&random);
+                frame[4 + next_random(&random) % (length - 4)] =
+                    (unsigned char)next_random(&random);
         } else {
             length = 4 + 1 + next_random(&random) % 200;
             frame[0] = frame[1] = frame[2] = 0;
@@ -301,8 +307,257 @@ SL_TEST(threads_may_push)
     end_pair(&p);
 }
 
-SL_TEST_MAIN(SL_RUN(messages_arrive_whole_and_in_order), SL_RUN(every_split_of_a_frame_is_fine),
+/* ---- descriptors ---- */
+
+static int open_fd_count(void)
+{
+    DIR *dir = opendir("/proc/self/fd");
+    int count = 0;
+
+    SL_CHECK(dir != NULL);
+    while (readdir(dir))
+        count++;
+    closedir(dir);
+    return count;
+}
+
+/* A file in memory of a size that tells which it is. */
+static int make_fd(size_t size_bytes)
+{
+    const int fd = memfd_create("channel-test", MFD_CLOEXEC);
+
+    SL_CHECK(fd >= 0 && ftruncate(fd, (off_t)size_bytes) == 0);
+    return fd;
+}
+
+static size_t fd_size(int fd)
+{
+    struct stat info;
+
+    SL_CHECK(fstat(fd, &info) == 0);
+    return (size_t)info.st_size;
+}
+
+/* A HostSegments with that many descriptors, of sizes id * 100, + 1, ... */
+static sl_status push_segments(sl_channel *channel, uint64_t id, int fd_count, sl_error *err)
+{
+    Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
+    Sluice__Worker__HostSegments segments = SLUICE__WORKER__HOST_SEGMENTS__INIT;
+    int fds[SL_CHANNEL_MAX_FDS];
+
+    for (int i = 0; i < fd_count; i++)
+        fds[i] = make_fd((size_t)id * 100 + (size_t)i);
+    segments.image_bytes = id;
+    command.id = id;
+    command.kind_case = SLUICE__WORKER__COMMAND__KIND_HOST_SEGMENTS;
+    command.host_segments = &segments;
+    const sl_status status = sl_channel_push_fds(channel, &command.base, fds, fd_count, err);
+    for (int i = 0; i < fd_count; i++)
+        close(fds[i]);
+    return status;
+}
+
+static void check_taken(sl_channel *channel, uint64_t id, int fd_count, sl_error *err)
+{
+    int fds[SL_CHANNEL_MAX_FDS];
+
+    SL_CHECK_OK(sl_channel_take_fds(channel, fds, fd_count, err));
+    for (int i = 0; i < fd_count; i++) {
+        SL_CHECK(fd_size(fds[i]) == (size_t)id * 100 + (size_t)i);
+        SL_CHECK(fcntl(fds[i], F_GETFD) == FD_CLOEXEC);
+        close(fds[i]);
+    }
+}
+
+/* Descriptors of command `id`: of every third one. */
+static int fds_of(uint64_t id)
+{
+    return id % 3 == 0 ? (int)(id % 5) + 1 : 0;
+}
+
+SL_TEST(descriptors_come_with_their_messages)
+{
+    const int open_before = open_fd_count();
+    pair p = make_pair(err);
+    uint64_t sent = 0, seen = 0;
+
+    while (seen < 300) {
+        while (sent < 300 && sent - seen < 30) {
+            sent++;
+            if (fds_of(sent) > 0)
+                SL_CHECK_OK(push_segments(p.a, sent, fds_of(sent), err));
+            else
+                push_run(p.a, sent, (sent * 89) % 9000, err);
+        }
+        SL_CHECK_OK(sl_channel_flush(p.a, 0, err));
+        SL_CHECK_OK(sl_channel_fill(p.b, err));
+        for (;;) {
+            sl_arena *arena = make_arena(SL_CHANNEL_MAX_UNPACKED, err);
+            Sluice__Worker__Command *command;
+            SL_CHECK_OK(pop(p.b, arena, &command, err));
+            const bool more = command != NULL;
+            if (command) {
+                SL_CHECK(command->id == ++seen);
+                check_taken(p.b, seen, fds_of(seen), err);
+            }
+            sl_arena_destroy(arena);
+            if (!more)
+                break;
+        }
+    }
+    int fd;
+    SL_CHECK_STATUS(sl_channel_take_fds(p.b, &fd, 1, err), SL_ERR_DATA);
+    end_pair(&p);
+    SL_CHECK(open_fd_count() == open_before);
+}
+
+SL_TEST(descriptors_that_nobody_takes_are_closed)
+{
+    const int open_before = open_fd_count();
+
+    for (int round = 0; round < 3; round++) {
+        pair p = make_pair(err);
+        SL_CHECK_OK(push_segments(p.a, 1, SL_CHANNEL_MAX_FDS, err));
+        SL_CHECK_OK(push_segments(p.a, 2, 3, err));
+        if (round > 0)
+            SL_CHECK_OK(sl_channel_flush(p.a, 0, err)); /* round 0: never sent */
+        if (round > 1)
+            SL_CHECK_OK(sl_channel_fill(p.b, err)); /* round 1: never received */
+        end_pair(&p);
+        SL_CHECK(open_fd_count() == open_before);
+    }
+}
+
+SL_TEST(too_many_descriptors_break_the_channel)
+{
+    const int open_before = open_fd_count();
+    pair p = make_pair(err);
+    sl_arena *arena = make_arena(0, err);
+    Sluice__Worker__Command *command;
+    sl_status status = SL_OK;
+    int waiting = 0, fd = make_fd(1);
+
+    /* More than may wait on the sender's side. */
+    while ((status = push_segments(p.a, 1, SL_CHANNEL_MAX_FDS, err)) == SL_OK)
+        waiting += SL_CHANNEL_MAX_FDS;
+    SL_CHECK(status == SL_ERR_BUSY && waiting == SL_CHANNEL_MAX_HELD_FDS);
+    int many[SL_CHANNEL_MAX_FDS + 1];
+    for (int i = 0; i <= SL_CHANNEL_MAX_FDS; i++)
+        many[i] = fd;
+    Sluice__Worker__Command ping = SLUICE__WORKER__COMMAND__INIT;
+    ping.id = 1;
+    SL_CHECK_STATUS(sl_channel_push_fds(p.a, &ping.base, many, SL_CHANNEL_MAX_FDS + 1, err),
+                    SL_ERR_TOO_LARGE);
+    many[1] = -1;
+    SL_CHECK(sl_channel_push_fds(p.a, &ping.base, many, 2, err) != SL_OK);
+
+    /* More than the receiver holds: nobody takes them. */
+    for (int i = 0; i < 2 * SL_CHANNEL_MAX_HELD_FDS / SL_CHANNEL_MAX_FDS && status != SL_ERR_DATA;
+         i++) {
+        SL_CHECK_OK(sl_channel_flush(p.a, 0, err));
+        status = sl_channel_fill(p.b, err);
+        const sl_status pushed = push_segments(p.a, 2, SL_CHANNEL_MAX_FDS, err);
+        SL_CHECK(pushed == SL_OK || pushed == SL_ERR_BUSY);
+    }
+    SL_CHECK(status == SL_ERR_DATA);
+    SL_CHECK_STATUS(pop(p.b, arena, &command, err), SL_ERR_DATA);
+    sl_arena_destroy(arena);
+    close(fd);
+    end_pair(&p);
+    SL_CHECK(open_fd_count() == open_before);
+}
+
+/* By hand: bytes with descriptors. */
+static void send_raw(sl_channel *channel, const void *bytes, size_t size_bytes, int fd_count)
+{
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int) * 128)] = { 0 };
+    struct iovec piece = { (void *)bytes, size_bytes };
+    struct msghdr message = { .msg_iov = &piece, .msg_iovlen = 1 };
+    int fds[128];
+
+    for (int i = 0; i < fd_count; i++)
+        fds[i] = STDIN_FILENO;
+    if (fd_count > 0) {
+        message.msg_control = control;
+        message.msg_controllen = CMSG_SPACE(sizeof *fds * (size_t)fd_count);
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(sizeof *fds * (size_t)fd_count);
+        memcpy(CMSG_DATA(header), fds, sizeof *fds * (size_t)fd_count);
+    }
+    SL_CHECK(sendmsg(sl_channel_fd(channel), &message, MSG_NOSIGNAL) == (ssize_t)size_bytes);
+}
+
+/* Random pieces of good and bad frames with any number of descriptors at any
+ * place, taken or not: a status each time, and every descriptor is closed. */
+SL_TEST(garbage_with_descriptors_is_a_status)
+{
+    const int open_before = open_fd_count();
+    uint64_t random = 2;
+
+    for (int round = 0; round < 1000; round++) {
+        pair p = make_pair(err);
+        bool over = false;
+
+        for (int piece = 0; piece < 12 && !over; piece++) {
+            unsigned char bytes[40] = { 0, 0, 0, 2, 0x08, 0x01 }; /* a command with an id */
+            const size_t length = next_random(&random) % 3 ? 6 : 1 + next_random(&random) % 40;
+            const bool many = next_random(&random) % 20 == 0;
+            if (next_random(&random) % 8 == 0)
+                bytes[next_random(&random) % sizeof bytes] = (unsigned char)next_random(&random);
+            send_raw(p.a, bytes, length, (int)(next_random(&random) % (many ? 120 : 4)));
+            over = sl_channel_fill(p.b, err) != SL_OK;
+            for (bool more = true; more;) {
+                sl_arena *arena = make_arena(2048, err);
+                Sluice__Worker__Command *command = NULL;
+                const sl_status status = pop(p.b, arena, &command, err);
+                SL_CHECK(status == SL_OK || status == SL_ERR_DATA);
+                SL_CHECK(!over || status == SL_ERR_DATA);
+                over = over || status != SL_OK;
+                more = command != NULL;
+                sl_arena_destroy(arena);
+            }
+            int fds[2];
+            if (sl_channel_take_fds(p.b, fds, 2, err) == SL_OK) {
+                close(fds[0]);
+                close(fds[1]);
+            }
+        }
+        end_pair(&p);
+    }
+    SL_CHECK(open_fd_count() == open_before);
+}
+
+/* A process that may open no more loses descriptors on the way: that shows. */
+SL_TEST(descriptors_that_do_not_fit_into_the_process_are_noticed)
+{
+    const int open_before = open_fd_count();
+    pair p = make_pair(err);
+    struct rlimit usual, tight;
+
+    SL_CHECK_OK(push_segments(p.a, 1, 20, err));
+    SL_CHECK_OK(sl_channel_flush(p.a, 0, err));
+    SL_CHECK(getrlimit(RLIMIT_NOFILE, &usual) == 0);
+    tight = usual;
+    const int next_fd = dup(STDIN_FILENO);
+    close(next_fd);
+    tight.rlim_cur = (rlim_t)next_fd + 5;
+    SL_CHECK(setrlimit(RLIMIT_NOFILE, &tight) == 0);
+    const sl_status status = sl_channel_fill(p.b, err);
+    SL_CHECK(setrlimit(RLIMIT_NOFILE, &usual) == 0);
+    SL_CHECK_STATUS(status, SL_ERR_DATA);
+    end_pair(&p);
+    SL_CHECK(open_fd_count() == open_before);
+}
+
+SL_TEST_MAIN(SL_RUN(descriptors_come_with_their_messages),
+             SL_RUN(descriptors_that_nobody_takes_are_closed),
+             SL_RUN(too_many_descriptors_break_the_channel),
+             SL_RUN(garbage_with_descriptors_is_a_status),
+             SL_RUN(descriptors_that_do_not_fit_into_the_process_are_noticed),
+             SL_RUN(messages_arrive_whole_and_in_order), SL_RUN(every_split_of_a_frame_is_fine),
              SL_RUN(bad_lengths_break_the_channel_for_good), SL_RUN(garbage_is_a_status),
              SL_RUN(a_closed_peer_is_unavailable_after_its_last_message),
-             SL_RUN(a_peer_that_does_not_read_is_noticed),
-             SL_RUN(too_large_a_message_is_refused), SL_RUN(threads_may_push))
+             SL_RUN(a_peer_that_does_not_read_is_noticed), SL_RUN(too_large_a_message_is_refused),
+             SL_RUN(threads_may_push))

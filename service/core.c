@@ -233,7 +233,7 @@ static void drop_unwanted(sl_core *core)
 static bool can_take_back(const sl_core *core, const node *n)
 {
     return n->evict && !n->must && (n->state == SL_CORE_READY || n->state == SL_CORE_LOADING) &&
-           (n->key.mode == SL_CORE_RESIDENT || sl_core_find_image(core, &n->key)) &&
+           (n->key.mode == SL_MODE_RESIDENT || sl_core_find_image(core, &n->key)) &&
            !sl_core_find(core, &n->key);
 }
 

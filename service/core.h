@@ -28,8 +28,9 @@
  * Memory
  *   - A component has two tiers.  Device: WANTED, LOADING, READY, UNLOADING.
  *     Host: a file's image in memory, FILLING, READY, DROPPING, that outlives
- *     the worker.  Loads go through the host tier while it has room for them.
- *     STREAMED components need their image as long as they are on the device.
+ *     the worker; one image serves both modes.  Loads go through the host tier
+ *     while it has room for them.  Streamed components need their image as long as
+ *     they are on the device.
  *   - Evicted is what nobody pinned and no admitted job uses: cheapest to have
  *     again first (bytes over bandwidth, host images are cheap, the longer
  *     unused the cheaper), what queued jobs need last, only as much as
@@ -56,6 +57,7 @@
 #define SL_SERVICE_CORE_H
 
 #include "base/status.h"
+#include "engine/model/component.h"
 #include "engine/model/config.h"
 #include "kernels/device.h"
 #include "service/budget.h"
@@ -78,23 +80,18 @@ enum {
     SL_CORE_SWITCH_STEPS = 3,
 };
 
-typedef enum {
-    SL_CORE_RESIDENT,
-    SL_CORE_STREAMED, /* two blocks at a time, from the image in the host tier */
-} sl_core_mode;
-
 typedef struct {
     char model[SL_CORE_NAME_BYTES];
     sl_component_kind component;
     sl_precision precision;
-    sl_core_mode mode;
+    sl_component_mode mode;
 } sl_core_key;
 
 typedef struct {
     sl_core_key key;
     size_t size_bytes; /* in granules, as sl_component_plan_bytes says; above 0 */
-    size_t host_bytes; /* of its image in the host tier; 0: is never kept there.  Above 0
-                          for a STREAMED one */
+    size_t host_bytes; /* that its image takes in the host tier, the same in both modes; 0:
+                          is never kept there.  Above 0 for a streamed one */
 } sl_core_need;
 
 typedef struct {

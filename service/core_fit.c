@@ -125,16 +125,30 @@ static bool goes_by_phase(const job *j)
     return j->spec.variants[j->variant].by_phase;
 }
 
-bool sl_core_is_wanted_by_queue(const sl_core *core, const sl_core_key *key)
+bool sl_core_demand_has_image(const demand *d, const sl_core_key *key)
+{
+    FOR_NEEDS(d, i) {
+        if (sl_core_same_image(&d->needs[i].key, key))
+            return true;
+    }
+    return false;
+}
+
+static bool has(const demand *d, const sl_core_key *key, bool any_mode)
+{
+    return any_mode ? sl_core_demand_has_image(d, key) : sl_core_demand_has(d, key);
+}
+
+bool sl_core_is_wanted_by_queue(const sl_core *core, const sl_core_key *key, bool any_mode)
 {
     for (const job *j = core->queue; j; j = j->next) {
         const demand d = sl_core_demand_of(&j->spec.variants[j->variant], j->spec.first_phase);
-        if (sl_core_demand_has(&d, key))
+        if (has(&d, key, any_mode))
             return true;
     }
     for (const job *j = core->active; j; j = j->next) {
         const demand left = sl_core_demand_left(j);
-        if (left.phases && sl_core_demand_has(&left, key))
+        if (left.phases && has(&left, key, any_mode))
             return true;
     }
     return false;
@@ -257,7 +271,7 @@ size_t sl_core_mapped(const sl_core *core)
 static unsigned expert_bit(const char *model, const sl_core_key *key)
 {
     if ((key->component != SL_COMPONENT_DIT_HIGH && key->component != SL_COMPONENT_DIT_LOW) ||
-        key->mode != SL_CORE_RESIDENT || strcmp(key->model, model) != 0)
+        key->mode != SL_MODE_RESIDENT || strcmp(key->model, model) != 0)
         return 0;
     return 1u << key->component;
 }
@@ -413,7 +427,7 @@ static void set_costs(const sl_core *core)
     for (node *n = core->nodes; n; n = n->next) {
         const double age = 1.0 + (double)(core->clock - n->used);
         n->cost = (double)sl_core_reload_ns(core, &n->key, n->size_bytes) / age;
-        if (sl_core_is_wanted_by_queue(core, &n->key))
+        if (sl_core_is_wanted_by_queue(core, &n->key, false))
             n->cost += 1e30;
     }
 }
@@ -486,7 +500,7 @@ void sl_core_evict_for(sl_core *core, const demand *d, const demand *now, uint64
     sl_core_pick_victims(core, d, &first);
     /* First all verdicts: each looks at the others. */
     for (node *n = core->nodes; n; n = n->next)
-        n->must = n->pick && sl_core_must_go(core, &first, n);
+        n->must = n->pick ? sl_core_must_go(core, &first, n) : n->must;
     for (node *n = core->nodes, *next; n; n = next) {
         next = n->next;
         if (!n->pick)

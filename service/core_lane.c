@@ -145,7 +145,7 @@ static bool send_fill(sl_core *core, image *im, sl_core_action *out)
     if (sl_core_host_used(core) + im->size_bytes > core->config.host_limit_bytes)
         return false;
     for (const image *other = core->images; other; other = other->next)
-        if (other != im && sl_core_key_equal(&other->key, &im->key))
+        if (other != im && sl_core_same_image(&other->key, &im->key))
             return false; /* of a file that is no more, and goes first */
     im->state = SL_CORE_HOST_FILLING;
     send_on_lane(core, out,
@@ -199,7 +199,7 @@ void sl_core_give_up_streamed(sl_core *core)
         sl_core_need need;
         const demand d = demand_of_node(n, &need);
 
-        if (n->state != SL_CORE_WANTED || n->key.mode != SL_CORE_STREAMED ||
+        if (n->state != SL_CORE_WANTED || n->key.mode != SL_MODE_STREAMED ||
             image_of(core, n) ||
             !sl_core_is_host_blocked(core, &d, false, SCOPE_PINNED, &need_bytes, &have_bytes)) {
             n = n->next;
@@ -217,7 +217,7 @@ static bool next_load(sl_core *core, sl_core_action *out)
         if (n->state != SL_CORE_WANTED)
             continue;
         image *im = image_of(core, n);
-        if (!im && n->key.mode == SL_CORE_STREAMED) {
+        if (!im && n->key.mode == SL_MODE_STREAMED) {
             if (!replace_image(core, n))
                 continue;
             im = image_of(core, n);
@@ -271,7 +271,7 @@ static bool come_early(sl_core *core, const job *j, sl_core_action *out)
         const image *im = sl_core_find_image(core, &need->key);
 
         if (!(next.phases[0].needs >> i & 1) || sl_core_find(core, &need->key) ||
-            need->key.mode == SL_CORE_STREAMED ||
+            need->key.mode == SL_MODE_STREAMED ||
             sl_core_booked(core) + need->size_bytes > core->config.limit_bytes ||
             !sl_core_rule_allows(core, &one))
             continue;

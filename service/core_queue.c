@@ -153,6 +153,7 @@ sl_status sl_core_submit(sl_core *core, const sl_core_job *spec, sl_core_answer 
 
     if (!answer)
         answer = &own;
+    answer->when = SL_CORE_NEVER; /* until it has been worked out */
     if (!spec->job_id[0])
         return sl_fail(err, SL_ERR_INVALID, "a job needs an id");
     if (sl_core_find_active(core, spec->job_id) || sl_core_find_queued(core, spec->job_id, &ahead))

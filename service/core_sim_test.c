@@ -23,16 +23,16 @@ static struct {
 
 /* ---- making things up ---- */
 
-static size_t image_bytes(const sim *s, int m, int p, sl_core_mode mode)
+static size_t image_bytes(const sim *s, int m, int p, sl_component_mode mode)
 {
-    return s->no_image[m][p] && mode == SL_CORE_RESIDENT ? 0 : s->sizes[m][p];
+    return s->no_image[m][p] && mode == SL_MODE_RESIDENT ? 0 : s->sizes[m][p];
 }
 
-static sl_core_need make_need(const sim *s, int m, int p, sl_core_mode mode)
+static sl_core_need make_need(const sim *s, int m, int p, sl_component_mode mode)
 {
     return (sl_core_need){
         .key = sim_key(m, p, mode),
-        .size_bytes = mode == SL_CORE_RESIDENT ? s->sizes[m][p] : (1 + s->sizes[m][p] / G / 6) * G,
+        .size_bytes = mode == SL_MODE_RESIDENT ? s->sizes[m][p] : (1 + s->sizes[m][p] / G / 6) * G,
         .host_bytes = image_bytes(s, m, p, mode),
     };
 }
@@ -56,8 +56,8 @@ static sl_core_variant make_variant(sim *s, int m, bool by_phase, bool streams)
             continue;
         const bool dit = p == 1 || p == 2;
         v.needs[v.need_count] =
-            make_need(s, m, p, streams && (dit || sim_roll(s, 2)) ? SL_CORE_STREAMED
-                                                                  : SL_CORE_RESIDENT);
+            make_need(s, m, p, streams && (dit || sim_roll(s, 2)) ? SL_MODE_STREAMED
+                                                                  : SL_MODE_RESIDENT);
         sl_core_phase_plan *phase = &v.phases[v.phase_count++];
         phase->needs = 1u << v.need_count++;
         phase->activation_bytes = (1 + sim_roll(s, 30)) * G;
@@ -170,7 +170,7 @@ static int make_needs(sim *s, int m, sl_core_need *needs)
     for (int p = 0; p < PARTS; p++)
         if ((parts >> p & 1) && sim_has_part(m, p))
             needs[count++] = make_need(
-                s, m, p, sim_roll(s, 8) == 0 ? SL_CORE_STREAMED : SL_CORE_RESIDENT);
+                s, m, p, sim_roll(s, 8) == 0 ? SL_MODE_STREAMED : SL_MODE_RESIDENT);
     return count;
 }
 

@@ -228,13 +228,16 @@ demand sl_core_demand_left(const job *j); /* all that an active job will still n
 demand sl_core_demand_now(const job *j);  /* what it uses: by phase, of the phase at hand */
 demand sl_core_demand_of_ticket(const ticket *t);
 bool sl_core_demand_has(const demand *d, const sl_core_key *key);
+bool sl_core_demand_has_image(const demand *d, const sl_core_key *key); /* in any mode */
+bool sl_core_same_image(const sl_core_key *a, const sl_core_key *b);
 
 node *sl_core_find(const sl_core *core, const sl_core_key *key); /* NULL; skips what is being evicted */
 /* The first active job that uses it; NULL: none. */
 const job *sl_core_user_of(const sl_core *core, const node *n);
 const job *sl_core_user_of_key(const sl_core *core, const sl_core_key *key);
 bool sl_core_has_job_by_phase(const sl_core *core);
-bool sl_core_is_wanted_by_queue(const sl_core *core, const sl_core_key *key);
+/* any_mode: it, or its image. */
+bool sl_core_is_wanted_by_queue(const sl_core *core, const sl_core_key *key, bool any_mode);
 /* Of the nodes that stay; by scope of what is in the way of d (may be NULL), and d's own. */
 size_t sl_core_bytes_besides(const sl_core *core, const demand *d, scope s);
 size_t sl_core_bytes_of(const sl_core *core, const demand *d, scope s);
@@ -290,6 +293,8 @@ bool sl_core_want_images(sl_core *core, const demand *d, bool all, uint64_t for_
 bool sl_core_want_spare_images(sl_core *core, const demand *d);
 image *sl_core_add_image(sl_core *core, const sl_core_need *need, uint64_t for_ticket);
 void sl_core_remove_image(sl_core *core, image *im);
+/* What streams from it goes, too. */
+void sl_core_mark_drop(sl_core *core, image *im, uint64_t for_ticket);
 void sl_core_drop_unwanted_images(sl_core *core);
 /* Drops idle images until the tier is within its limit again. */
 void sl_core_shrink_host(sl_core *core);

@@ -72,9 +72,8 @@ SL_TEST(the_table_refuses)
     config.table = table;
     SL_CHECK_OK(sl_core_create(&core, &config, err));
     sl_core_worker_up(core, 0);
-    SL_CHECK_OK(sl_budget_facts_make(&job.facts, "wan2.1-t2v-14b",
-                                     sl_arch_find("wan2.1-t2v-14b"), 1u << SL_COMPONENT_DIT,
-                                     SL_PRECISION_BF16, NULL, err));
+    SL_CHECK_OK(sl_budget_facts_make(&job.facts, "wan2.1-t2v-14b", sl_arch_find("wan2.1-t2v-14b"),
+                                     1u << SL_COMPONENT_DIT, SL_PRECISION_BF16, NULL, err));
     SL_CHECK_STATUS(sl_core_submit(core, &job, &answer, err), SL_ERR_TOO_LARGE);
     SL_CHECK(answer.when == SL_CORE_NEVER && strcmp(answer.row, "40GiB to below 80GiB") == 0);
     SL_CHECK(strstr(answer.rule, "quantised") && strstr(answer.message, answer.rule));

@@ -182,7 +182,7 @@ static inline sl_core_variant streamed_of(const sl_core_variant *v, size_t size)
 
     s.streams = true;
     s.slowdown = 4;
-    s.needs[1].key.mode = SL_CORE_STREAMED;
+    s.needs[1].key.mode = SL_MODE_STREAMED;
     s.needs[1].size_bytes = size * G;
     s.facts.dit_whole = false;
     return s;

@@ -408,7 +408,9 @@ static bool on_request(sl_front *front, connection *c)
             park(front, c);
         return true;
     }
-    sl_log(SL_LOG_ERROR, "front_send", "reason=\"%s\"", err.message);
+    char quoted[256];
+    sl_log(SL_LOG_ERROR, "front_send", "reason=%s",
+           sl_log_quote(quoted, sizeof quoted, err.message));
     unlink_parked(front, c);
     return answer_unavailable(front, c, err.message);
 }

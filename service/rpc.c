@@ -3,6 +3,7 @@
 #include "api/peer.pb-c.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/utf8.h"
 #include "service/pb_alloc.h"
 #include "service/validate.h"
 #include "service/wire.h"
@@ -214,7 +215,8 @@ static void make_error_reply(nng_msg **out, const sl_rpc_call *call, int code, s
 {
     Sluice__V1__Reply reply = SLUICE__V1__REPLY__INIT;
     Sluice__V1__FieldViolation field = SLUICE__V1__FIELD_VIOLATION__INIT;
-    sl_error ignored = { .status = SL_OK };
+    sl_error why = { .status = SL_OK };
+    char quoted[256];
 
     reply.code = code;
     reply.message = err->message;
@@ -227,9 +229,10 @@ static void make_error_reply(nng_msg **out, const sl_rpc_call *call, int code, s
             field.nearest = (char *)call->field_nearest;
         reply.field = &field;
     }
-    if (pack_reply(out, &reply, &ignored) != SL_OK)
-        sl_log(SL_LOG_ERROR, "reply_lost", "method=%s reason=\"%s\"",
-               call->method ? call->method : "unknown", ignored.message);
+    if (pack_reply(out, &reply, &why) != SL_OK)
+        sl_log(SL_LOG_ERROR, "reply_lost", "method=%s reason=%s",
+               call->method ? call->method : "unknown",
+               sl_log_quote(quoted, sizeof quoted, why.message));
 }
 
 static nng_msg *answer(sl_rpc *rpc, nng_msg *message)

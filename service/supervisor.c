@@ -32,7 +32,7 @@ enum { REASON_BYTES = SL_ERROR_MESSAGE_BYTES };
 struct sl_supervisor {
     sl_supervisor_config config; /* strings are own copies */
     sl_supervisor_events events;
-    int wake_fd;                 /* eventfd: something for the thread to look at */
+    int wake_fd; /* eventfd: something for the thread to look at */
     pthread_t thread;
     bool joined;
 
@@ -55,8 +55,8 @@ typedef struct {
     bool hello;
     bool shutdown_sent;
     int64_t start_ns, ping_ns;
-    int64_t unanswered_ns; /* of the oldest ping without an answer; 0: none */
-    int64_t closed_ns;     /* when it closed its end; 0: open */
+    int64_t unanswered_ns;     /* of the oldest ping without an answer; 0: none */
+    int64_t closed_ns;         /* when it closed its end; 0: open */
     char reason[REASON_BYTES]; /* why it had to go; "": it went by itself */
 } life;
 
@@ -151,21 +151,37 @@ static void wake(sl_supervisor *s)
         sl_log(SL_LOG_WARN, "supervisor_wake", "errno=%d", errno);
 }
 
-sl_status sl_supervisor_send(sl_supervisor *s, uint64_t generation,
-                             const Sluice__Worker__Command *command, sl_error *err)
+static sl_status send_command(sl_supervisor *s, uint64_t generation,
+                              const Sluice__Worker__Command *command, const int *fds, int fd_count,
+                              sl_error *err)
 {
     sl_status status;
 
     pthread_mutex_lock(&s->lock);
     if (generation != s->generation || !s->is_up)
-        status = sl_fail(err, SL_ERR_UNAVAILABLE, "worker %llu is gone",
-                         (unsigned long long)generation);
+        status =
+            sl_fail(err, SL_ERR_UNAVAILABLE, "worker %llu is gone", (unsigned long long)generation);
+    else if (fds)
+        status = sl_channel_push_fds(s->channel, &command->base, fds, fd_count, err);
     else
         status = sl_channel_push(s->channel, &command->base, err);
     pthread_mutex_unlock(&s->lock);
     if (status == SL_OK)
         wake(s);
     return status;
+}
+
+sl_status sl_supervisor_send(sl_supervisor *s, uint64_t generation,
+                             const Sluice__Worker__Command *command, sl_error *err)
+{
+    return send_command(s, generation, command, NULL, 0, err);
+}
+
+sl_status sl_supervisor_send_fds(sl_supervisor *s, uint64_t generation,
+                                 const Sluice__Worker__Command *command, const int *fds,
+                                 int fd_count, sl_error *err)
+{
+    return send_command(s, generation, command, fds, fd_count, err);
 }
 
 void sl_supervisor_kill(sl_supervisor *s, uint64_t generation, const char *reason)
@@ -225,23 +241,31 @@ uint32_t sl_supervisor_restarts(const sl_supervisor *s)
 static sl_status spawn_program(const sl_supervisor *s, int channel_fd, int lock_fd, pid_t *pid,
                                sl_error *err)
 {
-    char fd_text[16], threads_text[16];
+    char fd_text[16], threads_text[16], lanes_text[16];
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
     sigset_t none, all;
 
     snprintf(fd_text, sizeof fd_text, "%d", WORKER_CHANNEL_FD);
     snprintf(threads_text, sizeof threads_text, "%d", s->config.threads);
-    char *const argv[] = { (char *)s->config.worker_path, (char *)"--device",
-                           (char *)s->config.device,      (char *)"--fd",
-                           fd_text,                       (char *)"--threads",
-                           threads_text,                  NULL };
+    snprintf(lanes_text, sizeof lanes_text, "%d", s->config.lanes);
+    char *const argv[] = { (char *)s->config.worker_path,
+                           (char *)"--device",
+                           (char *)s->config.device,
+                           (char *)"--fd",
+                           fd_text,
+                           (char *)"--threads",
+                           threads_text,
+                           s->config.lanes > 0 ? (char *)"--lanes" : NULL,
+                           lanes_text,
+                           NULL };
 
     sigemptyset(&none);
     sigfillset(&all);
     posix_spawn_file_actions_init(&actions);
     posix_spawnattr_init(&attributes);
-    int code = posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+    int code =
+        posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
     code = code ? code : posix_spawnattr_setsigmask(&attributes, &none);
     code = code ? code : posix_spawnattr_setsigdefault(&attributes, &all);
     code = code ? code : posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
@@ -249,9 +273,10 @@ static sl_status spawn_program(const sl_supervisor *s, int channel_fd, int lock_
     if (lock_fd >= 0)
         code = code ? code : posix_spawn_file_actions_adddup2(&actions, lock_fd, WORKER_LOCK_FD);
     code = code ? code
-                : posix_spawn_file_actions_addclosefrom_np(
-                      &actions, lock_fd >= 0 ? FIRST_OTHER_FD : WORKER_LOCK_FD);
-    code = code ? code : posix_spawn(pid, s->config.worker_path, &actions, &attributes, argv, environ);
+                : posix_spawn_file_actions_addclosefrom_np(&actions, lock_fd >= 0 ? FIRST_OTHER_FD
+                                                                                  : WORKER_LOCK_FD);
+    code =
+        code ? code : posix_spawn(pid, s->config.worker_path, &actions, &attributes, argv, environ);
     posix_spawnattr_destroy(&attributes);
     posix_spawn_file_actions_destroy(&actions);
     if (code != 0) {
@@ -578,7 +603,8 @@ static void *supervise(void *arg)
         if (lived_ns > s->config.pause_max_ns || pause_ns == 0)
             pause_ns = s->config.pause_min_ns;
         else
-            pause_ns = pause_ns * 2 < s->config.pause_max_ns ? pause_ns * 2 : s->config.pause_max_ns;
+            pause_ns =
+                pause_ns * 2 < s->config.pause_max_ns ? pause_ns * 2 : s->config.pause_max_ns;
     }
     return NULL;
 }

@@ -33,7 +33,9 @@
 typedef struct {
     const char *worker_path; /* NULL: "sluice-worker" beside this program's own file */
     const char *device;      /* "cpu:8GiB" */
-    int threads;             /* 0: one per core */
+    int threads;             /* of each job lane; 0: one per core */
+    int lanes;               /* for jobs side by side, beside the loader's; 0: no lanes, every
+                                command in the order of arrival */
     int lock_fd;             /* the device lock, inherited by the worker; -1: none */
     /* 0 is the default in parentheses */
     int64_t hello_deadline_ns; /* (60 s) from the start to the hello */
@@ -65,6 +67,11 @@ sl_status sl_supervisor_create(sl_supervisor **out, const sl_supervisor_config *
 sl_status sl_supervisor_send(sl_supervisor *supervisor, uint64_t generation,
                              const Sluice__Worker__Command *command, sl_error *err) SL_MUST_CHECK;
 
+/* The same with descriptors, 1 to SL_CHANNEL_MAX_FDS; the caller keeps its own. */
+sl_status sl_supervisor_send_fds(sl_supervisor *supervisor, uint64_t generation,
+                                 const Sluice__Worker__Command *command, const int *fds,
+                                 int fd_count, sl_error *err) SL_MUST_CHECK;
+
 /* Kills the worker of that generation (a hard reset); on_down follows with
  * this reason.  Another generation: nothing. */
 void sl_supervisor_kill(sl_supervisor *supervisor, uint64_t generation, const char *reason);
@@ -75,7 +82,7 @@ void sl_supervisor_kill(sl_supervisor *supervisor, uint64_t generation, const ch
 void sl_supervisor_stop(sl_supervisor *supervisor, int64_t grace_ns);
 void sl_supervisor_destroy(sl_supervisor *supervisor); /* stops with 5 s; NULL is fine */
 
-pid_t sl_supervisor_pid(const sl_supervisor *supervisor);        /* 0: none */
+pid_t sl_supervisor_pid(const sl_supervisor *supervisor);         /* 0: none */
 uint32_t sl_supervisor_restarts(const sl_supervisor *supervisor); /* workers after the first */
 
 #endif

@@ -126,10 +126,11 @@ sl_status sl_unix_listen(sl_listener **out, const char *path, mode_t mode, const
     sl_status status = SL_OK;
     unix_listener *self = NULL;
 
-    if (strlen(path) >= sizeof address.sun_path)
+    const size_t path_bytes = strlen(path) + 1;
+    if (path_bytes > sizeof address.sun_path)
         return sl_fail(err, SL_ERR_INVALID, "socket path \"%s\" is longer than %zu bytes", path,
                        sizeof address.sun_path - 1);
-    strcpy(address.sun_path, path);
+    memcpy(address.sun_path, path, path_bytes);
     self = calloc(1, sizeof *self);
     if (!self || !(self->path = strdup(path))) {
         free(self);

@@ -1,39 +1,10 @@
 #include "service/validate.h"
 
+#include "base/utf8.h"
+
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
-
-bool sl_utf8_valid(const char *text)
-{
-    const unsigned char *p = (const unsigned char *)text;
-
-    while (*p) {
-        const unsigned char lead = *p++;
-        int more;
-        uint32_t point, least;
-
-        if (lead < 0x80)
-            continue;
-        if (lead >= 0xc2 && lead <= 0xdf) {
-            more = 1, point = lead & 0x1f, least = 0x80;
-        } else if ((lead & 0xf0) == 0xe0) {
-            more = 2, point = lead & 0x0f, least = 0x800;
-        } else if (lead >= 0xf0 && lead <= 0xf4) {
-            more = 3, point = lead & 0x07, least = 0x10000;
-        } else {
-            return false;
-        }
-        for (; more > 0; more--, p++) {
-            if ((*p & 0xc0) != 0x80) /* also the end */
-                return false;
-            point = point << 6 | (*p & 0x3f);
-        }
-        if (point < least || point > 0x10ffff || (point >= 0xd800 && point <= 0xdfff))
-            return false;
-    }
-    return true;
-}
 
 static sl_status check_value(const ProtobufCFieldDescriptor *field, const void *at, char *name,
                              size_t name_bytes, sl_error *err)

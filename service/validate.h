@@ -9,14 +9,10 @@
 #include "base/status.h"
 
 #include <protobuf-c/protobuf-c.h>
-#include <stdbool.h>
 #include <stddef.h>
 
 /* SL_ERR_INVALID: field is the path to the first wrong one ("request.prompt"). */
 sl_status sl_pb_validate(const ProtobufCMessage *message, char *field, size_t field_bytes,
                          sl_error *err) SL_MUST_CHECK;
-
-/* No overlong forms, no surrogates, nothing above U+10FFFF. */
-bool sl_utf8_valid(const char *text);
 
 #endif

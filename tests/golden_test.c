@@ -1,11 +1,12 @@
 /* golden_test - runs every golden case of a folder and says how close it came.
  *
- *     golden_test [DIR] [--full] [--only NAME]
+ *     golden_test [DIR] [--full] [--streamed] [--only NAME]
  *
  * DIR is laid out as described in golden/README.md; without it the shared
  * folder is used where there is one, else tests/golden.  One line a case; the
  * last line is `N passed, N failed, N skipped`; exit code 1 if any failed, 77 if DIR is
- * absent.  --full also runs the cases of full-size networks.
+ * absent.  --full also runs the cases of full-size networks; --streamed takes the
+ * blocks of text encoders and transformers from host memory.
  */
 #include "tests/golden_test.h"
 
@@ -32,8 +33,13 @@ static const struct {
     { "video VAE decode and encode", golden_run_vae, false },
     { "schedules and trajectories with a closed-form velocity", golden_run_sampler, false },
     { "text-to-video, end to end after the text encoder", golden_run_e2e_t2v, false },
+    { "image-to-video with two experts", golden_run_e2e_i2v, false },
     { "sentencepiece unigram tokenizer", golden_run_tokenizer, false },
     { "checkpoint containers, good and hostile", golden_run_loader, false },
+    { "128x128 block int8 quantisation and W8A8 linear", golden_run_int8_linear, false },
+    { "diffusion transformer forward with int8 linears", golden_run_dit_int8, false },
+    { "diffusion transformer forward with SLA self-attention", golden_run_dit_sla, false },
+    { "stand-alone SLA / SageSLA attention", golden_run_sla, false },
     { "full-size VAE, synthetic weights", golden_run_full_vae, true },
     { "full-size umT5-xxl encoder, synthetic weights", golden_run_full_t5, true },
     { "full-size DiT, synthetic weights", golden_run_full_dit, true },
@@ -223,12 +229,14 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--full") == 0) {
             env.full = true;
+        } else if (strcmp(argv[i], "--streamed") == 0) {
+            env.streamed = true;
         } else if (strcmp(argv[i], "--only") == 0 && i + 1 < argc) {
             env.only = argv[++i];
         } else if (argv[i][0] != '-' && !env.dir) {
             env.dir = argv[i];
         } else {
-            fprintf(stderr, "usage: golden_test [DIR] [--full] [--only NAME]\n");
+            fprintf(stderr, "usage: golden_test [DIR] [--full] [--streamed] [--only NAME]\n");
             return 2;
         }
     }

@@ -12,6 +12,7 @@
 #include "base/arena.h"
 #include "engine/ckpt/ckpt.h"
 #include "engine/model/component.h"
+#include "engine/nets/dit.h"
 #include "engine/nets/tap.h"
 #include "kernels/exec.h"
 #include "kernels/scratch.h"
@@ -24,6 +25,7 @@ typedef struct {
     const char *dir;
     const char *only; /* NULL: every case */
     bool full;
+    bool streamed; /* text encoders and transformers keep their blocks in host memory */
     sl_device *device;
     sl_exec *exec;
     sl_region *region;
@@ -54,9 +56,12 @@ typedef struct {
 } golden_case;
 
 typedef sl_status golden_run_fn(golden_case *c, sl_error *err);
-golden_run_fn golden_run_dit, golden_run_t5, golden_run_vae; /* golden_test_nets.c */
-golden_run_fn golden_run_sampler, golden_run_e2e_t2v;        /* golden_test_video.c */
-golden_run_fn golden_run_tokenizer, golden_run_loader;       /* golden_test_files.c */
+golden_run_fn golden_run_dit, golden_run_dit_int8, golden_run_t5,
+    golden_run_vae;                                    /* golden_test_nets.c */
+golden_run_fn golden_run_sampler;                      /* golden_test_sampler.c */
+golden_run_fn golden_run_e2e_t2v, golden_run_e2e_i2v;  /* golden_test_e2e.c */
+golden_run_fn golden_run_tokenizer, golden_run_loader; /* golden_test_files.c */
+golden_run_fn golden_run_int8_linear, golden_run_sla, golden_run_dit_sla; /* golden_test_accel.c */
 golden_run_fn golden_run_full_vae, golden_run_full_t5, golden_run_full_dit; /* golden_test_full.c */
 
 /* ---- what a case reads ---- */
@@ -113,14 +118,42 @@ sl_status golden_make_spec(sl_component_spec *spec, sl_component_kind kind, sl_p
 /* ---- one network, run and compared with "out.*" (golden_test_nets.c) ---- */
 
 sl_status golden_forward(golden_case *c, const sl_dit_weights *weights, const sl_dit_config *config,
-                         const sl_tensor *latent, const sl_tensor *text, double t,
-                         const sl_tap *tap, const char *rel_l2_key, const char *max_abs_key,
+                         const sl_dit_attention_options *attention, const sl_tensor *latent,
+                         const sl_tensor *text, double t, const sl_tap *tap, const char *want_name,
+                         const char *rel_l2_key, const char *max_abs_key,
                          sl_error *err) SL_MUST_CHECK;
+
+/* A small case's transformer and inputs, from its files. */
+typedef struct {
+    sl_dit_config config;
+    sl_component *component;
+    sl_tensor latent, text;
+    double t;
+    size_t mark; /* of the scratch before */
+} golden_dit;
+
+/* close also after a failure. */
+sl_status golden_dit_open(golden_dit *out, golden_case *c, sl_precision precision,
+                          sl_error *err) SL_MUST_CHECK;
+void golden_dit_close(golden_dit *d, golden_case *c);
+sl_status golden_dit_run(golden_dit *d, golden_case *c, const sl_dit_attention_options *attention,
+                         const sl_tap *tap, const char *want_name, const char *rel_l2_key,
+                         const char *max_abs_key, sl_error *err) SL_MUST_CHECK;
+
+/* The kept blocks of layer i of a stored map [layers, N, Q, K], in scratch: a lut
+ * of kernels/sla.h, the same number in each row. */
+sl_status golden_make_lut(golden_case *c, const golden_array *map, int64_t layer, sl_tensor *out,
+                          sl_error *err) SL_MUST_CHECK;
+
 sl_status golden_encode_text(golden_case *c, const sl_t5_weights *weights,
                              const sl_t5_config *config, const sl_tap *tap, const char *rel_l2_key,
                              const char *max_abs_key, sl_error *err) SL_MUST_CHECK;
 sl_status golden_decode(golden_case *c, const sl_vae_weights *weights, const sl_vae_config *config,
                         const sl_tensor *latent, const char *out, const sl_tap *tap,
+                        const char *rel_l2_key, const char *max_abs_key,
+                        sl_error *err) SL_MUST_CHECK;
+sl_status golden_encode(golden_case *c, const sl_vae_weights *weights, const sl_vae_config *config,
+                        const sl_tensor *video, const char *out, const sl_tap *tap,
                         const char *rel_l2_key, const char *max_abs_key,
                         sl_error *err) SL_MUST_CHECK;
 

@@ -324,6 +324,25 @@ sl_status golden_make_spec(sl_component_spec *spec, sl_component_kind kind, sl_p
     }
 }
 
+/* The image lives as long as the case. */
+static sl_status load_streamed(golden_case *c, sl_component_spec *spec, const sl_ckpt *ckpt,
+                               sl_component **out, sl_error *err)
+{
+    const size_t image_bytes = sl_component_image_bytes(spec);
+    unsigned char *image = golden_alloc(c, (int64_t)image_bytes + 64, 1, err);
+    sl_status status;
+
+    if (!image)
+        return SL_ERR_NO_MEMORY;
+    image += -(uintptr_t)image & 63;
+    spec->mode = SL_MODE_STREAMED;
+    status = sl_component_fill_image(image, image_bytes, spec, c->env->exec, ckpt, err);
+    if (status == SL_OK)
+        status = sl_component_load_image(out, spec, c->env->device, c->env->exec, image,
+                                         image_bytes, err);
+    return status;
+}
+
 sl_status golden_load(golden_case *c, const char *file, sl_component_kind kind,
                       sl_precision precision, const void *config, sl_component **out, sl_error *err)
 {
@@ -336,7 +355,10 @@ sl_status golden_load(golden_case *c, const char *file, sl_component_kind kind,
         return SL_ERR_NO_MEMORY;
     GOLDEN_TRY(golden_make_spec(&spec, kind, precision, config, err));
     GOLDEN_TRY(sl_ckpt_open(&ckpt, path, err));
-    GOLDEN_TRY(sl_component_load(out, &spec, c->env->device, c->env->exec, ckpt, err));
+    if (c->env->streamed && sl_component_can_stream(kind))
+        status = load_streamed(c, &spec, ckpt, out, err);
+    else
+        status = sl_component_load(out, &spec, c->env->device, c->env->exec, ckpt, err);
 done:
     sl_ckpt_close(ckpt);
     return status;

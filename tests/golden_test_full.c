@@ -177,7 +177,7 @@ sl_status golden_run_full_vae(golden_case *c, sl_error *err)
     static generated net;
     sl_status status = SL_OK;
     sl_component_spec spec;
-    sl_tensor latent = { .data = NULL };
+    sl_tensor latent = { .data = NULL }, video = { .data = NULL };
     bool fits;
 
     memset(&net, 0, sizeof net);
@@ -185,9 +185,11 @@ sl_status golden_run_full_vae(golden_case *c, sl_error *err)
     GOLDEN_TRY(generate(c, &spec, &net, &fits, err));
     if (!fits)
         goto done;
-    golden_skip(c, "encode", "the video encoder is not implemented yet");
     GOLDEN_TRY(generate_input(c, "in.latent", &latent, err));
     GOLDEN_TRY(golden_decode(c, &net.weights.vae, &config, &latent, "out.video", NULL, "f32_rel_l2",
+                             NULL, err));
+    GOLDEN_TRY(generate_input(c, "in.video", &video, err));
+    GOLDEN_TRY(golden_encode(c, &net.weights.vae, &config, &video, "out.mu", NULL, "f32_rel_l2",
                              NULL, err));
 done:
     sl_region_destroy(net.region);
@@ -238,24 +240,37 @@ sl_status golden_run_full_dit(golden_case *c, sl_error *err)
     const cJSON *attention = cJSON_GetObjectItemCaseSensitive(c->json, "attention");
     const cJSON *inputs = cJSON_GetObjectItemCaseSensitive(c->json, "inputs");
     static generated net;
+    sl_dit_attention_options options = { .mode = SL_ATTENTION_DENSE };
+    sl_tensor luts[SL_MAX_LAYERS];
     sl_status status = SL_OK;
+    golden_array maps;
     sl_component_spec spec;
     sl_tensor latent = { .data = NULL }, text = { .data = NULL };
     bool fits;
 
-    if (!cJSON_IsString(attention) || strncmp(attention->valuestring, "dense", 5) != 0) {
-        golden_skip_case(c, "this attention is not implemented yet");
+    memset(&net, 0, sizeof net);
+    if (!cJSON_IsString(attention))
+        return sl_fail(err, SL_ERR_DATA, "the case does not tell its \"attention\"");
+    if (strncmp(attention->valuestring, "SLA", 3) == 0) {
+        GOLDEN_TRY(golden_get(c, "mid.maps", &maps, err));
+        for (int64_t i = 0; i < config.num_layers && i < SL_MAX_LAYERS; i++)
+            GOLDEN_TRY(golden_make_lut(c, &maps, i, &luts[i], err));
+        options = (sl_dit_attention_options){ .mode = SL_ATTENTION_SLA,
+                                              .topk_ratio = SL_DEFAULT_TOPK_RATIO,
+                                              .luts = luts };
+    } else if (strncmp(attention->valuestring, "dense", 5) != 0) {
+        golden_skip_case(c, "attention \"%s\" is not known", attention->valuestring);
         return SL_OK;
     }
-    memset(&net, 0, sizeof net);
     GOLDEN_TRY(golden_make_spec(&spec, SL_COMPONENT_DIT, SL_PRECISION_BF16, &config, err));
     GOLDEN_TRY(generate(c, &spec, &net, &fits, err));
     if (!fits)
         goto done;
     GOLDEN_TRY(generate_input(c, "in.latent", &latent, err));
     GOLDEN_TRY(generate_text(c, &config, &text, err));
-    GOLDEN_TRY(golden_forward(c, &net.weights.dit, &config, &latent, &text,
-                              golden_number(inputs, "t", -1), NULL, "f32_rel_l2", NULL, err));
+    GOLDEN_TRY(golden_forward(c, &net.weights.dit, &config, &options, &latent, &text,
+                              golden_number(inputs, "t", -1), NULL, "out.velocity", "f32_rel_l2",
+                              NULL, err));
 done:
     sl_region_destroy(net.region);
     return status;

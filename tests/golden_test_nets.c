@@ -195,9 +195,9 @@ done:
 }
 
 sl_status golden_forward(golden_case *c, const sl_dit_weights *weights, const sl_dit_config *config,
-                         const sl_tensor *latent, const sl_tensor *text, double t,
-                         const sl_tap *tap, const char *rel_l2_key, const char *max_abs_key,
-                         sl_error *err)
+                         const sl_dit_attention_options *attention, const sl_tensor *latent,
+                         const sl_tensor *text, double t, const sl_tap *tap, const char *want_name,
+                         const char *rel_l2_key, const char *max_abs_key, sl_error *err)
 {
     sl_scratch *scratch = &c->env->scratch;
     const size_t mark = sl_scratch_mark(scratch);
@@ -207,47 +207,89 @@ sl_status golden_forward(golden_case *c, const sl_dit_weights *weights, const sl
     golden_array want;
 
     velocity.dim[0] = config->out_dim;
-    GOLDEN_TRY(golden_get(c, "out.velocity", &want, err));
+    GOLDEN_TRY(golden_get(c, want_name, &want, err));
     GOLDEN_TRY(sl_scratch_take(scratch, &velocity, err, SL_F32, velocity.rank, velocity.dim));
     GOLDEN_TRY(sl_dit_prepare(c->env->exec, scratch, weights, config, text, &prepared, tap, err));
     const size_t before = sl_scratch_mark(scratch);
-    GOLDEN_TRY(sl_dit_forward(c->env->exec, scratch, weights, config, &prepared, t, latent,
-                              &velocity, tap, err));
+    GOLDEN_TRY(sl_dit_forward(c->env->exec, scratch, weights, config, &prepared, attention, t,
+                              latent, &velocity, tap, err));
     if (sl_scratch_mark(scratch) != before)
         golden_note_failure(c, "activations were not given back");
-    golden_compare(c, "out.velocity", golden_f64_of(c, &velocity, err), sl_tensor_count(&velocity),
+    golden_compare(c, want_name, golden_f64_of(c, &velocity, err), sl_tensor_count(&velocity),
                    &want, rel_l2_key, max_abs_key);
 done:
     sl_scratch_release(scratch, mark);
     return status;
 }
 
-static sl_status run_dit(golden_case *c, sl_precision precision, const char *rel_l2_key,
-                         const char *max_abs_key, sl_error *err)
+sl_status golden_dit_open(golden_dit *out, golden_case *c, sl_precision precision, sl_error *err)
 {
-    const sl_dit_config config = golden_dit_config(c->config);
-    const size_t mark = sl_scratch_mark(&c->env->scratch);
-    observer o = { .c = c };
-    const sl_tap tap = { .fn = observe, .arg = &o };
-    sl_component *dit = NULL;
+    golden_dit d = { .config = golden_dit_config(c->config),
+                     .mark = sl_scratch_mark(&c->env->scratch) };
     sl_status status = SL_OK;
-    sl_tensor latent = { .data = NULL }, text = { .data = NULL };
     golden_array t;
 
-    GOLDEN_TRY(golden_load(c, checkpoint_file(c), SL_COMPONENT_DIT, precision, &config, &dit, err));
-    GOLDEN_TRY(upload_latent(c, &latent, err));
-    GOLDEN_TRY(upload(c, "in.text", &text, err));
+    GOLDEN_TRY(golden_load(c, checkpoint_file(c), SL_COMPONENT_DIT, precision, &d.config,
+                           &d.component, err));
+    GOLDEN_TRY(upload_latent(c, &d.latent, err));
+    GOLDEN_TRY(upload(c, "in.text", &d.text, err));
     GOLDEN_TRY(golden_get(c, "in.t", &t, err));
     if (t.count != 1) {
         status = sl_fail(err, SL_ERR_DATA, "\"in.t\" is not one number");
         goto done;
     }
-    GOLDEN_TRY(golden_forward(c, sl_component_dit(dit), &config, &latent, &text, t.v[0], &tap,
-                              rel_l2_key, max_abs_key, err));
+    d.t = t.v[0];
+done:
+    *out = d;
+    return status;
+}
+
+void golden_dit_close(golden_dit *d, golden_case *c)
+{
+    sl_component_destroy(d->component);
+    sl_scratch_release(&c->env->scratch, d->mark);
+}
+
+sl_status golden_dit_run(golden_dit *d, golden_case *c, const sl_dit_attention_options *attention,
+                         const sl_tap *tap, const char *want_name, const char *rel_l2_key,
+                         const char *max_abs_key, sl_error *err)
+{
+    return golden_forward(c, sl_component_dit(d->component), &d->config, attention, &d->latent,
+                          &d->text, d->t, tap, want_name, rel_l2_key, max_abs_key, err);
+}
+
+static sl_status run_dit(golden_case *c, sl_precision precision, const char *rel_l2_key,
+                         const char *max_abs_key, sl_error *err)
+{
+    observer o = { .c = c };
+    const sl_tap tap = { .fn = observe, .arg = &o };
+    sl_status status = SL_OK;
+    golden_dit d;
+
+    GOLDEN_TRY(golden_dit_open(&d, c, precision, err));
+    GOLDEN_TRY(golden_dit_run(&d, c, NULL, &tap, "out.velocity", rel_l2_key, max_abs_key, err));
     GOLDEN_TRY(compare_seen(c, &o, "mid.", false, rel_l2_key, err));
 done:
-    sl_component_destroy(dit);
-    sl_scratch_release(&c->env->scratch, mark);
+    golden_dit_close(&d, c);
+    return status;
+}
+
+/* One precision alone, compared with an emulation and with exact numbers. */
+sl_status golden_run_dit_int8(golden_case *c, sl_error *err)
+{
+    observer o = { .c = c };
+    const sl_tap tap = { .fn = observe, .arg = &o };
+    sl_status status = SL_OK;
+    golden_dit d;
+
+    GOLDEN_TRY(golden_dit_open(&d, c, SL_PRECISION_INT8, err));
+    GOLDEN_TRY(
+        golden_dit_run(&d, c, NULL, &tap, "out.velocity", "rel_l2_vs_out_velocity", NULL, err));
+    GOLDEN_TRY(compare_seen(c, &o, "mid.", false, "rel_l2_vs_out_velocity", err));
+    GOLDEN_TRY(golden_dit_run(&d, c, NULL, NULL, "out.velocity_exact_dequantised",
+                              "rel_l2_vs_exact_dequantised", NULL, err));
+done:
+    golden_dit_close(&d, c);
     return status;
 }
 
@@ -373,6 +415,45 @@ done:
     return status;
 }
 
+/* video [3, F, H, W]; frames go to the encoder chunk by chunk, channels last. */
+sl_status golden_encode(golden_case *c, const sl_vae_weights *weights, const sl_vae_config *config,
+                        const sl_tensor *video, const char *out, const sl_tap *tap,
+                        const char *rel_l2_key, const char *max_abs_key, sl_error *err)
+{
+    sl_scratch *scratch = &c->env->scratch;
+    const size_t mark = sl_scratch_mark(scratch);
+    const int64_t F = video->dim[1], H = video->dim[2], W = video->dim[3], positions = F * H * W;
+    const int64_t later = sl_vae_frame_count(config, 2) - 1, T = 1 + (F - 1) / later;
+    sl_status status = SL_OK;
+    sl_vae_encoder encoder;
+    sl_tensor pictures, latent;
+    golden_array want;
+
+    if (video->rank != 4 || video->dim[0] != 3 || sl_vae_frame_count(config, T) != F || H % 8 ||
+        W % 8)
+        return sl_fail(err, SL_ERR_DATA, "the video to encode has an impossible shape");
+    GOLDEN_TRY(golden_get(c, out, &want, err));
+    GOLDEN_TRY(sl_scratch_tensor(scratch, &pictures, err, SL_F32, 4, F, H, W, 3));
+    GOLDEN_TRY(sl_scratch_tensor(scratch, &latent, err, SL_F32, 4, config->z_dim, T, H / 8, W / 8));
+    for (int64_t p = 0; p < positions; p++)
+        for (int64_t i = 0; i < 3; i++)
+            ((float *)pictures.data)[p * 3 + i] = ((const float *)video->data)[i * positions + p];
+    memset(latent.data, 0xff, sl_tensor_bytes(&latent)); /* NaN: every frame must be written */
+    GOLDEN_TRY(sl_vae_encoder_begin(&encoder, c->env->exec, scratch, weights, config, T, H / 8,
+                                    W / 8, tap, err));
+    for (int64_t t = 0; t < T; t++) {
+        const int64_t first = t == 0 ? 0 : 1 + (t - 1) * later;
+        const sl_tensor chunk = sl_tensor_rows(&pictures, first, t == 0 ? 1 : later);
+
+        GOLDEN_TRY(sl_vae_encoder_next(&encoder, &chunk, &latent, t, err));
+    }
+    golden_compare(c, out, golden_f64_of(c, &latent, err), sl_tensor_count(&latent), &want,
+                   rel_l2_key, max_abs_key);
+done:
+    sl_scratch_release(scratch, mark);
+    return status;
+}
+
 static sl_status run_vae(golden_case *c, sl_precision precision, const char *rel_l2_key,
                          const char *max_abs_key, sl_error *err)
 {
@@ -382,7 +463,7 @@ static sl_status run_vae(golden_case *c, sl_precision precision, const char *rel
     const sl_tap tap = { .fn = observe, .arg = &o };
     sl_component *vae = NULL;
     sl_status status = SL_OK;
-    sl_tensor latent = { .data = NULL };
+    sl_tensor latent = { .data = NULL }, video = { .data = NULL };
 
     GOLDEN_TRY(golden_load(c, checkpoint_file(c), SL_COMPONENT_VAE, precision, &config, &vae, err));
     GOLDEN_TRY(upload(c, "in.latent", &latent, err));
@@ -394,6 +475,12 @@ static sl_status run_vae(golden_case *c, sl_precision precision, const char *rel
         GOLDEN_TRY(golden_decode(c, sl_component_vae(vae), &config, &latent, "out.video1", NULL,
                                  rel_l2_key, max_abs_key, err));
     }
+    if (golden_has(c, "in.video")) {
+        GOLDEN_TRY(upload(c, "in.video", &video, err));
+        GOLDEN_TRY(golden_encode(c, sl_component_vae(vae), &config, &video, "out.mu", &tap,
+                                 rel_l2_key, max_abs_key, err));
+        GOLDEN_TRY(compare_seen(c, &o, "mid.enc.", true, rel_l2_key, err));
+    }
 done:
     sl_component_destroy(vae);
     sl_scratch_release(&c->env->scratch, mark);
@@ -402,7 +489,5 @@ done:
 
 sl_status golden_run_vae(golden_case *c, sl_error *err)
 {
-    if (golden_has(c, "in.video"))
-        golden_skip(c, "encode", "the video encoder is not implemented yet");
     return each_precision(c, run_vae, err);
 }

@@ -42,8 +42,10 @@ typedef struct {
     const char *components[CLI_MAX_COMPONENTS];
     int component_count;
     const char *model, *precision, *sampler, *format, *output, *request_id;
-    const char *resolution, *device, *arch;
-    int64_t width, height, frames, steps, limit, threads; /* 0: not given */
+    const char *resolution, *device, *arch, *attention, *streaming, *residency;
+    bool soft, full, hard, now, off, once, follow, dry_run, no_pin, table;
+    int64_t width, height, frames, steps, limit, threads, priority; /* 0: not given */
+    int64_t deadline_ns, older_than_ns;                             /* 0: not given */
     double sigma_max;
     uint64_t seed;
     const char *args[CLI_MAX_ARGS];
@@ -81,6 +83,45 @@ sl_status cli_parse(const cli_command *command, int argc, char **argv, cli_optio
 void cli_print_help(const cli_command *command, FILE *f);
 /* "480p", "720p" or "832x480"; false for anything else. */
 bool cli_parse_resolution(const char *text, int64_t *width, int64_t *height);
+/* "90", "90s", "15m", "2h", "7d"; false for anything else, 0 and overflow. */
+bool cli_parse_duration(const char *text, int64_t *ns);
+
+/* ---- cli_call.c ---- */
+
+/* Makes text harmless on a terminal, in place: control characters, 8-bit ones
+ * too, and what is not UTF-8 become '?', line ends and tabs blanks. */
+void cli_clean(char *text);
+/* The same for every string of a message of this library. */
+void cli_clean_message(void *message);
+
+/* sl_client_call with what every command does: c->details are those of this
+ * call, and without --json the strings of the reply are clean. */
+sl_status cli_call(cli *c, const char *method, const ProtobufCMessage *request,
+                   const ProtobufCMessageDescriptor *reply_type, int64_t timeout_ns,
+                   ProtobufCMessage **out) SL_MUST_CHECK;
+
+/* cli_call_health(c, &request, timeout_ns, &reply) and so on. */
+#define SL_X(Name, name)                                                                           \
+    SL_MUST_CHECK static inline sl_status cli_call_##name(                                         \
+        cli *c, const Sluice__V1__##Name##Request *request, int64_t timeout_ns,                    \
+        Sluice__V1__##Name##Reply **out)                                                           \
+    {                                                                                              \
+        ProtobufCMessage *reply = NULL;                                                            \
+        const sl_status status =                                                                   \
+            cli_call(c, "sluice.v1.Inference/" #Name, &request->base,                              \
+                     &sluice__v1__##name##_reply__descriptor, timeout_ns, &reply);                 \
+        if (status == SL_OK)                                                                       \
+            *out = (Sluice__V1__##Name##Reply *)(void *)reply;                                     \
+        return status;                                                                             \
+    }
+SL_METHODS(SL_X)
+#undef SL_X
+
+/* From now on Ctrl-C and SIGTERM end a call that waits (SL_ERR_CANCELLED)
+ * instead of the process. */
+sl_status cli_catch_interrupts(cli *c) SL_MUST_CHECK;
+void cli_forget_interrupts(void);
+int cli_interrupt_fd(void); /* readable after one; -1 before cli_catch_interrupts */
 
 /* ---- cli_json.c ---- */
 
@@ -88,7 +129,9 @@ bool cli_parse_resolution(const char *text, int64_t *width, int64_t *height);
  * case, 64-bit numbers exact, an absent message as null, bytes left out. */
 cJSON *cli_json_message(const void *message);
 void cli_json_u64(cJSON *object, const char *name, uint64_t value);
-void cli_json_print(cJSON *object); /* one line on stdout; frees it; NULL: out of memory */
+/* One line on stdout; frees it; NULL: out of memory.  Control characters are
+ * escaped, 8-bit ones too. */
+void cli_json_print(cJSON *object);
 
 /* ---- cli_text.c ---- */
 
@@ -105,13 +148,8 @@ bool cli_component_of(const char *text, Sluice__V1__Component *out);
 bool cli_precision_of(const char *text, Sluice__V1__Precision *out);
 bool cli_sampler_of(const char *text, Sluice__V1__Sampler *out);
 bool cli_format_of(const char *text, Sluice__V1__OutputFormat *out);
-
-void cli_print_plan(FILE *f, const Sluice__V1__Plan *plan);
-void cli_print_refusal(FILE *f, const Sluice__V1__Refusal *refusal);
-void cli_print_receipt(FILE *f, const Sluice__V1__Receipt *receipt);
-void cli_print_job(FILE *f, const Sluice__V1__Job *job);
-/* The ledger as lines that sum to total; false when they do not. */
-bool cli_print_memory(FILE *f, const Sluice__V1__DeviceMemory *memory);
+bool cli_streaming_of(const char *text, Sluice__V1__Streaming *out);
+char *cli_time(int64_t wall_ns, char *buf); /* "2026-01-31 12:00:00", local */
 
 /* One line that is rewritten; at_end ends it. */
 void cli_draw_progress(Sluice__V1__JobState state, int step, int step_count, int position,
@@ -125,6 +163,17 @@ int cli_fail(cli *c, sl_status status);
 int cli_usage(cli *c, const char *fmt, ...) SL_PRINTF(2, 3);
 int64_t cli_timeout_ns(const cli *c, int64_t usual_ns);
 
+/* ---- cli_print.c ---- */
+
+void cli_print_plan(FILE *f, const Sluice__V1__Plan *plan);
+void cli_print_refusal(FILE *f, const Sluice__V1__Refusal *refusal);
+void cli_print_receipt(FILE *f, const Sluice__V1__Receipt *receipt);
+void cli_print_job(FILE *f, const Sluice__V1__Job *job);
+void cli_print_switch(FILE *f, const Sluice__V1__SwitchModelReply *reply);
+/* The ledger as lines that sum to total, and the host tier's to its limit; false
+ * when they do not. */
+bool cli_print_memory(FILE *f, const Sluice__V1__DeviceMemory *memory);
+
 /* ---- commands ---- */
 
 int cli_load(cli *c);
@@ -132,6 +181,17 @@ int cli_unload(cli *c);
 int cli_models(cli *c);
 int cli_health(cli *c);
 int cli_stats(cli *c);
+int cli_switch(cli *c);
+int cli_trim(cli *c);
+int cli_reset(cli *c);
+int cli_drain(cli *c);
+int cli_reload(cli *c);
+int cli_clean_outputs(cli *c);
+
+int cli_doctor(cli *c);
+int cli_explain(cli *c);
+int cli_events(cli *c);
+int cli_top(cli *c);
 
 int cli_generate(cli *c);
 int cli_watch(cli *c);

@@ -14,6 +14,7 @@ typedef enum {
     OPT_U64,
     OPT_DOUBLE, /* above 0 */
     OPT_LIST,   /* components */
+    OPT_DURATION,
 } opt_kind;
 
 typedef struct {
@@ -32,7 +33,7 @@ static const opt_spec specs[] = {
       "the model; a daemon that has only one needs no name" },
     { "component", 'c', OPT_LIST, 0, "C",
       "text_encoder, dit, dit_high, dit_low or vae; may be repeated" },
-    { "precision", 'p', OPT_TEXT, AT(precision), "P", "bf16 (default) or f32" },
+    { "precision", 'p', OPT_TEXT, AT(precision), "P", "bf16 (default), f32 or int8" },
     { "output", 'o', OPT_TEXT, AT(output), "FILE",
       "where the video goes (default <job>.<format>)" },
     { "width", 0, OPT_COUNT, AT(width), "N", "pixels, a multiple of 16" },
@@ -50,8 +51,29 @@ static const opt_spec specs[] = {
     { "detach", 'd', OPT_FLAG, AT(detach), NULL, "submit, print the job's id and leave" },
     { "active", 'a', OPT_FLAG, AT(active), NULL, "only jobs that have not ended" },
     { "limit", 'l', OPT_COUNT, AT(limit), "N", "at most so many (default 100)" },
+    { "attention", 0, OPT_TEXT, AT(attention), "A", "dense (default), sla or sagesla" },
+    { "streaming", 0, OPT_TEXT, AT(streaming), "S",
+      "auto (default: when nothing else can fit), off or on" },
+    { "priority", 0, OPT_COUNT, AT(priority), "N", "1 (last) to 9 (first), default 5" },
+    { "deadline", 0, OPT_DURATION, AT(deadline_ns), "T",
+      "refuse what cannot be done within T: 90s, 15m, 2h" },
+    { "residency", 0, OPT_TEXT, AT(residency), "R",
+      "device (default), or host: into the host tier only" },
+    { "no-pin", 0, OPT_FLAG, AT(no_pin), NULL, "may be evicted again" },
+    { "soft", 0, OPT_FLAG, AT(soft), NULL, "off the device, kept in the host tier (default)" },
+    { "full", 0, OPT_FLAG, AT(full), NULL, "out of the host tier too" },
+    { "hard", 0, OPT_FLAG, AT(hard), NULL, "and a fresh worker process" },
+    { "now", 0, OPT_FLAG, AT(now), NULL,
+      "stop a job in the way at its next step; it is queued again" },
+    { "off", 0, OPT_FLAG, AT(off), NULL, "admit jobs again" },
+    { "older-than", 0, OPT_DURATION, AT(older_than_ns), "T", "of jobs that ended so long ago: 7d" },
+    { "dry-run", 0, OPT_FLAG, AT(dry_run), NULL, "only say what would be done" },
+    { "follow", 0, OPT_FLAG, AT(follow), NULL, "go on until Ctrl-C" },
+    { "once", 0, OPT_FLAG, AT(once), NULL, "one frame, without colours, and leave" },
+    { "table", 0, OPT_FLAG, AT(table), NULL,
+      "models x resolutions x precisions x card sizes; options narrow it down" },
     { "device", 0, OPT_TEXT, AT(device), "D",
-      "24GiB (a GPU's memory), cpu, cpu:8GiB or cuda:0:24GiB (default cpu)" },
+      "24GiB or cuda:24GiB (a GPU's memory), cpu or cpu:8GiB (default cpu)" },
     { "threads", 0, OPT_COUNT, AT(threads), "N",
       "of the cpu device, for its workspace (default: this machine's)" },
     { "arch", 0, OPT_TEXT, AT(arch), "A", "the kind of model; see below" },
@@ -114,6 +136,14 @@ static sl_status set_count(int64_t *out, const opt_spec *spec, const char *text,
     return SL_OK;
 }
 
+static sl_status set_duration(int64_t *out, const opt_spec *spec, const char *text, sl_error *err)
+{
+    if (!cli_parse_duration(text, out))
+        return sl_fail(err, SL_ERR_INVALID, "--%s takes a time like 90s, 15m, 2h or 7d, not \"%s\"",
+                       spec->name, text);
+    return SL_OK;
+}
+
 static sl_status set_double(double *out, const opt_spec *spec, const char *text, sl_error *err)
 {
     char *end = NULL;
@@ -140,6 +170,8 @@ static sl_status set_option(cli_options *out, const opt_spec *spec, const char *
         return SL_OK;
     case OPT_COUNT:
         return set_count(field, spec, value, err);
+    case OPT_DURATION:
+        return set_duration(field, spec, value, err);
     case OPT_DOUBLE:
         return set_double(field, spec, value, err);
     case OPT_U64:
@@ -260,4 +292,28 @@ bool cli_parse_resolution(const char *text, int64_t *width, int64_t *height)
     *width = w;
     *height = h;
     return true;
+}
+
+bool cli_parse_duration(const char *text, int64_t *ns)
+{
+    static const struct {
+        const char *suffix;
+        int64_t seconds;
+    } units[] = { { "", 1 }, { "s", 1 }, { "m", 60 }, { "h", 3600 }, { "d", 86400 } };
+    char *end = NULL;
+
+    if (!isdigit((unsigned char)text[0]))
+        return false;
+    errno = 0;
+    const long long value = strtoll(text, &end, 10);
+    if (errno || value == 0)
+        return false;
+    for (size_t i = 0; i < SL_COUNT(units); i++)
+        if (strcmp(end, units[i].suffix) == 0) {
+            if (value > INT64_MAX / SL_NS_PER_S / units[i].seconds)
+                return false;
+            *ns = value * units[i].seconds * SL_NS_PER_S;
+            return true;
+        }
+    return false;
 }

@@ -8,50 +8,12 @@
  */
 #include "clients/c/cli_jobs.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <libgen.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-/* ---- Ctrl-C ---- */
-
-static int interrupt_pipe[2] = { -1, -1 };
-
-static void on_interrupt(int signal_number)
-{
-    const int saved = errno;
-    const ssize_t n = write(interrupt_pipe[1], "x", 1);
-
-    (void)signal_number;
-    (void)n; /* full: it is readable, which is all that counts */
-    errno = saved;
-}
-
-static sl_status catch_interrupts(cli *c)
-{
-    struct sigaction action = { .sa_handler = on_interrupt };
-
-    if (pipe2(interrupt_pipe, O_CLOEXEC | O_NONBLOCK) < 0)
-        return sl_fail_errno(&c->err, "could not create a pipe");
-    sigemptyset(&action.sa_mask);
-    if (sigaction(SIGINT, &action, NULL) < 0 || sigaction(SIGTERM, &action, NULL) < 0)
-        return sl_fail_errno(&c->err, "could not catch interrupts");
-    sl_client_set_interrupt(c->client, interrupt_pipe[0]);
-    return SL_OK;
-}
-
-static void forget_interrupts(void)
-{
-    char byte;
-
-    while (read(interrupt_pipe[0], &byte, 1) == 1)
-        ;
-}
 
 /* ---- the request ---- */
 
@@ -74,8 +36,8 @@ static sl_status find_only_model(cli *c, char **out)
     const char *found = NULL;
     char names[512] = "";
     int usable = 0;
-    sl_status status = sl_client_list_models(
-        c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply, &c->details, &c->err);
+    sl_status status =
+        cli_call_list_models(c, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply);
 
     if (status != SL_OK)
         return status;
@@ -122,8 +84,11 @@ static sl_status fill_request(cli *c, Sluice__V1__GenerateRequest *request, cons
         return sl_fail(&c->err, SL_ERR_INVALID,
                        "unknown resolution \"%s\": 480p, 720p or WIDTHxHEIGHT", o->resolution);
     if (o->precision && !cli_precision_of(o->precision, &request->precision))
-        return sl_fail(&c->err, SL_ERR_INVALID, "unknown precision \"%s\": bf16 or f32",
+        return sl_fail(&c->err, SL_ERR_INVALID, "unknown precision \"%s\": bf16, f32 or int8",
                        o->precision);
+    if (o->streaming && !cli_streaming_of(o->streaming, &request->streaming))
+        return sl_fail(&c->err, SL_ERR_INVALID, "unknown streaming \"%s\": auto, off or on",
+                       o->streaming);
     if (o->sampler && !cli_sampler_of(o->sampler, &request->sampler))
         return sl_fail(&c->err, SL_ERR_INVALID, "unknown sampler \"%s\": sde or ode", o->sampler);
     request->model = (char *)model;
@@ -134,6 +99,8 @@ static sl_status fill_request(cli *c, Sluice__V1__GenerateRequest *request, cons
     request->steps = (int32_t)o->steps;
     request->sigma_max = o->sigma_max;
     request->seed = o->seed;
+    request->priority = (int32_t)o->priority;
+    request->deadline_ns = o->deadline_ns;
     return choose_format(c, &request->output);
 }
 
@@ -199,8 +166,7 @@ int cli_plan(cli *c)
         status = fill_request(c, &request, c->opt.model ? c->opt.model : only_model);
     if (status == SL_OK) {
         plan.request = &request;
-        status = sl_client_plan_job(c->client, &plan, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS),
-                                    &reply, &c->details, &c->err);
+        status = cli_call_plan_job(c, &plan, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply);
     }
     code = status == SL_OK ? show_plan(c, reply) : plan_fail(c, status);
     sl_message_free(reply);
@@ -238,12 +204,12 @@ static sl_status cancel_on_interrupt(cli *c, const char *job_id)
     Sluice__V1__CancelJobRequest request = SLUICE__V1__CANCEL_JOB_REQUEST__INIT;
     Sluice__V1__CancelJobReply *reply = NULL;
 
-    forget_interrupts();
-    fprintf(stderr, "cancelling job %s (Ctrl-C again leaves it running)\n", job_id);
+    cli_forget_interrupts();
+    if (!c->opt.json)
+        fprintf(stderr, "cancelling job %s (Ctrl-C again leaves it running)\n", job_id);
     request.job_id = (char *)job_id;
-    sl_call_details_fini(&c->details);
-    const sl_status status = sl_client_cancel_job(
-        c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply, &c->details, &c->err);
+    const sl_status status =
+        cli_call_cancel_job(c, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply);
     sl_message_free(reply);
     return status;
 }
@@ -320,11 +286,10 @@ int cli_generate(cli *c)
     if (status == SL_OK && !c->opt.request_id)
         status = make_request_id(request_id, sizeof request_id, &c->err);
     if (status == SL_OK && !c->opt.detach)
-        status = catch_interrupts(c);
+        status = cli_catch_interrupts(c);
     if (status == SL_OK) {
         request.request_id = c->opt.request_id ? (char *)c->opt.request_id : request_id;
-        status = sl_client_generate(c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS),
-                                    &reply, &c->details, &c->err);
+        status = cli_call_generate(c, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply);
     }
     if (status == SL_OK && !reply->job)
         status = sl_fail(&c->err, SL_ERR_DATA, "the daemon's answer has no job in it");

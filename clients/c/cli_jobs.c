@@ -2,7 +2,6 @@
 #include "clients/c/cli_jobs.h"
 
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #define LONG_WAIT_NS  (15 * SL_NS_PER_S)
@@ -37,8 +36,10 @@ static void print_event(const cli *c, const Sluice__V1__JobEvent *event, int64_t
     }
     if (c->progress)
         return;
-    fprintf(stderr, "%10s  %s%s%s\n", cli_duration(event->time_ns - submitted_ns, elapsed),
-            cli_state_text(event->state), event->text[0] ? ": " : "", event->text);
+    const char *state = cli_state_text(event->state);
+    const bool more = event->text[0] && strcmp(event->text, state) != 0;
+    fprintf(stderr, "%10s  %s%s%s\n", cli_duration(event->time_ns - submitted_ns, elapsed), state,
+            more ? ": " : "", more ? event->text : "");
 }
 
 static void show_progress(const cli *c, const Sluice__V1__Job *job)
@@ -59,10 +60,8 @@ sl_status cli_follow(cli *c, const char *job_id, uint64_t *seq, Sluice__V1__Job 
         request.job_id = (char *)job_id;
         request.after_seq = *seq;
         request.wait_ns = c->progress ? SHORT_WAIT_NS : LONG_WAIT_NS;
-        sl_call_details_fini(&c->details);
         status =
-            sl_client_watch_job(c->client, &request, request.wait_ns + cli_timeout_ns(c, ANSWER_NS),
-                                &reply, &c->details, &c->err);
+            cli_call_watch_job(c, &request, request.wait_ns + cli_timeout_ns(c, ANSWER_NS), &reply);
         if (status != SL_OK)
             break;
         for (size_t i = 0; i < reply->n_events; i++) {
@@ -120,8 +119,8 @@ int cli_job(cli *c)
     Sluice__V1__GetJobReply *reply = NULL;
 
     request.job_id = (char *)c->opt.args[0];
-    const sl_status status = sl_client_get_job(
-        c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply, &c->details, &c->err);
+    const sl_status status =
+        cli_call_get_job(c, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply);
     if (status != SL_OK)
         return cli_fail(c, status);
     if (c->opt.json) {
@@ -142,8 +141,8 @@ int cli_jobs(cli *c)
 
     request.active_only = c->opt.active;
     request.limit = (uint32_t)c->opt.limit;
-    const sl_status status = sl_client_list_jobs(
-        c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply, &c->details, &c->err);
+    const sl_status status =
+        cli_call_list_jobs(c, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply);
     if (status != SL_OK)
         return cli_fail(c, status);
     if (c->opt.json) {
@@ -157,15 +156,12 @@ int cli_jobs(cli *c)
                "RAN");
     for (size_t i = 0; i < reply->n_jobs; i++) {
         const Sluice__V1__Job *job = reply->jobs[i];
-        const time_t submitted = (time_t)(job->submitted_ns / SL_NS_PER_S);
-        char step[32], when[32] = "", ran[CLI_BYTES_TEXT];
-        struct tm tm;
+        char step[32], when[CLI_BYTES_TEXT], ran[CLI_BYTES_TEXT];
 
         snprintf(step, sizeof step, "%d/%d", job->step, job->step_count);
-        if (localtime_r(&submitted, &tm))
-            strftime(when, sizeof when, "%Y-%m-%d %H:%M:%S", &tm);
         printf("%-20s %-10s %-8s %-20s %-20s %10s\n", job->job_id, cli_state_text(job->state), step,
-               job->model, when, job->run_ns > 0 ? cli_duration(job->run_ns, ran) : "-");
+               job->model, cli_time(job->submitted_ns, when),
+               job->run_ns > 0 ? cli_duration(job->run_ns, ran) : "-");
     }
 done:
     sl_message_free(reply);
@@ -178,8 +174,8 @@ int cli_cancel(cli *c)
     Sluice__V1__CancelJobReply *reply = NULL;
 
     request.job_id = (char *)c->opt.args[0];
-    const sl_status status = sl_client_cancel_job(
-        c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply, &c->details, &c->err);
+    const sl_status status =
+        cli_call_cancel_job(c, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply);
     if (status != SL_OK)
         return cli_fail(c, status);
     if (c->opt.json)
@@ -236,8 +232,7 @@ int cli_fetch(cli *c)
 
     if (!path) { /* the name needs the job's format */
         request.job_id = (char *)c->opt.args[0];
-        status = sl_client_get_job(c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS),
-                                   &reply, &c->details, &c->err);
+        status = cli_call_get_job(c, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply);
         if (status == SL_OK && !reply->job)
             status = sl_fail(&c->err, SL_ERR_DATA, "the daemon's answer has no job in it");
         if (status == SL_OK)

@@ -151,11 +151,26 @@ void cli_json_u64(cJSON *object, const char *name, uint64_t value)
     add_raw(object, name, text);
 }
 
+/* DEL and the 8-bit control characters, which cJSON leaves as they are; they
+ * occur in strings only. */
+static void put_json(const char *text)
+{
+    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+        if (*p == 0x7f)
+            fputs("\\u007f", stdout);
+        else if (p[0] == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0)
+            printf("\\u%04x", *++p);
+        else
+            putchar(*p);
+    }
+    putchar('\n');
+}
+
 void cli_json_print(cJSON *object)
 {
     char *text = object ? cJSON_PrintUnformatted(object) : NULL;
 
-    puts(text ? text : "{\"error\":{\"code\":\"INTERNAL\",\"message\":\"out of memory\"}}");
+    put_json(text ? text : "{\"error\":{\"code\":\"INTERNAL\",\"message\":\"out of memory\"}}");
     fflush(stdout);
     cJSON_free(text);
     cJSON_Delete(object);

@@ -14,6 +14,15 @@ typedef struct {
     cJSON *problems; /* NULL: text */
 } inspection;
 
+static void print_clean(const char *line)
+{
+    char text[SL_ERROR_MESSAGE_BYTES];
+
+    snprintf(text, sizeof text, "%s", line);
+    cli_clean(text);
+    printf("  %s\n", text);
+}
+
 static void take_problem(void *arg, const char *line)
 {
     inspection *i = arg;
@@ -21,7 +30,7 @@ static void take_problem(void *arg, const char *line)
     if (i->problems)
         cJSON_AddItemToArray(i->problems, cJSON_CreateString(line));
     else
-        printf("  %s\n", line);
+        print_clean(line); /* names of tensors come from the file */
 }
 
 static void print_info(const sl_model_info *info)

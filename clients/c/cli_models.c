@@ -17,20 +17,62 @@ static sl_status parse_components(cli *c, Sluice__V1__Component *out)
     return SL_OK;
 }
 
+/* A residue is an error: bytes that are there and should not be, or the reverse. */
+static int receipt_code(const Sluice__V1__Receipt *receipt)
+{
+    return receipt && receipt->residue_bytes != 0 ? CLI_ERROR : CLI_OK;
+}
+
 static int show_receipt(cli *c, const char *verb, const char *model, const ProtobufCMessage *reply,
                         const Sluice__V1__Receipt *receipt)
 {
     if (c->opt.json) {
         cli_json_print(cli_json_message(reply));
-        return CLI_OK;
-    }
-    if (!receipt || receipt->n_components == 0)
-        printf("%s %s: nothing to do\n", verb, model);
-    else
+    } else if (!receipt || (receipt->n_components == 0 &&
+                            receipt->device_before_bytes == receipt->device_after_bytes)) {
+        printf("%s: there was nothing to do\n", model);
+    } else {
         printf("%s %s\n", verb, model);
-    if (receipt)
         cli_print_receipt(stdout, receipt);
-    return CLI_OK;
+    }
+    return receipt_code(receipt);
+}
+
+/* --soft, --full or --hard, at most one of them. */
+static sl_status parse_release(cli *c, Sluice__V1__Release *out)
+{
+    const cli_options *o = &c->opt;
+
+    if (o->soft + o->full + o->hard > 1)
+        return sl_fail(&c->err, SL_ERR_INVALID,
+                       "only one of --soft, --full and --hard can be meant");
+    *out = o->hard   ? SLUICE__V1__RELEASE__HARD
+           : o->full ? SLUICE__V1__RELEASE__FULL
+           : o->soft ? SLUICE__V1__RELEASE__SOFT
+                     : SLUICE__V1__RELEASE__RELEASE_DEFAULT;
+    return SL_OK;
+}
+
+static sl_status parse_precision(cli *c, Sluice__V1__Precision *out)
+{
+    if (c->opt.precision && !cli_precision_of(c->opt.precision, out))
+        return sl_fail(&c->err, SL_ERR_INVALID, "unknown precision \"%s\": bf16, int8 or f32",
+                       c->opt.precision);
+    return SL_OK;
+}
+
+static sl_status parse_residency(cli *c, Sluice__V1__Residency *out)
+{
+    if (!c->opt.residency)
+        return SL_OK;
+    if (strcmp(c->opt.residency, "device") == 0)
+        *out = SLUICE__V1__RESIDENCY__DEVICE;
+    else if (strcmp(c->opt.residency, "host") == 0)
+        *out = SLUICE__V1__RESIDENCY__HOST;
+    else
+        return sl_fail(&c->err, SL_ERR_INVALID, "unknown residency \"%s\": device or host",
+                       c->opt.residency);
+    return SL_OK;
 }
 
 int cli_load(cli *c)
@@ -40,17 +82,17 @@ int cli_load(cli *c)
     Sluice__V1__Component components[CLI_MAX_COMPONENTS];
     sl_status status = parse_components(c, components);
 
-    if (status == SL_OK && c->opt.precision &&
-        !cli_precision_of(c->opt.precision, &request.precision))
-        status = sl_fail(&c->err, SL_ERR_INVALID, "unknown precision \"%s\": bf16 or f32",
-                         c->opt.precision);
+    if (status == SL_OK)
+        status = parse_precision(c, &request.precision);
+    if (status == SL_OK)
+        status = parse_residency(c, &request.residency);
     if (status != SL_OK)
         return cli_fail(c, status);
     request.model = (char *)c->opt.args[0];
     request.n_components = (size_t)c->opt.component_count;
     request.components = components;
-    status = sl_client_load_model(c->client, &request, cli_timeout_ns(c, LOAD_NS), &reply,
-                                  &c->details, &c->err);
+    request.no_pin = c->opt.no_pin;
+    status = cli_call_load_model(c, &request, cli_timeout_ns(c, LOAD_NS), &reply);
     if (status != SL_OK)
         return cli_fail(c, status);
     const int code = show_receipt(c, "loaded", request.model, &reply->base, reply->receipt);
@@ -65,18 +107,61 @@ int cli_unload(cli *c)
     Sluice__V1__Component components[CLI_MAX_COMPONENTS];
     sl_status status = parse_components(c, components);
 
+    if (status == SL_OK)
+        status = parse_release(c, &request.release);
     if (status != SL_OK)
         return cli_fail(c, status);
+    request.now = c->opt.now;
     if (c->opt.arg_count > 0)
         request.model = (char *)c->opt.args[0];
     request.n_components = (size_t)c->opt.component_count;
     request.components = components;
-    status = sl_client_unload_model(c->client, &request, cli_timeout_ns(c, LOAD_NS), &reply,
-                                    &c->details, &c->err);
+    status = cli_call_unload_model(c, &request, cli_timeout_ns(c, LOAD_NS), &reply);
     if (status != SL_OK)
         return cli_fail(c, status);
     const int code = show_receipt(c, "unloaded", c->opt.arg_count ? request.model : "all models",
                                   &reply->base, reply->receipt);
+    sl_message_free(reply);
+    return code;
+}
+
+int cli_switch(cli *c)
+{
+    Sluice__V1__SwitchModelRequest request = SLUICE__V1__SWITCH_MODEL_REQUEST__INIT;
+    Sluice__V1__SwitchModelReply *reply = NULL;
+    int code = CLI_OK;
+    sl_status status = parse_release(c, &request.release);
+
+    if (status == SL_OK)
+        status = parse_precision(c, &request.precision);
+    if (status == SL_OK) {
+        request.model = (char *)c->opt.args[0];
+        request.now = c->opt.now;
+        status = cli_call_switch_model(c, &request, cli_timeout_ns(c, LOAD_NS), &reply);
+    }
+    if (status != SL_OK)
+        return cli_fail(c, status);
+    if (c->opt.json)
+        cli_json_print(cli_json_message(reply));
+    else
+        cli_print_switch(stdout, reply);
+    for (size_t i = 0; i < reply->n_steps; i++)
+        if (receipt_code(reply->steps[i]->receipt) != CLI_OK)
+            code = CLI_ERROR;
+    sl_message_free(reply);
+    return code;
+}
+
+int cli_trim(cli *c)
+{
+    const Sluice__V1__TrimMemoryRequest request = SLUICE__V1__TRIM_MEMORY_REQUEST__INIT;
+    Sluice__V1__TrimMemoryReply *reply = NULL;
+    const sl_status status =
+        cli_call_trim_memory(c, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply);
+
+    if (status != SL_OK)
+        return cli_fail(c, status);
+    const int code = show_receipt(c, "trimmed", "the device", &reply->base, reply->receipt);
     sl_message_free(reply);
     return code;
 }
@@ -97,8 +182,8 @@ int cli_models(cli *c)
 {
     const Sluice__V1__ListModelsRequest request = SLUICE__V1__LIST_MODELS_REQUEST__INIT;
     Sluice__V1__ListModelsReply *reply = NULL;
-    const sl_status status = sl_client_list_models(
-        c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply, &c->details, &c->err);
+    const sl_status status =
+        cli_call_list_models(c, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply);
 
     if (status != SL_OK)
         return cli_fail(c, status);
@@ -133,8 +218,8 @@ int cli_health(cli *c)
     const Sluice__V1__HealthRequest request = SLUICE__V1__HEALTH_REQUEST__INIT;
     Sluice__V1__HealthReply *reply = NULL;
     char uptime[CLI_BYTES_TEXT];
-    const sl_status status = sl_client_health(
-        c->client, &request, cli_timeout_ns(c, 10 * SL_NS_PER_S), &reply, &c->details, &c->err);
+    const sl_status status =
+        cli_call_health(c, &request, cli_timeout_ns(c, 10 * SL_NS_PER_S), &reply);
 
     if (status != SL_OK)
         return cli_fail(c, status);
@@ -162,8 +247,8 @@ int cli_stats(cli *c)
     const Sluice__V1__GetMemoryStatsRequest request = SLUICE__V1__GET_MEMORY_STATS_REQUEST__INIT;
     Sluice__V1__GetMemoryStatsReply *reply = NULL;
     int code = CLI_OK;
-    const sl_status status = sl_client_get_memory_stats(
-        c->client, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply, &c->details, &c->err);
+    const sl_status status =
+        cli_call_get_memory_stats(c, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply);
 
     if (status != SL_OK)
         return cli_fail(c, status);

@@ -103,6 +103,48 @@ SL_TEST(resolutions)
             fail_msg("\"%s\" was accepted", wrong[i]);
 }
 
+SL_TEST(durations)
+{
+    static const char *const wrong[] = { "",       "0",   "-1s", "7w", "1.5h",
+                                         "d",      "1 h", "1hh", "s",  "99999999999999999999",
+                                         "106752d" };
+    int64_t ns = 0;
+
+    SL_CHECK(cli_parse_duration("90", &ns) && ns == 90 * SL_NS_PER_S);
+    SL_CHECK(cli_parse_duration("90s", &ns) && ns == 90 * SL_NS_PER_S);
+    SL_CHECK(cli_parse_duration("15m", &ns) && ns == 900 * SL_NS_PER_S);
+    SL_CHECK(cli_parse_duration("2h", &ns) && ns == 7200 * SL_NS_PER_S);
+    SL_CHECK(cli_parse_duration("106751d", &ns) && ns == (int64_t)106751 * 86400 * SL_NS_PER_S);
+    for (size_t i = 0; i < SL_COUNT(wrong); i++)
+        if (cli_parse_duration(wrong[i], &ns))
+            fail_msg("\"%s\" was accepted", wrong[i]);
+}
+
+SL_TEST(cleaned_text)
+{
+    static const struct {
+        const char *from, *to;
+    } cases[] = {
+        { "", "" },
+        { "plain", "plain" },
+        { "h\xc3\xa9 \xe2\x82\xac \xf0\x9f\x8e\xac", "h\xc3\xa9 \xe2\x82\xac \xf0\x9f\x8e\xac" },
+        { "a\nb\tc", "a b c" },
+        { "\x1b[31m\x7f\r", "?[31m??" },
+        { "\xc2\x9bx\xc2\x80\xc2\xa0", "?x?\xc2\xa0" },
+        { "\x9b\xff\xc0\xaf", "????" },
+        { "cut \xe2\x82", "cut ??" },
+        { "cut \xc3", "cut ?" },
+    };
+    char text[64];
+
+    for (size_t i = 0; i < SL_COUNT(cases); i++) {
+        snprintf(text, sizeof text, "%s", cases[i].from);
+        cli_clean(text);
+        if (strcmp(text, cases[i].to) != 0)
+            fail_msg("case %zu became \"%s\"", i, text);
+    }
+}
+
 SL_TEST(numbers_for_people)
 {
     char buf[CLI_BYTES_TEXT];
@@ -186,5 +228,5 @@ SL_TEST(a_ledger_that_does_not_sum_says_so)
 }
 
 SL_TEST_MAIN(SL_RUN(options_in_every_form), SL_RUN(wrong_command_lines), SL_RUN(resolutions),
-             SL_RUN(numbers_for_people), SL_RUN(json_keeps_every_bit),
-             SL_RUN(a_ledger_that_does_not_sum_says_so))
+             SL_RUN(durations), SL_RUN(cleaned_text), SL_RUN(numbers_for_people),
+             SL_RUN(json_keeps_every_bit), SL_RUN(a_ledger_that_does_not_sum_says_so))

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
 
 /* ---- words ---- */
@@ -61,6 +62,8 @@ const char *cli_precision_text(Sluice__V1__Precision precision)
         return "f32";
     case SLUICE__V1__PRECISION__BF16:
         return "bf16";
+    case SLUICE__V1__PRECISION__INT8:
+        return "int8";
     default:
         return "default";
     }
@@ -72,6 +75,8 @@ bool cli_precision_of(const char *text, Sluice__V1__Precision *out)
         *out = SLUICE__V1__PRECISION__F32;
     else if (strcmp(text, "bf16") == 0)
         *out = SLUICE__V1__PRECISION__BF16;
+    else if (strcmp(text, "int8") == 0)
+        *out = SLUICE__V1__PRECISION__INT8;
     else
         return false;
     return true;
@@ -108,6 +113,19 @@ bool cli_format_of(const char *text, Sluice__V1__OutputFormat *out)
         *out = SLUICE__V1__OUTPUT_FORMAT__Y4M;
     else if (strcmp(text, "png") == 0)
         *out = SLUICE__V1__OUTPUT_FORMAT__PNG;
+    else
+        return false;
+    return true;
+}
+
+bool cli_streaming_of(const char *text, Sluice__V1__Streaming *out)
+{
+    if (strcmp(text, "auto") == 0)
+        *out = SLUICE__V1__STREAMING__AUTO;
+    else if (strcmp(text, "off") == 0)
+        *out = SLUICE__V1__STREAMING__OFF;
+    else if (strcmp(text, "on") == 0)
+        *out = SLUICE__V1__STREAMING__ON;
     else
         return false;
     return true;
@@ -155,191 +173,15 @@ char *cli_duration(int64_t ns, char *buf)
     return buf;
 }
 
-/* "  denoise              12,582,912   12.00 MiB  note" */
-static void print_line(FILE *f, const char *label, uint64_t size_bytes, const char *note)
+char *cli_time(int64_t wall_ns, char *buf)
 {
-    char exact[CLI_BYTES_TEXT], human[CLI_BYTES_TEXT];
+    const time_t seconds = (time_t)(wall_ns / SL_NS_PER_S);
+    struct tm tm;
 
-    fprintf(f, "  %-34s %18s  %11s%s%s\n", label, cli_bytes(size_bytes, exact),
-            cli_bytes_human(size_bytes, human), note[0] ? "  " : "", note);
-}
-
-static void print_signed_line(FILE *f, const char *label, int64_t size_bytes)
-{
-    const uint64_t magnitude = size_bytes < 0 ? -(uint64_t)size_bytes : (uint64_t)size_bytes;
-    char exact[CLI_BYTES_TEXT], human[CLI_BYTES_TEXT], text[CLI_BYTES_TEXT + 1];
-
-    snprintf(text, sizeof text, "%s%s", size_bytes < 0 ? "-" : "", cli_bytes(magnitude, exact));
-    fprintf(f, "  %-34s %18s  %11s\n", label, text, cli_bytes_human(magnitude, human));
-}
-
-/* ---- plan, refusal, receipt, job ---- */
-
-void cli_print_plan(FILE *f, const Sluice__V1__Plan *plan)
-{
-    char label[256];
-
-    fprintf(f, "plan of %s in %s\n", plan->model, cli_precision_text(plan->precision));
-    for (size_t i = 0; i < plan->n_components; i++) {
-        const Sluice__V1__ComponentBytes *c = plan->components[i];
-
-        snprintf(label, sizeof label, "weights %s", cli_component_text(c->component));
-        print_line(f, label, c->planned_bytes, "");
-    }
-    for (size_t i = 0; i < plan->n_phases; i++) {
-        snprintf(label, sizeof label, "activations %s", plan->phases[i]->phase);
-        print_line(f, label, plan->phases[i]->activation_bytes, "");
-    }
-    print_line(f, "activations mapped (largest phase)", plan->activation_bytes, "");
-    print_line(f, "workspace", plan->workspace_bytes, "");
-    print_line(f, "peak", plan->peak_bytes, "");
-    print_line(f, "device", plan->device_bytes, "");
-    if (plan->table_row[0])
-        fprintf(f, "  budget table row: %s\n", plan->table_row);
-    for (size_t i = 0; i < plan->n_would_evict; i++)
-        fprintf(f, "  gives back %s\n", plan->would_evict[i]);
-}
-
-void cli_print_refusal(FILE *f, const Sluice__V1__Refusal *refusal)
-{
-    const Sluice__V1__NearestRequest *nearest = refusal->nearest;
-
-    if (refusal->when == SLUICE__V1__REFUSAL__WHEN__AFTER)
-        fprintf(f, "fits after %s\n", refusal->after);
-    else
-        fputs("can never fit on this device\n", f);
-    print_line(f, "needs", refusal->need_bytes, "");
-    print_line(f, "can have", refusal->have_bytes, "");
-    for (size_t i = 0; i < refusal->n_held_by; i++) {
-        char label[256];
-
-        snprintf(label, sizeof label, "held by %s", refusal->held_by[i]->what);
-        print_line(f, label, refusal->held_by[i]->size_bytes, "");
-    }
-    if (refusal->table_rule[0])
-        fprintf(f, "  the budget table forbids it, row \"%s\": %s\n", refusal->table_row,
-                refusal->table_rule);
-    if (nearest && nearest->exists) {
-        char human[CLI_BYTES_TEXT];
-
-        fprintf(f, "  nearest that fits: %dx%d, %d frames, %s (%s)\n", nearest->width,
-                nearest->height, nearest->frames, cli_precision_text(nearest->precision),
-                cli_bytes_human(nearest->need_bytes, human));
-    } else if (nearest && refusal->when == SLUICE__V1__REFUSAL__WHEN__NEVER) {
-        fputs("  no smaller request of this model fits either\n", f);
-    }
-}
-
-void cli_print_receipt(FILE *f, const Sluice__V1__Receipt *receipt)
-{
-    char label[256], duration[CLI_BYTES_TEXT], note[96], exact[CLI_BYTES_TEXT];
-
-    for (size_t i = 0; i < receipt->n_components; i++) {
-        const Sluice__V1__ComponentBytes *c = receipt->components[i];
-
-        snprintf(label, sizeof label, "%s/%s %s", c->model, cli_component_text(c->component),
-                 cli_precision_text(c->precision));
-        snprintf(note, sizeof note, "planned %s", cli_bytes(c->planned_bytes, exact));
-        print_line(f, label, c->measured_bytes, note);
-    }
-    print_line(f, "device before", receipt->device_before_bytes, "");
-    print_line(f, "device after", receipt->device_after_bytes, "");
-    print_line(f, "free after", receipt->free_after_bytes, "");
-    print_signed_line(f, "residue", receipt->residue_bytes);
-    fprintf(f, "  took %s\n", cli_duration(receipt->duration_ns, duration));
-}
-
-void cli_print_job(FILE *f, const Sluice__V1__Job *job)
-{
-    char a[CLI_BYTES_TEXT], b[CLI_BYTES_TEXT];
-    const Sluice__V1__GenerateRequest *r = job->request;
-
-    fprintf(f, "job %s: %s", job->job_id, cli_state_text(job->state));
-    if (job->state == SLUICE__V1__JOB_STATE__DENOISING)
-        fprintf(f, ", step %d of %d", job->step, job->step_count);
-    if (job->position > 0)
-        fprintf(f, ", position %d", job->position);
-    fprintf(f, "\n  model %s\n", job->model);
-    if (r)
-        fprintf(f, "  %dx%d, %d frames, %d steps, seed %" PRIu64 ", %s\n", r->width, r->height,
-                r->frames, r->steps, r->seed, cli_precision_text(r->precision));
-    if (job->attempt > 1)
-        fprintf(f, "  attempt %d (a worker died)\n", job->attempt);
-    if (job->message[0])
-        fprintf(f, "  %s\n", job->message);
-    if (job->run_ns > 0)
-        fprintf(f, "  ran %s\n", cli_duration(job->run_ns, a));
-    if (job->planned_peak_bytes > 0)
-        fprintf(f, "  planned peak %s bytes, measured %s bytes\n",
-                cli_bytes(job->planned_peak_bytes, a), cli_bytes(job->measured_peak_bytes, b));
-    if (job->output_size_bytes > 0)
-        fprintf(f, "  output %s, %s bytes, sha256 %s\n", cli_format_text(job->output),
-                cli_bytes(job->output_size_bytes, a), job->output_sha256);
-    if (job->state == SLUICE__V1__JOB_STATE__QUEUED && job->waiting_for)
-        cli_print_refusal(f, job->waiting_for);
-}
-
-/* ---- the ledger ---- */
-
-static void print_holders(FILE *f, const Sluice__V1__DeviceMemory *m)
-{
-    for (size_t i = 0; i < m->n_components; i++) {
-        const Sluice__V1__ComponentBytes *c = m->components[i];
-        char label[256], note[96], exact[CLI_BYTES_TEXT];
-
-        snprintf(label, sizeof label, "  %s/%s %s", c->model, cli_component_text(c->component),
-                 cli_precision_text(c->precision));
-        snprintf(note, sizeof note, "planned %s%s%s", cli_bytes(c->planned_bytes, exact),
-                 c->pinned ? ", pinned" : "", c->users ? ", in use" : "");
-        print_line(f, label, c->measured_bytes, note);
-    }
-}
-
-static void print_jobs(FILE *f, const Sluice__V1__DeviceMemory *m, bool reserved)
-{
-    for (size_t i = 0; i < m->n_jobs; i++) {
-        const uint64_t size_bytes =
-            reserved ? m->jobs[i]->reserved_bytes : m->jobs[i]->activation_bytes;
-        char label[256];
-
-        if (size_bytes == 0)
-            continue;
-        snprintf(label, sizeof label, "  job %s", m->jobs[i]->job_id);
-        print_line(f, label, size_bytes, "");
-    }
-}
-
-bool cli_print_memory(FILE *f, const Sluice__V1__DeviceMemory *m)
-{
-    /* Modulo 2^64, as the parts of a true ledger never pass it. */
-    const uint64_t sum = m->context_bytes + m->weights_bytes + m->activations_bytes +
-                         m->workspace_bytes + m->reserved_bytes + m->foreign_bytes + m->free_bytes +
-                         (uint64_t)m->unexplained_bytes;
-    const bool sums = sum == m->total_bytes;
-
-    fprintf(f, "device %s, ", m->device);
-    if (m->worker_up)
-        fprintf(f, "worker %" PRId64, m->worker_pid);
-    else
-        fputs("no worker", f);
-    fprintf(f, ", restarts %u\n", m->worker_restarts);
-    print_line(f, "context", m->context_bytes, "");
-    print_line(f, "weights", m->weights_bytes, "");
-    print_holders(f, m);
-    print_line(f, "activations", m->activations_bytes, "");
-    print_jobs(f, m, false);
-    print_line(f, "workspace", m->workspace_bytes, "");
-    print_line(f, "reserved", m->reserved_bytes, "");
-    print_jobs(f, m, true);
-    print_line(f, "foreign", m->foreign_bytes, "");
-    print_line(f, "free", m->free_bytes, "");
-    print_signed_line(f, "unexplained", m->unexplained_bytes);
-    print_line(f, "total", m->total_bytes, sums ? "= the sum" : "");
-    if (!sums)
-        print_signed_line(f, "NOT THE SUM: off by", (int64_t)(m->total_bytes - sum));
-    print_line(f, "arena mapped (measured)", m->arena_mapped_bytes, "");
-    print_line(f, "arena peak (measured)", m->arena_peak_bytes, "");
-    return sums;
+    buf[0] = 0;
+    if (localtime_r(&seconds, &tm))
+        strftime(buf, CLI_BYTES_TEXT, "%Y-%m-%d %H:%M:%S", &tm);
+    return buf;
 }
 
 /* ---- progress ---- */
@@ -409,8 +251,11 @@ static int exit_code(const cli *c, sl_status status)
         return c->details.answered ? CLI_NEVER_FITS : CLI_ERROR;
     case SL_ERR_BUSY:
         return c->details.answered ? CLI_FITS_LATER : CLI_ERROR;
-    case SL_ERR_UNAVAILABLE:
     case SL_ERR_TIMEOUT:
+        if (c->details.answered && c->details.reply && c->details.reply->refusal)
+            return CLI_FITS_LATER; /* not before the deadline */
+        return c->details.answered ? CLI_ERROR : CLI_UNREACHABLE;
+    case SL_ERR_UNAVAILABLE:
         return c->details.answered ? CLI_ERROR : CLI_UNREACHABLE;
     case SL_ERR_CANCELLED:
         return c->details.answered ? CLI_ERROR : CLI_INTERRUPTED;
@@ -444,13 +289,20 @@ static void print_failure_json(const cli *c, sl_status status, int code)
 int cli_fail(cli *c, sl_status status)
 {
     const int code = exit_code(c, status);
-    const Sluice__V1__Reply *reply = c->details.reply;
+    Sluice__V1__Reply *reply = c->details.reply;
 
     if (c->opt.json) {
         print_failure_json(c, status, code);
         return code;
     }
-    fprintf(stderr, "sluice: %s\n", c->err.message);
+    cli_clean(c->err.message); /* much of it may be the daemon's words */
+    if (reply)
+        cli_clean_message(reply);
+    if (status == SL_ERR_UNIMPLEMENTED && c->details.answered)
+        fprintf(stderr, "sluice: this daemon cannot do `%s`: %s\n", c->command->name,
+                c->err.message);
+    else
+        fprintf(stderr, "sluice: %s\n", c->err.message);
     if (reply && reply->refusal)
         cli_print_refusal(stderr, reply->refusal);
     if (reply && reply->field && reply->field->field[0]) {

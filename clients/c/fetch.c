@@ -76,7 +76,7 @@ static sl_status start_over(fetch *f, sl_error *err)
 static sl_status open_part(fetch *f, sl_error *err)
 {
     char block[64 << 10];
-    struct stat st;
+    struct stat st, there;
     sl_status status = SL_OK;
 
     f->fd = open(f->part_path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
@@ -89,6 +89,13 @@ static sl_status open_part(fetch *f, sl_error *err)
     }
     if (fstat(f->fd, &st) < 0)
         return sl_fail_errno(err, "could not look at \"%s\"", f->part_path);
+    /* Another fetch may have ended since open: what we hold is then its output. */
+    if (stat(f->part_path, &there) < 0 || there.st_dev != st.st_dev || there.st_ino != st.st_ino) {
+        close(f->fd);
+        f->fd = -1;
+        return sl_fail(err, SL_ERR_BUSY, "\"%s\" has just been finished by another fetch",
+                       f->part_path);
+    }
     if (!S_ISREG(st.st_mode))
         return sl_fail(err, SL_ERR_INVALID, "\"%s\" is no regular file", f->part_path);
 
@@ -231,14 +238,14 @@ sl_status sl_client_fetch_file(sl_client *client, const char *job_id, const char
         .details = details ? details : &own,
         .fd = -1,
     };
+    struct stat st;
+    char *part_path = NULL;
     sl_status status = SL_OK;
 
     *f.details = (sl_call_details){ 0 };
-    if (asprintf(&f.part_path, "%s.part", path) < 0) {
-        f.part_path = NULL;
-        status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a path");
-        goto done;
-    }
+    if (asprintf(&part_path, "%s.part", path) < 0)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a path");
+    f.part_path = part_path;
     status = open_part(&f, err);
     if (status == SL_OK)
         status = fetch_checked(&f, err);
@@ -252,7 +259,7 @@ sl_status sl_client_fetch_file(sl_client *client, const char *job_id, const char
     memcpy(out->sha256, f.sha256, sizeof out->sha256);
 done:
     /* An empty .part has nothing to resume from. */
-    if (status != SL_OK && f.fd >= 0 && f.done_bytes == 0)
+    if (status != SL_OK && f.fd >= 0 && fstat(f.fd, &st) == 0 && st.st_size == 0)
         unlink(f.part_path);
     if (f.fd >= 0)
         close(f.fd);

@@ -88,7 +88,8 @@ typedef void (*sl_fetch_progress)(void *arg, uint64_t done_bytes, uint64_t size_
  * SHA-256, syncs it and renames it to path, replacing what was there.  An
  * existing .part is continued; one that turns out to be of another file is
  * started over.  timeout_ns is for each chunk.  progress may be NULL.
- * SL_ERR_BUSY without details->answered: another fetch is writing the .part. */
+ * SL_ERR_BUSY without details->answered: another fetch is writing the .part, or
+ * has just renamed it. */
 sl_status sl_client_fetch_file(sl_client *client, const char *job_id, const char *path,
                                int64_t timeout_ns, sl_fetch_progress progress, void *arg,
                                sl_fetch_result *out, sl_call_details *details,
@@ -108,6 +109,16 @@ sl_status sl_client_fetch_file(sl_client *client, const char *job_id, const char
     X(CancelJob, cancel_job)                                                                       \
     X(FetchOutput, fetch_output)                                                                   \
     X(GetMemoryStats, get_memory_stats)                                                            \
+    X(SwitchModel, switch_model)                                                                   \
+    X(TrimMemory, trim_memory)                                                                     \
+    X(ResetDevice, reset_device)                                                                   \
+    X(Drain, drain)                                                                                \
+    X(GetBudgetTable, get_budget_table)                                                            \
+    X(ReloadConfig, reload_config)                                                                 \
+    X(WatchEvents, watch_events)                                                                   \
+    X(ExplainJob, explain_job)                                                                     \
+    X(Doctor, doctor)                                                                              \
+    X(CleanOutputs, clean_outputs)                                                                 \
     X(Health, health)
 
 #define SL_X(Name, name)                                                                           \

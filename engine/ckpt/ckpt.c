@@ -1,6 +1,7 @@
 #include "engine/ckpt/ckpt.h"
 
 #include "base/size.h"
+#include "engine/ckpt/ckpt_file.h"
 #include "engine/ckpt/json_scan.h"
 #include "engine/ckpt/st_file.h"
 
@@ -17,7 +18,7 @@ enum { MAX_SHARDS = 256 };
 
 struct sl_ckpt {
     char *path;
-    sl_st_file *files; /* their tensor arrays are NULL once merged */
+    sl_ckpt_file *files; /* their tensor arrays are NULL once merged */
     int file_count;
     sl_ckpt_tensor *tensors; /* sorted by name */
     int64_t count;
@@ -133,7 +134,7 @@ static sl_status read_index(shard_index *index, const char *path, sl_error *err)
     sl_status status;
 
     *index = (shard_index){ .strings = NULL };
-    status = sl_st_open(path, &fd, &size_bytes, err);
+    status = sl_file_open(path, &fd, &size_bytes, err);
     if (status != SL_OK)
         return status;
     if (size_bytes > SL_ST_MAX_HEADER_BYTES) {
@@ -148,7 +149,7 @@ static sl_status read_index(shard_index *index, const char *path, sl_error *err)
             sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for an index of %zu bytes", size_bytes);
         goto done;
     }
-    status = sl_st_read(fd, path, 0, text, size_bytes, err);
+    status = sl_file_read(fd, path, 0, text, size_bytes, err);
     if (status == SL_OK)
         status = parse_index(index, text, size_bytes, err);
 done:
@@ -188,7 +189,7 @@ static sl_status open_shard(sl_ckpt *ckpt, const char *index_path, const char *s
                        MAX_SHARDS);
     if (asprintf(&path, "%.*s%s", dir, index_path, shard) < 0)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a path");
-    status = sl_st_file_init(&ckpt->files[ckpt->file_count], path, err);
+    status = sl_ckpt_file_init(&ckpt->files[ckpt->file_count], path, err);
     if (status == SL_OK)
         ckpt->file_count++;
     free(path);
@@ -229,7 +230,7 @@ static sl_status merge(sl_ckpt *ckpt, sl_error *err)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for %" PRId64 " tensor records",
                        total);
     for (int f = 0; f < ckpt->file_count; f++) {
-        sl_st_file *file = &ckpt->files[f];
+        sl_ckpt_file *file = &ckpt->files[f];
         for (int64_t i = 0; i < file->count; i++) {
             ckpt->tensors[at] = file->tensors[i];
             ckpt->tensors[at++].file_index = f;
@@ -253,8 +254,8 @@ static sl_status check_index(const sl_ckpt *ckpt, shard_index *index, sl_error *
     sl_status status = SL_OK;
     int file = -1;
 
-    /* file number of each entry, while they are sorted by shard */
-    shards = calloc((size_t)ckpt->file_count, sizeof *shards);
+    /* the name of each file, while entries are sorted by shard as files are */
+    shards = calloc(MAX_SHARDS, sizeof *shards);
     if (!shards)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the shards");
     for (int64_t i = 0; i < index->count; i++)
@@ -312,7 +313,7 @@ static sl_status open_single(sl_ckpt *ckpt, const char *path, sl_error *err)
     ckpt->files = calloc(1, sizeof *ckpt->files);
     if (!ckpt->files)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for checkpoint \"%s\"", path);
-    status = sl_st_file_init(&ckpt->files[0], path, err);
+    status = sl_ckpt_file_init(&ckpt->files[0], path, err);
     if (status != SL_OK)
         return status;
     ckpt->file_count = 1;
@@ -341,9 +342,13 @@ sl_status sl_ckpt_open(sl_ckpt **out, const char *path, sl_error *err)
                                             : open_single(ckpt, path, err);
     if (status != SL_OK)
         goto done;
-    /* no overflow: within each file the tensors do not overlap */
-    for (int64_t i = 0; i < ckpt->count; i++)
-        ckpt->data_bytes += ckpt->tensors[i].size_bytes;
+    for (int64_t i = 0; i < ckpt->count; i++) {
+        /* views of one storage may overlap: nothing bounds their sum */
+        if (!sl_size_add(ckpt->data_bytes, ckpt->tensors[i].size_bytes, &ckpt->data_bytes)) {
+            status = sl_fail(err, SL_ERR_DATA, "\"%s\": the number of bytes overflows", path);
+            goto done;
+        }
+    }
 
     *out = ckpt;
     ckpt = NULL;
@@ -357,7 +362,7 @@ void sl_ckpt_close(sl_ckpt *ckpt)
     if (!ckpt)
         return;
     for (int f = 0; f < ckpt->file_count; f++)
-        sl_st_file_fini(&ckpt->files[f]);
+        sl_ckpt_file_fini(&ckpt->files[f]);
     free(ckpt->files);
     free(ckpt->tensors);
     free(ckpt->path);
@@ -394,7 +399,15 @@ size_t sl_ckpt_data_bytes(const sl_ckpt *ckpt)
     return ckpt->data_bytes;
 }
 
-static size_t file_offset(const sl_st_file *file, const sl_ckpt_tensor *tensor)
+/* Its bytes are in memory that the file's records own, not in the mapping. */
+static bool is_copy(const sl_ckpt_file *file, const sl_ckpt_tensor *tensor)
+{
+    const uintptr_t at = (uintptr_t)tensor->tensor.data, start = (uintptr_t)file->copies;
+
+    return at >= start && at - start < file->copies_bytes;
+}
+
+static size_t file_offset(const sl_ckpt_file *file, const sl_ckpt_tensor *tensor)
 {
     return (size_t)((const char *)tensor->tensor.data - (const char *)file->map);
 }
@@ -402,18 +415,22 @@ static size_t file_offset(const sl_st_file *file, const sl_ckpt_tensor *tensor)
 sl_status sl_ckpt_read(const sl_ckpt *ckpt, const sl_ckpt_tensor *tensor, size_t offset, void *out,
                        size_t size_bytes, sl_error *err)
 {
-    const sl_st_file *file = &ckpt->files[tensor->file_index];
+    const sl_ckpt_file *file = &ckpt->files[tensor->file_index];
 
     SL_ASSERT(offset <= tensor->size_bytes && size_bytes <= tensor->size_bytes - offset);
-    return sl_st_read(file->fd, file->path, file_offset(file, tensor) + offset, out, size_bytes,
-                      err);
+    if (is_copy(file, tensor)) {
+        memcpy(out, (const char *)tensor->tensor.data + offset, size_bytes);
+        return SL_OK;
+    }
+    return sl_file_read(file->fd, file->path, file_offset(file, tensor) + offset, out, size_bytes,
+                        err);
 }
 
 void sl_ckpt_will_need(const sl_ckpt *ckpt, const sl_ckpt_tensor *tensor)
 {
-    const sl_st_file *file = &ckpt->files[tensor->file_index];
+    const sl_ckpt_file *file = &ckpt->files[tensor->file_index];
 
-    if (tensor->size_bytes > 0) /* a hint: no harm if refused */
+    if (tensor->size_bytes > 0 && !is_copy(file, tensor)) /* a hint: no harm if refused */
         (void)posix_fadvise(file->fd, (off_t)file_offset(file, tensor), (off_t)tensor->size_bytes,
                             POSIX_FADV_WILLNEED);
 }
@@ -426,7 +443,6 @@ void sl_ckpt_done_with(const sl_ckpt *ckpt, const sl_ckpt_tensor *tensor)
     const uintptr_t first = (uintptr_t)tensor->tensor.data & ~(page - 1);
     const uintptr_t end = (uintptr_t)tensor->tensor.data + tensor->size_bytes;
 
-    (void)ckpt;
-    if (tensor->size_bytes > 0)
+    if (tensor->size_bytes > 0 && !is_copy(&ckpt->files[tensor->file_index], tensor))
         (void)madvise((void *)first, end - first, MADV_DONTNEED);
 }

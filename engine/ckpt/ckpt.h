@@ -1,11 +1,13 @@
 /* ckpt.h - checkpoint files: read-only, every offset checked, nothing executed.
  *
- * Opens one .safetensors file or a *.safetensors.index.json with its shards.
- * Tensor data is mapped, not copied; the pages stay in the page cache.  The
+ * Opens one .safetensors or PyTorch zip file (.pth, .pt, .bin), told apart by
+ * their contents, or an index of shards (*.index.json).  Tensor data is mapped,
+ * not copied (but for views in PyTorch files that are not contiguous, copied
+ * when opened); the pages stay in the page cache.  The
  * mapping of a file that someone cuts short meanwhile faults: whoever must
  * survive that (loading a model) takes the bytes through sl_ckpt_read.  Names
  * are normalised: a leading "net." or "model.diffusion_model." and any
- * "_checkpoint_wrapped_module." segment are stripped.  Source: wan.md 1.2, 2.1.
+ * "_checkpoint_wrapped_module." segment are stripped.  Source: wan.md 1.2, 2.
  *
  * Ownership: whoever opens closes; tensors borrow from the checkpoint.
  * Threads:   after open everything is read-only: any thread.

@@ -459,7 +459,8 @@ SL_TEST(deep_nesting)
     memcpy(bytes, &header, 8);
     write_bytes(at("deep.safetensors"), bytes, size + 8);
     SL_CHECK_STATUS(sl_ckpt_open(&ckpt, at("deep.safetensors"), err), SL_ERR_DATA);
-    memcpy(bytes, "{\"metadata\":", 12);
+    snprintf(bytes, size, "%s", "{\"metadata\":");
+    bytes[strlen(bytes)] = '[';
     write_bytes(at("deep.index.json"), bytes, size);
     SL_CHECK_STATUS(sl_ckpt_open(&ckpt, at("deep.index.json"), err), SL_ERR_DATA);
     SL_CHECK(strstr(err->message, "nested too deep"));

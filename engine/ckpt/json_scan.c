@@ -1,5 +1,7 @@
 #include "engine/ckpt/json_scan.h"
 
+#include "base/utf8.h"
+
 #include <string.h>
 
 static sl_status fail(const sl_json_scan *scan, sl_error *err, const char *why)
@@ -56,65 +58,6 @@ sl_status sl_json_next(sl_json_scan *scan, char bracket, bool *more, sl_error *e
         return fail(scan, err, bracket == '{' ? "expected ',' or '}'" : "expected ',' or ']'");
     *more = false;
     return SL_OK;
-}
-
-/* Length of the well-formed UTF-8 sequence at s, 0 if there is none.  Refuses
- * overlong forms, surrogates and everything above U+10FFFF (RFC 3629). */
-static size_t utf8_length(const unsigned char *s, size_t left)
-{
-    size_t n;
-    unsigned char low = 0x80, high = 0xbf;
-
-    if (s[0] < 0x80)
-        return 1;
-    if (s[0] >= 0xc2 && s[0] <= 0xdf)
-        n = 2;
-    else if (s[0] >= 0xe0 && s[0] <= 0xef)
-        n = 3;
-    else if (s[0] >= 0xf0 && s[0] <= 0xf4)
-        n = 4;
-    else
-        return 0;
-    if (n > left)
-        return 0;
-    if (s[0] == 0xe0)
-        low = 0xa0;
-    if (s[0] == 0xed)
-        high = 0x9f;
-    if (s[0] == 0xf0)
-        low = 0x90;
-    if (s[0] == 0xf4)
-        high = 0x8f;
-    if (s[1] < low || s[1] > high)
-        return 0;
-    for (size_t i = 2; i < n; i++)
-        if (s[i] < 0x80 || s[i] > 0xbf)
-            return 0;
-    return n;
-}
-
-static size_t utf8_put(uint32_t code, char *out)
-{
-    if (code < 0x80) {
-        out[0] = (char)code;
-        return 1;
-    }
-    if (code < 0x800) {
-        out[0] = (char)(0xc0 | code >> 6);
-        out[1] = (char)(0x80 | (code & 0x3f));
-        return 2;
-    }
-    if (code < 0x10000) {
-        out[0] = (char)(0xe0 | code >> 12);
-        out[1] = (char)(0x80 | (code >> 6 & 0x3f));
-        out[2] = (char)(0x80 | (code & 0x3f));
-        return 3;
-    }
-    out[0] = (char)(0xf0 | code >> 18);
-    out[1] = (char)(0x80 | (code >> 12 & 0x3f));
-    out[2] = (char)(0x80 | (code >> 6 & 0x3f));
-    out[3] = (char)(0x80 | (code & 0x3f));
-    return 4;
 }
 
 static bool take_hex4(sl_json_scan *scan, uint32_t *out)
@@ -179,7 +122,7 @@ static sl_status take_escape(sl_json_scan *scan, char *out, size_t *length, sl_e
     if (c == 'u') {
         status = take_unicode(scan, &code, err);
         if (status == SL_OK)
-            *length = utf8_put(code, out);
+            *length = sl_utf8_encode(code, (uint8_t *)out);
         return status;
     }
     found = c ? strchr(from, c) : NULL;
@@ -200,6 +143,7 @@ sl_status sl_json_string(sl_json_scan *scan, char *out, size_t capacity, size_t 
     for (;;) {
         const unsigned char *s = (const unsigned char *)scan->text + scan->pos;
         char piece[4];
+        uint32_t code;
         size_t n = 0;
 
         if (scan->pos >= scan->size_bytes)
@@ -214,7 +158,7 @@ sl_status sl_json_string(sl_json_scan *scan, char *out, size_t capacity, size_t 
             if (status != SL_OK)
                 return status;
         } else {
-            n = utf8_length(s, scan->size_bytes - scan->pos);
+            n = sl_utf8_decode(s, scan->size_bytes - scan->pos, &code);
             if (n == 0)
                 return fail(scan, err, "invalid UTF-8 in a string");
             memcpy(piece, s, n);

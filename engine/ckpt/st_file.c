@@ -4,90 +4,8 @@
 #include "engine/ckpt/json_scan.h"
 
 #include <endian.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-sl_status sl_st_open(const char *path, int *fd, size_t *size_bytes, sl_error *err)
-{
-    sl_status status = SL_OK;
-    struct stat st;
-    /* O_NONBLOCK: a FIFO must not hold us up; it is refused below */
-    int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-
-    if (file < 0)
-        return sl_fail_errno(err, "could not open \"%s\"", path);
-    if (fstat(file, &st) != 0) {
-        status = sl_fail_errno(err, "could not stat \"%s\"", path);
-        goto done;
-    }
-    if (!S_ISREG(st.st_mode)) {
-        status = sl_fail(err, SL_ERR_DATA, "\"%s\" is no regular file", path);
-        goto done;
-    }
-    *fd = file;
-    *size_bytes = (size_t)st.st_size;
-    file = -1;
-done:
-    if (file >= 0)
-        close(file);
-    return status;
-}
-
-sl_status sl_st_read(int fd, const char *path, size_t offset, void *out, size_t size_bytes,
-                     sl_error *err)
-{
-    char *at = out;
-
-    while (size_bytes > 0) {
-        const ssize_t n = pread(fd, at, size_bytes, (off_t)offset);
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return sl_fail_errno(err, "could not read %zu bytes at %zu of \"%s\"", size_bytes,
-                                 offset, path);
-        if (n == 0)
-            return sl_fail(err, SL_ERR_DATA, "\"%s\" was cut after it was opened: no byte at %zu",
-                           path, offset);
-        at += n;
-        offset += (size_t)n;
-        size_bytes -= (size_t)n;
-    }
-    return SL_OK;
-}
-
-static bool strip_prefix(char *name, const char *prefix)
-{
-    const size_t n = strlen(prefix);
-
-    if (strncmp(name, prefix, n) != 0)
-        return false;
-    memmove(name, name + n, strlen(name + n) + 1);
-    return true;
-}
-
-void sl_ckpt_normalise(char *name)
-{
-    static const char wrapped[] = "_checkpoint_wrapped_module.";
-    char *from = name;
-    char *to = name;
-
-    if (!strip_prefix(name, "net."))
-        strip_prefix(name, "model.diffusion_model.");
-    while (*from != '\0') {
-        const bool segment_start = from == name || from[-1] == '.';
-        if (segment_start && strncmp(from, wrapped, sizeof wrapped - 1) == 0)
-            from += sizeof wrapped - 1;
-        else
-            *to++ = *from++;
-    }
-    *to = '\0';
-}
 
 static bool find_dtype(const char *text, sl_dtype *out)
 {
@@ -224,30 +142,11 @@ static sl_status parse_metadata(sl_json_scan *scan, sl_error *err)
     return status;
 }
 
-static sl_ckpt_tensor *push(sl_st_file *file, int64_t *capacity, sl_error *err)
-{
-    if (file->count == *capacity) {
-        const int64_t grown = *capacity ? *capacity * 2 : 64;
-        sl_ckpt_tensor *moved = reallocarray(file->tensors, (size_t)grown, sizeof *moved);
-
-        if (!moved) {
-            sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for %lld tensor records",
-                    (long long)grown);
-            return NULL;
-        }
-        file->tensors = moved;
-        *capacity = grown;
-    }
-    file->tensors[file->count] = (sl_ckpt_tensor){ .name = NULL };
-    return &file->tensors[file->count++];
-}
-
-static sl_status parse_header(sl_st_file *file, const char *text, size_t text_bytes, char *data,
+static sl_status parse_header(sl_ckpt_file *file, const char *text, size_t text_bytes, char *data,
                               size_t data_bytes, sl_error *err)
 {
     sl_json_scan scan = sl_json_begin(text, text_bytes);
     size_t names_used = 0, length;
-    int64_t capacity = 0;
     bool more, has_metadata = false;
     sl_status status = sl_json_enter(&scan, '{', &more, err);
 
@@ -264,7 +163,7 @@ static sl_status parse_header(sl_st_file *file, const char *text, size_t text_by
             has_metadata = true;
             status = parse_metadata(&scan, err);
         } else {
-            sl_ckpt_tensor *tensor = push(file, &capacity, err);
+            sl_ckpt_tensor *tensor = sl_ckpt_file_push(file, err);
             if (!tensor)
                 return SL_ERR_NO_MEMORY;
             names_used += length + 1;
@@ -295,15 +194,7 @@ static int by_place(const void *a, const void *b)
                   : (x->size_bytes > y->size_bytes) - (x->size_bytes < y->size_bytes);
 }
 
-static int by_name(const void *a, const void *b)
-{
-    const sl_ckpt_tensor *x = a, *y = b;
-
-    return strcmp(x->name, y->name);
-}
-
-/* Leaves the records sorted by name. */
-static sl_status check_overlap_and_names(sl_st_file *file, sl_error *err)
+static sl_status check_overlap_and_sort(sl_ckpt_file *file, sl_error *err)
 {
     sl_ckpt_tensor *t = file->tensors;
 
@@ -314,15 +205,11 @@ static sl_status check_overlap_and_names(sl_st_file *file, sl_error *err)
         if ((uintptr_t)t[i - 1].tensor.data + t[i - 1].size_bytes > (uintptr_t)t[i].tensor.data)
             return sl_fail(err, SL_ERR_DATA, "tensors \"%.200s\" and \"%.200s\" overlap",
                            t[i - 1].name, t[i].name);
-    qsort(t, (size_t)file->count, sizeof *t, by_name);
-    for (int64_t i = 1; i < file->count; i++)
-        if (strcmp(t[i - 1].name, t[i].name) == 0)
-            return sl_fail(err, SL_ERR_DATA, "tensor \"%.200s\" twice", t[i].name);
-    return SL_OK;
+    return sl_ckpt_file_sort(file, err);
 }
 
 /* Reads rather than maps: a file that is cut meanwhile must not end us. */
-static sl_status read_header(sl_st_file *file, sl_error *err)
+sl_status sl_st_parse(sl_ckpt_file *file, sl_error *err)
 {
     char *text = NULL;
     uint64_t header;
@@ -332,15 +219,12 @@ static sl_status read_header(sl_st_file *file, sl_error *err)
     if (file->map_bytes < 8)
         return sl_fail(err, SL_ERR_DATA, "%zu bytes are too short for a safetensors file",
                        file->map_bytes);
-    status = sl_st_read(file->fd, file->path, 0, start, sizeof start, err);
+    status = sl_file_read(file->fd, file->path, 0, start, sizeof start, err);
     if (status != SL_OK)
         return status;
     memcpy(&header, start, 8);
     header = le64toh(header);
     if (header > SL_ST_MAX_HEADER_BYTES || header > file->map_bytes - 8) {
-        if (memcmp(start, "PK\3\4", 4) == 0 || memcmp(start, "\x80\x02", 2) == 0)
-            return sl_fail(err, SL_ERR_DATA,
-                           "this is a PyTorch checkpoint (.pth), only safetensors is read");
         return sl_fail(err, SL_ERR_DATA,
                        "header length %llu is above the limit of %zu or the file's %zu bytes",
                        (unsigned long long)header, SL_ST_MAX_HEADER_BYTES, file->map_bytes);
@@ -353,57 +237,13 @@ static sl_status read_header(sl_st_file *file, sl_error *err)
                          (unsigned long long)header);
         goto done;
     }
-    status = sl_st_read(file->fd, file->path, 8, text, (size_t)header, err);
+    status = sl_file_read(file->fd, file->path, 8, text, (size_t)header, err);
     if (status == SL_OK)
         status = parse_header(file, text, (size_t)header, (char *)file->map + 8 + header,
                               file->map_bytes - 8 - (size_t)header, err);
     if (status == SL_OK)
-        status = check_overlap_and_names(file, err);
+        status = check_overlap_and_sort(file, err);
 done:
     free(text);
     return status;
-}
-
-static sl_status map_file(sl_st_file *file, sl_error *err)
-{
-    if (file->map_bytes == 0)
-        return SL_OK; /* refused as too short */
-    file->map = mmap(NULL, file->map_bytes, PROT_READ, MAP_PRIVATE, file->fd, 0);
-    if (file->map == MAP_FAILED) {
-        file->map = NULL;
-        return sl_fail_errno(err, "could not map %zu bytes", file->map_bytes);
-    }
-    return SL_OK;
-}
-
-sl_status sl_st_file_init(sl_st_file *file, const char *path, sl_error *err)
-{
-    sl_status status;
-
-    *file = (sl_st_file){ .fd = -1 };
-    status = sl_st_open(path, &file->fd, &file->map_bytes, err);
-    if (status != SL_OK)
-        return status;
-    file->path = strdup(path);
-    status = file->path ? map_file(file, err)
-                        : sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a path");
-    if (status == SL_OK)
-        status = read_header(file, err);
-    if (status != SL_OK) {
-        sl_error_prefix(err, "\"%s\"", path);
-        sl_st_file_fini(file);
-    }
-    return status;
-}
-
-void sl_st_file_fini(sl_st_file *file)
-{
-    if (file->map)
-        munmap(file->map, file->map_bytes);
-    if (file->fd >= 0)
-        close(file->fd);
-    free(file->path);
-    free(file->names);
-    free(file->tensors);
-    *file = (sl_st_file){ .fd = -1 };
 }

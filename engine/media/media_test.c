@@ -144,6 +144,7 @@ static uint8_t *read_png(const char *path, size_t *width, size_t *height)
     }
     SL_CHECK(ended);
     uLongf raw_length = (uLongf)(*height * (*width * 3 + 1));
+    SL_CHECK(raw_length > 0);
     uint8_t *raw = malloc(raw_length);
     const uLongf want = raw_length;
     SL_CHECK(uncompress(raw, &raw_length, joined, joined_length) == Z_OK);

@@ -5,6 +5,7 @@
  * give the same bytes.
  */
 #include "engine/media/media.h"
+#include "engine/media/png_filter.h"
 #include "engine/media/writer.h"
 
 #include "base/size.h"
@@ -70,18 +71,6 @@ static sl_status write_header(const png_stream *png, int64_t width, int64_t heig
     return write_chunk(png, "IHDR", ihdr, sizeof ihdr, err);
 }
 
-static uint8_t paeth(int left, int up, int corner)
-{
-    const int guess = left + up - corner;
-    const int to_left = abs(guess - left);
-    const int to_up = abs(guess - up);
-    const int to_corner = abs(guess - corner);
-
-    if (to_left <= to_up && to_left <= to_corner)
-        return (uint8_t)left;
-    return (uint8_t)(to_up <= to_corner ? up : corner);
-}
-
 /* Runs deflate over its input; full chunks are written out. */
 static sl_status compress_input(png_stream *png, int flush, sl_error *err)
 {
@@ -109,7 +98,7 @@ static sl_status write_row(png_stream *png, size_t row_bytes, sl_error *err)
 
     png->filtered[0] = FILTER_PAETH;
     for (size_t i = 3; i < row_bytes + 3; i++)
-        png->filtered[i - 2] = (uint8_t)(now[i] - paeth(now[i - 3], above[i], above[i - 3]));
+        png->filtered[i - 2] = (uint8_t)(now[i] - sl_png_paeth(now[i - 3], above[i], above[i - 3]));
     png->deflate.next_in = png->filtered;
     png->deflate.avail_in = (uInt)(row_bytes + 1);
     return compress_input(png, Z_NO_FLUSH, err);

@@ -1,16 +1,21 @@
 #include "engine/model/component.h"
 
+#include "engine/model/component_layout.h"
 #include "engine/model/convert.h"
 #include "engine/model/match.h"
+#include "engine/model/stream.h"
+#include "kernels/linear_int8.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
-
-#define TENSOR_ALIGN ((size_t)256)
+#include <string.h>
 
 /* Elements of one tile of work: some milliseconds even from a cold disk, and
  * small enough for a thread's workspace in any dtype. */
 #define TILE_ELEMENTS ((int64_t)1 << 18)
+
+/* The same for plain copies. */
+#define COPY_TILE_BYTES ((size_t)4 << 20)
 
 /* Where counting components pretend to live: apart from each other and from
  * the scratch memory of a plan. */
@@ -19,7 +24,8 @@
 
 struct sl_component {
     sl_component_spec spec;
-    sl_region *region; /* NULL: counting */
+    sl_region *region;        /* NULL: counting */
+    sl_weight_stream *stream; /* NULL: resident, or counting */
     int64_t unexpected;
     union {
         sl_dit_weights dit;
@@ -31,7 +37,7 @@ struct sl_component {
 sl_component_spec sl_component_spec_of(const sl_arch *arch, sl_component_kind kind,
                                        sl_precision precision)
 {
-    sl_component_spec spec = { .kind = kind, .precision = precision };
+    sl_component_spec spec = { .kind = kind, .precision = sl_component_precision(kind, precision) };
 
     SL_ASSERT(sl_arch_has_component(arch, kind));
     if (kind == SL_COMPONENT_TEXT_ENCODER)
@@ -43,38 +49,80 @@ sl_component_spec sl_component_spec_of(const sl_arch *arch, sl_component_kind ki
     return spec;
 }
 
-/* The next tensor's place; the whole is far below overflow for any config that
- * passed its check. */
-static size_t take_place(size_t *used_bytes, const sl_tensor *t)
-{
-    const size_t at = *used_bytes;
+static const char *const mode_names[SL_MODE_COUNT] = { "resident", "streamed" };
 
-    *used_bytes += (sl_tensor_bytes(t) + TENSOR_ALIGN - 1) & ~(TENSOR_ALIGN - 1);
-    return at;
+const char *sl_component_mode_name(sl_component_mode mode)
+{
+    SL_ASSERT((int)mode >= 0 && mode < SL_MODE_COUNT);
+    return mode_names[mode];
 }
 
-static sl_status count_visitor(void *arg, const sl_weight_spec *spec, sl_error *err)
+bool sl_component_mode_parse(const char *text, sl_component_mode *out)
 {
-    (void)err;
-    if (spec->form != SL_FORM_FILE_ONLY)
-        (void)take_place(arg, spec->slot);
-    return SL_OK;
+    for (int i = 0; i < SL_MODE_COUNT; i++) {
+        if (strcmp(text, mode_names[i]) == 0) {
+            *out = (sl_component_mode)i;
+            return true;
+        }
+    }
+    return false;
+}
+
+bool sl_component_can_stream(sl_component_kind kind)
+{
+    return kind != SL_COMPONENT_VAE;
+}
+
+static sl_component_layout layout_of(const sl_component_spec *spec)
+{
+    sl_component_layout layout;
+    const sl_status status = sl_component_layout_make(&layout, spec, NULL);
+
+    SL_ASSERT(status == SL_OK); /* specs are checked where they come in */
+    return layout;
+}
+
+static size_t region_bytes(const sl_component_layout *layout, sl_component_mode mode)
+{
+    return sl_granules(mode == SL_MODE_STREAMED
+                           ? layout->fixed_bytes + SL_STREAM_SLOTS * layout->slot_bytes
+                           : layout->image_bytes);
 }
 
 size_t sl_component_plan_bytes(const sl_component_spec *spec)
 {
-    size_t used_bytes = 0;
-    const sl_status status =
-        sl_component_visit(NULL, spec, SL_LAYOUT_OFFICIAL, count_visitor, &used_bytes, NULL);
+    const sl_component_layout layout = layout_of(spec);
 
-    SL_ASSERT(status == SL_OK); /* configs are checked where they come in */
-    return sl_granules(used_bytes);
+    return region_bytes(&layout, spec->mode);
 }
 
+size_t sl_component_image_bytes(const sl_component_spec *spec)
+{
+    return layout_of(spec).image_bytes;
+}
+
+size_t sl_component_pass_bytes(const sl_component_spec *spec)
+{
+    const sl_component_layout layout = layout_of(spec);
+    size_t pass_bytes = 0;
+
+    if (spec->mode == SL_MODE_STREAMED)
+        for (int64_t i = 0; i < layout.block_count; i++)
+            pass_bytes += layout.block_bytes[i];
+    return pass_bytes;
+}
+
+/* ---- filling ---- */
+
+/* What gives each tensor its place, and from where its bytes come. */
 typedef struct {
-    uintptr_t base;
-    size_t used_bytes;
-    const sl_ckpt *ckpt;
+    uintptr_t base;             /* of the region, of the image, or made up */
+    size_t image_used_bytes;    /* of the layout as an image */
+    size_t fixed_used_bytes;    /* streamed: of the region, in front of the slots */
+    sl_weight_stream *stream;   /* NULL: everything lies as in an image */
+    const unsigned char *image; /* source of a streamed component's tensors, or NULL */
+    const sl_ckpt *ckpt;        /* source of all tensors, or NULL */
+    bool to_image;              /* base is host memory that others will read whole */
     sl_exec *exec;
 } filler;
 
@@ -116,6 +164,17 @@ static void transfer_tile(void *arg, int64_t i, int thread, void *workspace)
         sl_convert(out, to->dtype, workspace, from->dtype, count);
 }
 
+/* The status of all tiles. */
+static sl_status finish_transfer(const transfer *t, sl_status status, sl_error *err)
+{
+    if (status == SL_OK && t->error.status != SL_OK) {
+        status = t->error.status;
+        if (err)
+            *err = t->error;
+    }
+    return status;
+}
+
 static sl_status transfer_tensor(sl_exec *exec, const sl_ckpt *ckpt, const sl_ckpt_tensor *from,
                                  const sl_tensor *to, sl_error *err)
 {
@@ -133,56 +192,183 @@ static sl_status transfer_tensor(sl_exec *exec, const sl_ckpt *ckpt, const sl_ck
     sl_ckpt_will_need(ckpt, from);
     status = sl_exec_parallel(exec, (t.count + t.tile_elements - 1) / t.tile_elements,
                               transfer_tile, &t, err);
-    if (status == SL_OK && t.error.status != SL_OK) {
-        status = t.error.status;
-        if (err)
-            *err = t.error;
+    return finish_transfer(&t, status, err);
+}
+
+/* A matrix on its way from the file's floats to int8: tiles of 128 rows. */
+typedef struct {
+    transfer t;
+    const sl_tensor *scale;
+} quantizing;
+
+/* A tile's rows as bf16, which is what is quantised, and behind them room for
+ * some rows of the file. */
+static void quantize_tile(void *arg, int64_t i, int thread, void *workspace)
+{
+    quantizing *z = arg;
+    transfer *t = &z->t;
+    const sl_tensor *from = &t->from->tensor;
+    const int64_t I = t->to->dim[1], first = i * SL_INT8_TILE, left = t->to->dim[0] - first;
+    const int64_t rows = left < SL_INT8_TILE ? left : SL_INT8_TILE;
+    const size_t row_bytes = (size_t)I * sl_dtype_bytes(from->dtype);
+    uint16_t *rounded = workspace;
+    unsigned char *space = (unsigned char *)(rounded + SL_INT8_TILE * I);
+    unsigned char *some = space + SL_QUANTIZE_INT8_SPACE_BYTES;
+    const size_t room = SL_CPU_WORKSPACE_PER_THREAD - (size_t)(some - (unsigned char *)workspace);
+    const int64_t most = (int64_t)(room / row_bytes);
+    sl_error error = { .status = SL_OK };
+
+    (void)thread;
+    for (int64_t r = 0; r < rows; r += most) {
+        const int64_t count = rows - r < most ? rows - r : most;
+
+        if (sl_ckpt_read(t->ckpt, t->from, (size_t)(first + r) * row_bytes, some,
+                         (size_t)count * row_bytes, &error) != SL_OK) {
+            if (!atomic_flag_test_and_set(&t->failed))
+                t->error = error;
+            return;
+        }
+        sl_convert(rounded + r * I, SL_BF16, some, from->dtype, count * I);
     }
-    return status;
+    sl_quantize_int8_rows((int8_t *)t->to->data + first * I,
+                          (float *)z->scale->data + i * z->scale->dim[1], rounded, rows, I, space);
+}
+
+static sl_status quantize_tensor(sl_exec *exec, const sl_ckpt *ckpt, const sl_ckpt_tensor *from,
+                                 const sl_weight_spec *spec, sl_error *err)
+{
+    quantizing z = {
+        .t = { .ckpt = ckpt, .from = from, .to = spec->slot, .failed = ATOMIC_FLAG_INIT },
+        .scale = spec->scale,
+    };
+
+    sl_ckpt_will_need(ckpt, from);
+    return finish_transfer(
+        &z.t, sl_exec_parallel(exec, spec->scale->dim[0], quantize_tile, &z, err), err);
+}
+
+typedef struct {
+    unsigned char *to;
+    const unsigned char *from;
+    size_t size_bytes;
+} copy_job;
+
+/* Device memory of `cpu` is written directly. */
+static void copy_tile(void *arg, int64_t i, int thread, void *workspace)
+{
+    const copy_job *c = arg;
+    const size_t first = (size_t)i * COPY_TILE_BYTES, left = c->size_bytes - first;
+
+    (void)thread, (void)workspace;
+    memcpy(c->to + first, c->from + first, left < COPY_TILE_BYTES ? left : COPY_TILE_BYTES);
+}
+
+static sl_status copy_to_device(sl_exec *exec, void *to, const void *from, size_t size_bytes,
+                                sl_error *err)
+{
+    copy_job c = { .to = to, .from = from, .size_bytes = size_bytes };
+
+    return sl_exec_parallel(exec, (int64_t)((size_bytes + COPY_TILE_BYTES - 1) / COPY_TILE_BYTES),
+                            copy_tile, &c, err);
+}
+
+/* Sets the tensor's data; returns its offset in the image. */
+static size_t place(filler *f, const sl_weight_spec *spec)
+{
+    const size_t at = sl_component_take_place(&f->image_used_bytes, spec->slot);
+
+    if (!f->stream)
+        spec->slot->data = (void *)(f->base + at);
+    else if (spec->block >= 0)
+        sl_weight_stream_add(f->stream, spec->block, spec->slot, at);
+    else if (spec->by_row)
+        spec->slot->data = (void *)((uintptr_t)f->image + at);
+    else
+        spec->slot->data =
+            (void *)(f->base + sl_component_take_place(&f->fixed_used_bytes, spec->slot));
+    return at;
+}
+
+static sl_status fill_from_file(filler *f, const sl_weight_spec *spec, size_t at, sl_error *err)
+{
+    const size_t end = at + sl_tensor_bytes(spec->slot);
+    const sl_ckpt_tensor *found;
+    char why[512];
+
+    SL_ASSERT((spec->form == SL_FORM_CHANNELS_LAST) == (spec->slot->rank == 5));
+    if (f->to_image)
+        memset((void *)(f->base + end), 0, f->image_used_bytes - end);
+    if (spec->form == SL_FORM_DEVICE_ONLY && !sl_ckpt_find(f->ckpt, spec->name)) {
+        memset(spec->slot->data, 0, sl_tensor_bytes(spec->slot)); /* `cpu` is written directly */
+        return SL_OK;
+    }
+    found = sl_weight_match(f->ckpt, spec, why, sizeof why);
+    SL_ASSERT(found); /* the check went through the same list */
+    if (spec->form == SL_FORM_INT8)
+        return quantize_tensor(f->exec, f->ckpt, found, spec, err);
+    return transfer_tensor(f->exec, f->ckpt, found, spec->slot, err);
 }
 
 static sl_status fill_visitor(void *arg, const sl_weight_spec *spec, sl_error *err)
 {
     filler *f = arg;
-    const sl_ckpt_tensor *found;
-    char why[512];
+    size_t at;
 
     if (spec->form == SL_FORM_FILE_ONLY)
         return SL_OK;
-    spec->slot->data = (void *)(f->base + take_place(&f->used_bytes, spec->slot));
-    if (!f->ckpt)
-        return SL_OK;
-    SL_ASSERT((spec->form == SL_FORM_CHANNELS_LAST) == (spec->slot->rank == 5));
-    found = sl_weight_match(f->ckpt, spec, why, sizeof why);
-    SL_ASSERT(found); /* the check went through the same list */
-    return transfer_tensor(f->exec, f->ckpt, found, spec->slot, err);
+    at = place(f, spec);
+    if (f->ckpt)
+        return fill_from_file(f, spec, at, err);
+    if (f->stream && spec->block < 0 && !spec->by_row)
+        return copy_to_device(f->exec, spec->slot->data, f->image + at, sl_tensor_bytes(spec->slot),
+                              err);
+    return SL_OK;
 }
 
 static sl_status check_visitor(void *arg, const sl_weight_spec *spec, sl_error *err)
 {
+    const sl_ckpt *ckpt = arg;
+    const bool absent = spec->form == SL_FORM_DEVICE_ONLY && !sl_ckpt_find(ckpt, spec->name);
     char why[512];
 
-    if (spec->form == SL_FORM_FILE_ONLY || sl_weight_match(arg, spec, why, sizeof why))
+    if (spec->form == SL_FORM_FILE_ONLY || absent || sl_weight_match(ckpt, spec, why, sizeof why))
         return SL_OK;
     return sl_fail(err, SL_ERR_DATA, "%s", why);
 }
 
-/* Everything that can be said before memory is taken. */
-static sl_status check_file(sl_component *component, const sl_ckpt *ckpt, sl_error *err)
+/* The list of tensors to ask a file for: the official one takes everything but
+ * int8 linears. */
+static sl_layout asked_layout(const sl_ckpt *ckpt)
 {
+    return sl_ckpt_layout(ckpt) == SL_LAYOUT_TURBO_QUANT ? SL_LAYOUT_TURBO_QUANT
+                                                         : SL_LAYOUT_OFFICIAL;
+}
+
+/* Everything that can be said before memory is taken. */
+static sl_status check_file(const sl_component_spec *spec, const sl_ckpt *ckpt, int64_t *unexpected,
+                            sl_error *err)
+{
+    const sl_layout layout = asked_layout(ckpt);
     sl_status status;
 
-    if (sl_ckpt_layout(ckpt) == SL_LAYOUT_TURBO_QUANT)
-        return sl_fail(err, SL_ERR_UNIMPLEMENTED,
-                       "the file has int8 linears, which this version cannot execute; use the "
-                       "unquantised export");
+    if (layout == SL_LAYOUT_TURBO_QUANT && spec->precision != SL_PRECISION_INT8)
+        return sl_fail(err, SL_ERR_INVALID,
+                       "the file has int8 linears: it runs in precision int8 alone, %s was asked "
+                       "for",
+                       sl_precision_name(spec->precision));
     /* const is dropped for the visitor's argument only; it is put back there */
-    status = sl_component_visit(NULL, &component->spec, SL_LAYOUT_OFFICIAL, check_visitor,
-                                (void *)ckpt, err);
+    status = sl_component_visit(NULL, spec, layout, check_visitor, (void *)ckpt, err);
     if (status == SL_OK)
-        status =
-            sl_ckpt_unexpected(ckpt, &component->spec, NULL, NULL, &component->unexpected, err);
+        status = sl_ckpt_unexpected(ckpt, spec, NULL, NULL, unexpected, err);
     return status;
+}
+
+/* Networks gather the rows of a streamed table themselves. */
+static void note_host_table(sl_component *component)
+{
+    if (component->spec.mode == SL_MODE_STREAMED &&
+        component->spec.kind == SL_COMPONENT_TEXT_ENCODER)
+        component->weights.t5.token_on_host = true;
 }
 
 static sl_status new_component(sl_component **out, const sl_component_spec *spec, sl_error *err)
@@ -197,6 +383,17 @@ static sl_status new_component(sl_component **out, const sl_component_spec *spec
     return SL_OK;
 }
 
+static sl_status map_region(sl_component *component, sl_device *device, size_t size_bytes,
+                            sl_error *err)
+{
+    const char *name = sl_component_name(component->spec.kind);
+    sl_status status = sl_region_create(&component->region, device, name, size_bytes, err);
+
+    if (status == SL_OK)
+        status = sl_region_map(component->region, size_bytes, err);
+    return status;
+}
+
 sl_status sl_component_load(sl_component **out, const sl_component_spec *spec, sl_device *device,
                             sl_exec *exec, const sl_ckpt *ckpt, sl_error *err)
 {
@@ -207,21 +404,23 @@ sl_status sl_component_load(sl_component **out, const sl_component_spec *spec, s
 
     if (status != SL_OK)
         goto done;
-    status = check_file(component, ckpt, err);
+    if (spec->mode != SL_MODE_RESIDENT) {
+        status = sl_fail(err, SL_ERR_INVALID, "a streamed component is loaded from its image");
+        goto done;
+    }
+    status = check_file(spec, ckpt, &component->unexpected, err);
     if (status != SL_OK)
         goto done;
     need = sl_component_plan_bytes(spec);
-    status = sl_region_create(&component->region, device, sl_component_name(spec->kind), need, err);
-    if (status == SL_OK)
-        status = sl_region_map(component->region, need, err);
+    status = map_region(component, device, need, err);
     if (status != SL_OK)
         goto done;
     f.base = (uintptr_t)sl_region_data(component->region);
     status =
-        sl_component_visit(&component->weights, spec, SL_LAYOUT_OFFICIAL, fill_visitor, &f, err);
+        sl_component_visit(&component->weights, spec, asked_layout(ckpt), fill_visitor, &f, err);
     if (status != SL_OK)
         goto done;
-    SL_ASSERT(sl_granules(f.used_bytes) == need);
+    SL_ASSERT(sl_granules(f.image_used_bytes) == need);
 
     *out = component;
     component = NULL;
@@ -229,6 +428,88 @@ done:
     if (status != SL_OK)
         sl_error_prefix(err, "could not load %s from \"%s\"", sl_component_name(spec->kind),
                         sl_ckpt_path(ckpt));
+    sl_component_destroy(component);
+    return status;
+}
+
+static sl_status check_image(const sl_component_layout *layout, size_t image_bytes, sl_error *err)
+{
+    if (image_bytes == layout->image_bytes)
+        return SL_OK;
+    return sl_fail(err, SL_ERR_INVALID, "the image has %zu bytes, expected %zu", image_bytes,
+                   layout->image_bytes);
+}
+
+sl_status sl_component_fill_image(void *image, size_t image_bytes, const sl_component_spec *spec,
+                                  sl_exec *exec, const sl_ckpt *ckpt, sl_error *err)
+{
+    filler f = { .base = (uintptr_t)image, .ckpt = ckpt, .exec = exec, .to_image = true };
+    sl_component_layout layout;
+    int64_t unexpected;
+    sl_status status = sl_component_layout_make(&layout, spec, err);
+
+    if (status == SL_OK)
+        status = check_image(&layout, image_bytes, err);
+    if (status == SL_OK)
+        status = check_file(spec, ckpt, &unexpected, err);
+    if (status == SL_OK)
+        status = sl_component_visit(NULL, spec, asked_layout(ckpt), fill_visitor, &f, err);
+    if (status != SL_OK)
+        sl_error_prefix(err, "could not read %s from \"%s\"", sl_component_name(spec->kind),
+                        sl_ckpt_path(ckpt));
+    return status;
+}
+
+/* Gives the networks the stream, which begins to copy. */
+static sl_status start_stream(sl_component *component, sl_error *err)
+{
+    if (component->spec.kind == SL_COMPONENT_TEXT_ENCODER)
+        component->weights.t5.stream = component->stream;
+    else
+        component->weights.dit.stream = component->stream;
+    return sl_weight_stream_start(component->stream, err);
+}
+
+sl_status sl_component_load_image(sl_component **out, const sl_component_spec *spec,
+                                  sl_device *device, sl_exec *exec, const void *image,
+                                  size_t image_bytes, sl_error *err)
+{
+    const bool streamed = spec->mode == SL_MODE_STREAMED;
+    sl_component *component = NULL;
+    filler f = { .image = image, .exec = exec };
+    sl_component_layout layout;
+    sl_status status = sl_component_layout_make(&layout, spec, err);
+
+    if (status == SL_OK)
+        status = check_image(&layout, image_bytes, err);
+    if (status == SL_OK)
+        status = new_component(&component, spec, err);
+    if (status == SL_OK)
+        status = map_region(component, device, region_bytes(&layout, spec->mode), err);
+    if (status != SL_OK)
+        goto done;
+    f.base = (uintptr_t)sl_region_data(component->region);
+    if (streamed)
+        status = sl_weight_stream_create(&component->stream, &layout, image,
+                                         (void *)(f.base + layout.fixed_bytes), err);
+    else
+        status = copy_to_device(exec, (void *)f.base, image, image_bytes, err);
+    if (status != SL_OK)
+        goto done;
+    f.stream = component->stream;
+    status =
+        sl_component_visit(&component->weights, spec, SL_LAYOUT_OFFICIAL, fill_visitor, &f, err);
+    if (status == SL_OK && streamed)
+        status = start_stream(component, err);
+    if (status != SL_OK)
+        goto done;
+    note_host_table(component);
+
+    *out = component;
+    component = NULL;
+done:
+    if (status != SL_OK)
+        sl_error_prefix(err, "could not load %s from its image", sl_component_name(spec->kind));
     sl_component_destroy(component);
     return status;
 }
@@ -244,6 +525,7 @@ sl_status sl_component_create_counting(sl_component **out, const sl_component_sp
         status = sl_component_visit(&component->weights, spec, SL_LAYOUT_OFFICIAL, fill_visitor, &f,
                                     err);
     if (status == SL_OK) {
+        note_host_table(component);
         *out = component;
         component = NULL;
     }
@@ -255,6 +537,7 @@ void sl_component_destroy(sl_component *component)
 {
     if (!component)
         return;
+    sl_weight_stream_destroy(component->stream); /* before the memory that it writes */
     sl_region_destroy(component->region);
     free(component);
 }

@@ -165,6 +165,13 @@ static const char *const component_names[SL_COMPONENT_COUNT] = {
 static const char *const precision_names[SL_PRECISION_COUNT] = {
     [SL_PRECISION_F32] = "f32",
     [SL_PRECISION_BF16] = "bf16",
+    [SL_PRECISION_INT8] = "int8",
+};
+
+static const char *const attention_names[SL_ATTENTION_COUNT] = {
+    [SL_ATTENTION_DENSE] = "dense",
+    [SL_ATTENTION_SLA] = "sla",
+    [SL_ATTENTION_SAGESLA] = "sagesla",
 };
 
 static int find_name(const char *const *names, int count, const char *text)
@@ -204,6 +211,30 @@ bool sl_precision_parse(const char *text, sl_precision *out)
     if (i < 0)
         return false;
     *out = (sl_precision)i;
+    return true;
+}
+
+sl_precision sl_component_precision(sl_component_kind kind, sl_precision precision)
+{
+    const bool transformer =
+        kind == SL_COMPONENT_DIT || kind == SL_COMPONENT_DIT_HIGH || kind == SL_COMPONENT_DIT_LOW;
+
+    return precision == SL_PRECISION_INT8 && !transformer ? SL_PRECISION_BF16 : precision;
+}
+
+const char *sl_attention_name(sl_attention_mode mode)
+{
+    SL_ASSERT((int)mode >= 0 && mode < SL_ATTENTION_COUNT);
+    return attention_names[mode];
+}
+
+bool sl_attention_parse(const char *text, sl_attention_mode *out)
+{
+    const int i = find_name(attention_names, SL_ATTENTION_COUNT, text);
+
+    if (i < 0)
+        return false;
+    *out = (sl_attention_mode)i;
     return true;
 }
 
@@ -259,6 +290,45 @@ sl_status sl_dit_config_check(const sl_dit_config *config, sl_error *err)
         return sl_fail(err, SL_ERR_INVALID, "%s: freq_dim %lld is odd", what,
                        (long long)c->freq_dim);
     return check_eps(what, c->eps, err);
+}
+
+sl_status sl_dit_precision_check(const sl_dit_config *config, sl_precision precision, sl_error *err)
+{
+    const struct {
+        const char *name;
+        int64_t value;
+    } widths[] = { { "dim", config->dim }, { "ffn_dim", config->ffn_dim } };
+    enum { TILE = 128, MOST = 24576 }; /* rows of 128 by that fit a loader's buffer */
+
+    for (size_t i = 0; i < SL_COUNT(widths) && precision == SL_PRECISION_INT8; i++)
+        if (widths[i].value % TILE != 0 || widths[i].value > MOST)
+            return sl_fail(
+                err, SL_ERR_INVALID,
+                "diffusion transformer: %s is %lld: int8 needs a multiple of %d up to %d",
+                widths[i].name, (long long)widths[i].value, (int)TILE, (int)MOST);
+    return SL_OK;
+}
+
+sl_status sl_dit_attention_check(const sl_dit_config *config, sl_attention_mode mode, double ratio,
+                                 sl_error *err)
+{
+    const int64_t head = config->dim / config->num_heads;
+    enum { MAX_HEAD = 128 }; /* kernels/sla.h */
+
+    if ((int)mode < 0 || mode >= SL_ATTENTION_COUNT)
+        return sl_fail(err, SL_ERR_INVALID, "attention %d: expected dense, sla or sagesla",
+                       (int)mode);
+    if (mode == SL_ATTENTION_DENSE)
+        return SL_OK;
+    if (head > MAX_HEAD || head % 4 != 0)
+        return sl_fail(err, SL_ERR_INVALID,
+                       "diffusion transformer: heads of %lld: %s needs a multiple of 4 up to %d",
+                       (long long)head, sl_attention_name(mode), (int)MAX_HEAD);
+    if (!(ratio > 0.0 && ratio <= 1.0))
+        return sl_fail(err, SL_ERR_INVALID,
+                       "top-k ratio %g: expected more than 0, at most 1; the default is %g", ratio,
+                       SL_DEFAULT_TOPK_RATIO);
+    return SL_OK;
 }
 
 sl_status sl_t5_config_check(const sl_t5_config *config, sl_error *err)

@@ -34,11 +34,28 @@ typedef enum {
 typedef enum {
     SL_PRECISION_F32,
     SL_PRECISION_BF16,
+    SL_PRECISION_INT8, /* the ten linears of a transformer's block; the rest bf16 */
     SL_PRECISION_COUNT
 } sl_precision;
 
-const char *sl_precision_name(sl_precision precision); /* "f32", "bf16" */
+const char *sl_precision_name(sl_precision precision); /* "f32", "bf16", "int8" */
 bool sl_precision_parse(const char *text, sl_precision *out);
+/* As what a component is kept when a model is: INT8 is for transformers alone. */
+sl_precision sl_component_precision(sl_component_kind kind, sl_precision precision);
+
+/* What self-attention computes.  SLA and SageSLA need a checkpoint that was tuned
+ * for them: with another one the result is a different, worse video. */
+typedef enum {
+    SL_ATTENTION_DENSE,
+    SL_ATTENTION_SLA,     /* kept blocks of 128 x 64 and a linear branch */
+    SL_ATTENTION_SAGESLA, /* kept blocks of 64 x 128 in 8 bits, and the same branch */
+    SL_ATTENTION_COUNT
+} sl_attention_mode;
+
+const char *sl_attention_name(sl_attention_mode mode); /* "dense", "sla", "sagesla" */
+bool sl_attention_parse(const char *text, sl_attention_mode *out);
+
+#define SL_DEFAULT_TOPK_RATIO 0.1
 
 enum { SL_MAX_LAYERS = 64 };
 
@@ -68,7 +85,7 @@ typedef struct {
     sl_dit_config dit;
     sl_t5_config t5;
     sl_vae_config vae;
-    double sigma_max;         /* default of rCM: 80 T2V, 200 I2V */
+    double sigma_max; /* default of rCM: 80 T2V, 200 I2V */
     int default_width, default_height, default_frames;
     const char *manifests[4]; /* names under manifests/ that this row must match */
 } sl_arch;
@@ -80,6 +97,13 @@ const sl_arch *sl_arch_find(const char *name); /* NULL: unknown */
 bool sl_arch_has_component(const sl_arch *arch, sl_component_kind kind);
 
 sl_status sl_dit_config_check(const sl_dit_config *config, sl_error *err) SL_MUST_CHECK;
+/* Whether a transformer that passed its check can be kept and run so: tiles of
+ * 128 for INT8, heads of up to 128 for SLA.  ratio: key blocks kept, above 0, at
+ * most 1; not looked at for DENSE. */
+sl_status sl_dit_precision_check(const sl_dit_config *config, sl_precision precision,
+                                 sl_error *err) SL_MUST_CHECK;
+sl_status sl_dit_attention_check(const sl_dit_config *config, sl_attention_mode mode, double ratio,
+                                 sl_error *err) SL_MUST_CHECK;
 sl_status sl_t5_config_check(const sl_t5_config *config, sl_error *err) SL_MUST_CHECK;
 sl_status sl_vae_config_check(const sl_vae_config *config, sl_error *err) SL_MUST_CHECK;
 

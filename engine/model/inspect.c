@@ -35,7 +35,7 @@ static sl_status tensor_visitor(void *arg, const sl_weight_spec *spec, sl_error 
     char why[512];
 
     (void)err;
-    if (r->file_only && spec->form != SL_FORM_FILE_ONLY)
+    if (spec->form == SL_FORM_DEVICE_ONLY || (r->file_only && spec->form != SL_FORM_FILE_ONLY))
         return SL_OK;
     if (!sl_weight_match(r->ckpt, spec, why, sizeof why))
         problem(r, "%s: %s", r->component, why);

@@ -1,5 +1,7 @@
 #include "engine/model/match.h"
 
+#include "engine/model/names.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -8,6 +10,9 @@ sl_status sl_component_visit(void *weights, const sl_component_spec *spec, sl_la
 {
     sl_status status;
 
+    if (spec->mode == SL_MODE_STREAMED && !sl_component_can_stream(spec->kind))
+        return sl_fail(err, SL_ERR_INVALID, "%s cannot be streamed: it has no equal blocks",
+                       sl_component_name(spec->kind));
     switch (spec->kind) {
     case SL_COMPONENT_TEXT_ENCODER:
         status = sl_t5_config_check(&spec->config.t5, err);
@@ -18,6 +23,8 @@ sl_status sl_component_visit(void *weights, const sl_component_spec *spec, sl_la
     case SL_COMPONENT_DIT_HIGH:
     case SL_COMPONENT_DIT_LOW:
         status = sl_dit_config_check(&spec->config.dit, err);
+        if (status == SL_OK)
+            status = sl_dit_precision_check(&spec->config.dit, spec->precision, err);
         return status != SL_OK ? status
                                : sl_dit_visit(weights, &spec->config.dit, layout, spec->precision,
                                               visitor, arg, err);
@@ -51,25 +58,28 @@ static bool is_float(sl_dtype dtype)
 const sl_ckpt_tensor *sl_weight_match(const sl_ckpt *ckpt, const sl_weight_spec *spec, char *why,
                                       size_t why_bytes)
 {
-    const sl_ckpt_tensor *found = sl_ckpt_find(ckpt, spec->name);
+    const sl_ckpt_tensor *found = sl_names_find(ckpt, spec->name);
     const sl_tensor want = sl_tensor_make(NULL, spec->file_dtype, spec->rank, spec->dim);
-    char expected[160], has[160];
+    char expected[160], has[160], name[SL_NAME_BYTES];
 
+    sl_names_in_file(ckpt, spec->name, name);
     if (!found) {
-        snprintf(why, why_bytes, "tensor \"%s\" is missing", spec->name);
+        snprintf(why, why_bytes, "tensor \"%s\" is missing", name);
         return NULL;
     }
     if (!sl_tensor_same_shape(&found->tensor, &want) &&
         !(spec->form == SL_FORM_PLAIN && sl_tensor_same_shape(&found->tensor, spec->slot))) {
         describe_shape(&want, expected, sizeof expected);
         describe_shape(&found->tensor, has, sizeof has);
-        snprintf(why, why_bytes, "tensor \"%s\": expected %s, file has %s", spec->name, expected,
-                 has);
+        snprintf(why, why_bytes, "tensor \"%s\": expected %s, file has %s", name, expected, has);
         return NULL;
     }
-    if (spec->form != SL_FORM_FILE_ONLY && !is_float(found->tensor.dtype)) {
-        snprintf(why, why_bytes, "tensor \"%s\": expected F32, BF16, F16 or F64, file has %s",
-                 spec->name, sl_dtype_name(found->tensor.dtype));
+    if (spec->form == SL_FORM_FILE_ONLY)
+        return found;
+    if (spec->file_dtype == SL_I8 ? found->tensor.dtype != SL_I8 : !is_float(found->tensor.dtype)) {
+        snprintf(why, why_bytes, "tensor \"%s\": expected %s, file has %s", name,
+                 spec->file_dtype == SL_I8 ? "I8" : "F32, BF16, F16 or F64",
+                 sl_dtype_name(found->tensor.dtype));
         return NULL;
     }
     return found;
@@ -92,7 +102,7 @@ typedef struct {
 static sl_status mark_visitor(void *arg, const sl_weight_spec *spec, sl_error *err)
 {
     mark_known *m = arg;
-    const sl_ckpt_tensor *found = sl_ckpt_find(m->ckpt, spec->name);
+    const sl_ckpt_tensor *found = sl_names_find(m->ckpt, spec->name);
 
     (void)err;
     if (found)
@@ -115,7 +125,7 @@ sl_status sl_ckpt_unexpected(const sl_ckpt *ckpt, const sl_component_spec *spec,
     if (status == SL_OK) {
         *count = 0;
         for (int64_t i = 0; i < total; i++) {
-            if (m.known[i])
+            if (m.known[i] || sl_names_is_extra(ckpt, sl_ckpt_get(ckpt, i)->name))
                 continue;
             ++*count;
             if (say)

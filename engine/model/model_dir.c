@@ -50,7 +50,7 @@ static bool is_shard(const char *name)
 static bool is_checkpoint(const char *name)
 {
     return (ends_with(name, ".safetensors") && !is_shard(name)) ||
-           ends_with(name, ".safetensors.index.json");
+           ends_with(name, ".safetensors.index.json") || ends_with(name, ".pth");
 }
 
 /* The names of published files: they win over others of the same contents. */
@@ -60,7 +60,9 @@ static bool is_canonical(const char *name)
         "diffusion_pytorch_model.safetensors",
         "diffusion_pytorch_model.safetensors.index.json",
         "Wan2.1_VAE.safetensors",
+        "Wan2.1_VAE.pth",
         "models_t5_umt5-xxl-enc-bf16.safetensors",
+        "models_t5_umt5-xxl-enc-bf16.pth",
     };
 
     for (size_t i = 0; i < SL_COUNT(names); i++)
@@ -78,6 +80,29 @@ static char *join(sl_model_dir *dir, const char *parent, const char *name, sl_er
     return path;
 }
 
+static bool is_named(const char *path, const char *word, const char *not_word)
+{
+    const char *name = strrchr(path, '/') + 1;
+
+    return strcasestr(name, word) && !strcasestr(name, not_word);
+}
+
+/* Two transformers side by side are two experts when their names say so: only
+ * the name tells which is which, the tensors are alike. */
+static bool assign_experts(sl_model_dir *dir, const char *a, const char *b)
+{
+    const char **files = dir->info.files;
+    const char *high = is_named(a, "high", "low") ? a : b, *low = high == a ? b : a;
+
+    if (!is_named(high, "high", "low") || !is_named(low, "low", "high") ||
+        files[SL_COMPONENT_DIT_HIGH] || files[SL_COMPONENT_DIT_LOW])
+        return false;
+    files[SL_COMPONENT_DIT_HIGH] = high;
+    files[SL_COMPONENT_DIT_LOW] = low;
+    files[SL_COMPONENT_DIT] = NULL;
+    return true;
+}
+
 /* Notes a recognised checkpoint under `kind`; of two, the published name wins. */
 static sl_status assign(sl_model_dir *dir, sl_component_kind kind, const char *path, sl_error *err)
 {
@@ -85,6 +110,8 @@ static sl_status assign(sl_model_dir *dir, sl_component_kind kind, const char *p
     const bool canonical = is_canonical(strrchr(path, '/') + 1);
     const bool other_canonical = other && is_canonical(strrchr(other, '/') + 1);
 
+    if (other && kind == SL_COMPONENT_DIT && assign_experts(dir, other, path))
+        return SL_OK;
     if (other && canonical == other_canonical)
         return sl_fail(err, SL_ERR_DATA, "\"%s\" and \"%s\" are both a %s; keep one of them", other,
                        path, sl_component_name(kind));
@@ -121,7 +148,7 @@ static int by_text(const void *a, const void *b)
 /* All checkpoint names of a folder, sorted, so that messages do not depend on
  * the order of the file system. */
 static sl_status list_checkpoints(sl_model_dir *dir, const char *folder, char ***names, int *count,
-                                  bool *has_pth, sl_error *err)
+                                  sl_error *err)
 {
     enum { MAX_FILES = 4096 };
     DIR *d = opendir(folder);
@@ -135,8 +162,6 @@ static sl_status list_checkpoints(sl_model_dir *dir, const char *folder, char **
     if (!*names)
         status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the files of \"%s\"", folder);
     while (status == SL_OK && (entry = readdir(d))) {
-        if (ends_with(entry->d_name, ".pth"))
-            *has_pth = true;
         if (!is_checkpoint(entry->d_name))
             continue;
         if (*count == MAX_FILES) {
@@ -154,11 +179,11 @@ static sl_status list_checkpoints(sl_model_dir *dir, const char *folder, char **
 }
 
 static sl_status scan_folder(sl_model_dir *dir, const char *folder, sl_component_kind dit_kind,
-                             bool *has_pth, sl_error *err)
+                             sl_error *err)
 {
     char **names = NULL;
     int count = 0;
-    sl_status status = list_checkpoints(dir, folder, &names, &count, has_pth, err);
+    sl_status status = list_checkpoints(dir, folder, &names, &count, err);
 
     for (int i = 0; i < count && status == SL_OK; i++)
         status = visit_file(dir, names[i], dit_kind, err);
@@ -179,47 +204,68 @@ static bool is_file(const char *path)
     return stat(path, &st) == 0 && S_ISREG(st.st_mode);
 }
 
-static sl_status find_files(sl_model_dir *dir, sl_error *err)
-{
-    static const struct {
-        const char *folder;
-        sl_component_kind kind;
-    } experts[] = {
-        { "high_noise_model", SL_COMPONENT_DIT_HIGH },
-        { "low_noise_model", SL_COMPONENT_DIT_LOW },
-    };
-    const char **files = dir->info.files;
-    bool has_pth = false;
-    sl_status status = scan_folder(dir, dir->info.path, SL_COMPONENT_DIT, &has_pth, err);
+/* Folders of published models, and what a transformer in them is. */
+static const struct {
+    const char *name;
+    sl_component_kind dit_kind;
+} folders[] = {
+    { "high_noise_model", SL_COMPONENT_DIT_HIGH },
+    { "low_noise_model", SL_COMPONENT_DIT_LOW },
+    { "transformer", SL_COMPONENT_DIT }, /* the high-noise expert if there is the next */
+    { "transformer_2", SL_COMPONENT_DIT_LOW },
+    { "text_encoder", SL_COMPONENT_DIT },
+    { "vae", SL_COMPONENT_DIT },
+};
 
-    for (size_t i = 0; i < SL_COUNT(experts) && status == SL_OK; i++) {
-        const char *folder = join(dir, dir->info.path, experts[i].folder, err);
+static sl_status scan_folders(sl_model_dir *dir, sl_error *err)
+{
+    const char **files = dir->info.files;
+    sl_status status = scan_folder(dir, dir->info.path, SL_COMPONENT_DIT, err);
+
+    for (size_t i = 0; i < SL_COUNT(folders) && status == SL_OK; i++) {
+        const char *folder = join(dir, dir->info.path, folders[i].name, err);
+
         if (!folder)
             return SL_ERR_NO_MEMORY;
-        if (is_dir(folder))
-            status = scan_folder(dir, folder, experts[i].kind, &has_pth, err);
+        if (!is_dir(folder))
+            continue;
+        status = scan_folder(dir, folder, folders[i].dit_kind, err);
+        if (status == SL_OK && strcmp(folders[i].name, "transformer_2") == 0 &&
+            files[SL_COMPONENT_DIT_LOW] && !files[SL_COMPONENT_DIT_HIGH]) {
+            files[SL_COMPONENT_DIT_HIGH] = files[SL_COMPONENT_DIT];
+            files[SL_COMPONENT_DIT] = NULL;
+        }
     }
+    return status;
+}
+
+static sl_status find_files(sl_model_dir *dir, sl_error *err)
+{
+    const char **files = dir->info.files;
+    const sl_status status = scan_folders(dir, err);
+
     if (status != SL_OK)
         return status;
     const bool has_experts = files[SL_COMPONENT_DIT_HIGH] || files[SL_COMPONENT_DIT_LOW];
     if (has_experts && files[SL_COMPONENT_DIT])
         return sl_fail(err, SL_ERR_DATA,
-                       "\"%s\" holds both one transformer (\"%s\") and experts under "
-                       "high_noise_model or low_noise_model",
-                       dir->info.path, files[SL_COMPONENT_DIT]);
+                       "\"%s\" holds both one transformer (\"%s\") and experts (\"%s\")",
+                       dir->info.path, files[SL_COMPONENT_DIT],
+                       files[SL_COMPONENT_DIT_HIGH] ? files[SL_COMPONENT_DIT_HIGH]
+                                                    : files[SL_COMPONENT_DIT_LOW]);
     if (!has_experts && !files[SL_COMPONENT_DIT])
         return sl_fail(err, SL_ERR_DATA,
-                       "\"%s\" is no model: no safetensors file in it is a diffusion "
-                       "transformer%s",
-                       dir->info.path,
-                       has_pth ? "; .pth files are there, which this version does not read" : "");
+                       "\"%s\" is no model: no .safetensors or .pth file in it is a diffusion "
+                       "transformer",
+                       dir->info.path);
     dir->arch.expert_count = has_experts ? 2 : 1;
     return SL_OK;
 }
 
 static sl_status find_tokenizer(sl_model_dir *dir, sl_error *err)
 {
-    static const char *const names[] = { "google/umt5-xxl/spiece.model", "spiece.model",
+    static const char *const names[] = { "google/umt5-xxl/spiece.model", "tokenizer/spiece.model",
+                                         "tokenizer/tokenizer.model", "spiece.model",
                                          "tokenizer.model" };
 
     for (size_t i = 0; i < SL_COUNT(names); i++) {

@@ -1,15 +1,19 @@
 /* model_dir.h - a directory with a model in it.
  *
- * Recognised by its contents, never by its name:
- *   <dir>/diffusion_pytorch_model.safetensors (or *.safetensors.index.json),
- *     or any one .safetensors whose tensors are a DiT's; two experts under
- *     high_noise_model/ and low_noise_model/
- *   <dir>/Wan2.1_VAE.safetensors, or any .safetensors with VAE names
- *   <dir>/models_t5_umt5-xxl-enc-bf16.safetensors, or any .safetensors with umT5 names
- *   <dir>/google/umt5-xxl/spiece.model, or <dir>/spiece.model, or <dir>/tokenizer.model
+ * Recognised by its contents, never by its name.  A checkpoint is a .safetensors
+ * file, a *.safetensors.index.json with its shards, or a .pth, whose tensors have
+ * the names of a network, official or other (names.h):
+ *   DiT     one in <dir> or <dir>/transformer; two experts under high_noise_model/
+ *           and low_noise_model/, under transformer/ and transformer_2/, or side by
+ *           side with "high" and "low" in their names, which nothing else tells
+ *   VAE     in <dir> or <dir>/vae
+ *   umT5    in <dir> or <dir>/text_encoder
+ *   tokenizer  spiece.model in google/umt5-xxl/, in tokenizer/ or in <dir>, or
+ *           tokenizer.model in the latter two
  *   config.json beside the DiT (official keys: dim, ffn_dim, num_heads,
- *     num_layers, in_dim, out_dim, text_len, freq_dim, eps, model_type) supplies what
- *     tensor shapes do not tell (num_heads, text_len); without it: dim / 128, 512
+ *     num_layers, in_dim, out_dim, text_len, freq_dim, eps, model_type, or those of
+ *     diffusers) supplies what tensor shapes do not tell (num_heads, text_len);
+ *     without it: dim / 128, 512
  * Dimensions come from tensor shapes and must agree with config.json.  Of two
  * files of one kind the published name wins.  A model has at least a DiT; for
  * other components that are absent `arch` holds what the table has for that DiT.
@@ -29,15 +33,15 @@
 #include <stddef.h>
 
 typedef struct {
-    const char *name;      /* the last path element: the model's name for clients */
+    const char *name; /* the last path element: the model's name for clients */
     const char *path;
-    const sl_arch *arch;   /* a copy owned by the directory, filled from the files; its
-                              `name` is the matching table row's or "custom" */
-    sl_layout layout;      /* of the DiT */
+    const sl_arch *arch; /* a copy owned by the directory, filled from the files; its
+                            `name` is the matching table row's or "custom" */
+    sl_layout layout;    /* of the DiT */
     const char *files[SL_COMPONENT_COUNT]; /* checkpoint path per component; NULL: absent */
-    const char *tokenizer; /* NULL: absent */
-    size_t file_bytes;     /* all checkpoints together */
-    bool synthetic;        /* made by sl_synth_model: its videos are noise */
+    const char *tokenizer;                 /* NULL: absent */
+    size_t file_bytes;                     /* all checkpoints together */
+    bool synthetic;                        /* made by sl_synth_model: its videos are noise */
 } sl_model_info;
 
 typedef struct sl_model_dir sl_model_dir;
@@ -56,7 +60,7 @@ sl_status sl_model_dir_inspect(const sl_model_dir *dir, void (*say)(void *arg, c
 /* Finds a model by name under the roots: a direct sub-directory with that
  * name.  A name with '/', or "." / "..", or one that leaves the root through a
  * link, is SL_ERR_INVALID.  The caller frees *path_out. */
-sl_status sl_model_find(char **path_out, const char *const *roots, int root_count,
-                        const char *name, sl_error *err) SL_MUST_CHECK;
+sl_status sl_model_find(char **path_out, const char *const *roots, int root_count, const char *name,
+                        sl_error *err) SL_MUST_CHECK;
 
 #endif

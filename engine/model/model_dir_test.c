@@ -398,12 +398,13 @@ SL_TEST(what_is_no_model)
     sl_error_clear(err);
     SL_CHECK(mkdir(at("empty", NULL), 0755) == 0);
     SL_CHECK_STATUS(sl_model_dir_open(&dir, at("empty", NULL), err), SL_ERR_DATA);
-    SL_CHECK(strstr(err->message, "is no model") && !strstr(err->message, ".pth"));
+    SL_CHECK(strstr(err->message, "is no model"));
     sl_error_clear(err);
     write_text(at("empty", "Wan2.1_VAE.pth"), "PK");
     SL_CHECK_STATUS(sl_model_dir_open(&dir, at("empty", NULL), err), SL_ERR_DATA);
-    SL_CHECK(strstr(err->message, ".pth files are there"));
+    SL_CHECK(strstr(err->message, "Wan2.1_VAE.pth"));
     sl_error_clear(err);
+    unlink(at("empty", "Wan2.1_VAE.pth"));
     write_text(at("empty", "x.safetensors"), "broken");
     SL_CHECK_STATUS(sl_model_dir_open(&dir, at("empty", NULL), err), SL_ERR_DATA);
     SL_CHECK(strstr(err->message, "x.safetensors"));

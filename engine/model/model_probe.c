@@ -1,26 +1,31 @@
 #include "engine/model/model_probe.h"
 
+#include "engine/model/names.h"
+
 #include <cjson/cJSON.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { MAX_JSON_BYTES = 1 << 20 };
 
 static const struct {
     const char *key;
+    const char *diffusers; /* their other name for it; NULL: the same, or none */
     unsigned bit;
     size_t offset;
 } json_fields[] = {
-    { "dim", SL_DIT_JSON_DIM, offsetof(sl_dit_config, dim) },
-    { "ffn_dim", SL_DIT_JSON_FFN_DIM, offsetof(sl_dit_config, ffn_dim) },
-    { "num_heads", SL_DIT_JSON_NUM_HEADS, offsetof(sl_dit_config, num_heads) },
-    { "num_layers", SL_DIT_JSON_NUM_LAYERS, offsetof(sl_dit_config, num_layers) },
-    { "in_dim", SL_DIT_JSON_IN_DIM, offsetof(sl_dit_config, in_dim) },
-    { "out_dim", SL_DIT_JSON_OUT_DIM, offsetof(sl_dit_config, out_dim) },
-    { "text_len", SL_DIT_JSON_TEXT_LEN, offsetof(sl_dit_config, text_len) },
-    { "freq_dim", SL_DIT_JSON_FREQ_DIM, offsetof(sl_dit_config, freq_dim) },
+    { "dim", NULL, SL_DIT_JSON_DIM, offsetof(sl_dit_config, dim) },
+    { "ffn_dim", NULL, SL_DIT_JSON_FFN_DIM, offsetof(sl_dit_config, ffn_dim) },
+    { "num_heads", "num_attention_heads", SL_DIT_JSON_NUM_HEADS,
+      offsetof(sl_dit_config, num_heads) },
+    { "num_layers", NULL, SL_DIT_JSON_NUM_LAYERS, offsetof(sl_dit_config, num_layers) },
+    { "in_dim", "in_channels", SL_DIT_JSON_IN_DIM, offsetof(sl_dit_config, in_dim) },
+    { "out_dim", "out_channels", SL_DIT_JSON_OUT_DIM, offsetof(sl_dit_config, out_dim) },
+    { "text_len", NULL, SL_DIT_JSON_TEXT_LEN, offsetof(sl_dit_config, text_len) },
+    { "freq_dim", NULL, SL_DIT_JSON_FREQ_DIM, offsetof(sl_dit_config, freq_dim) },
 };
 
 static int64_t *field(sl_dit_config *config, size_t offset)
@@ -36,6 +41,8 @@ static sl_status parse_json(sl_dit_json *json, const cJSON *root, const char *pa
         return sl_fail(err, SL_ERR_DATA, "\"%s\" is no JSON object", path);
     for (size_t i = 0; i < SL_COUNT(json_fields); i++) {
         item = cJSON_GetObjectItemCaseSensitive(root, json_fields[i].key);
+        if (!item && json_fields[i].diffusers)
+            item = cJSON_GetObjectItemCaseSensitive(root, json_fields[i].diffusers);
         if (!item)
             continue;
         const double x = item->valuedouble;
@@ -104,6 +111,27 @@ done:
     return status;
 }
 
+sl_status sl_dit_json_write(const char *path, const sl_dit_config *c, sl_task task, sl_error *err)
+{
+    FILE *f = fopen(path, "w");
+    bool failed;
+
+    if (!f)
+        return sl_fail_errno(err, "could not create \"%s\"", path);
+    fprintf(f,
+            "{\n  \"_class_name\": \"WanModel\",\n  \"dim\": %lld,\n  \"eps\": %g,\n"
+            "  \"ffn_dim\": %lld,\n  \"freq_dim\": %lld,\n  \"in_dim\": %lld,\n"
+            "  \"model_type\": \"%s\",\n  \"num_heads\": %lld,\n  \"num_layers\": %lld,\n"
+            "  \"out_dim\": %lld,\n  \"text_len\": %lld\n}\n",
+            (long long)c->dim, (double)c->eps, (long long)c->ffn_dim, (long long)c->freq_dim,
+            (long long)c->in_dim, task == SL_TASK_I2V ? "i2v" : "t2v", (long long)c->num_heads,
+            (long long)c->num_layers, (long long)c->out_dim, (long long)c->text_len);
+    failed = ferror(f) != 0;
+    if (fclose(f) != 0 || failed) /* a full disk shows at the latest here */
+        return sl_fail_errno(err, "could not write \"%s\"", path);
+    return SL_OK;
+}
+
 bool sl_probe_kind(const sl_ckpt *ckpt, sl_component_kind *kind)
 {
     static const struct {
@@ -116,7 +144,7 @@ bool sl_probe_kind(const sl_ckpt *ckpt, sl_component_kind *kind)
     };
 
     for (size_t i = 0; i < SL_COUNT(signs); i++) {
-        if (sl_ckpt_find(ckpt, signs[i].names[0]) && sl_ckpt_find(ckpt, signs[i].names[1])) {
+        if (sl_names_find(ckpt, signs[i].names[0]) && sl_names_find(ckpt, signs[i].names[1])) {
             *kind = signs[i].kind;
             return true;
         }
@@ -128,12 +156,14 @@ bool sl_probe_kind(const sl_ckpt *ckpt, sl_component_kind *kind)
 static sl_status dim_of(const sl_ckpt *ckpt, const char *name, int rank, int i, int64_t *out,
                         sl_error *err)
 {
-    const sl_ckpt_tensor *t = sl_ckpt_find(ckpt, name);
+    const sl_ckpt_tensor *t = sl_names_find(ckpt, name);
+    char buf[SL_NAME_BYTES];
 
     if (!t)
-        return sl_fail(err, SL_ERR_DATA, "tensor \"%s\" is missing", name);
+        return sl_fail(err, SL_ERR_DATA, "tensor \"%s\" is missing",
+                       sl_names_in_file(ckpt, name, buf));
     if (t->tensor.rank != rank)
-        return sl_fail(err, SL_ERR_DATA, "tensor \"%s\" has %d dimensions, expected %d", name,
+        return sl_fail(err, SL_ERR_DATA, "tensor \"%s\" has %d dimensions, expected %d", t->name,
                        t->tensor.rank, rank);
     *out = t->tensor.dim[i];
     return SL_OK;
@@ -147,7 +177,7 @@ typedef struct {
 
 static sl_status run_probes(const sl_ckpt *ckpt, const probe *probes, size_t count, sl_error *err)
 {
-    sl_status status = SL_OK;
+    sl_status status = sl_names_refuse_fp8(ckpt, err);
 
     for (size_t i = 0; i < count && status == SL_OK; i++)
         status = dim_of(ckpt, probes[i].name, probes[i].rank, probes[i].dim, probes[i].out, err);
@@ -163,7 +193,7 @@ static int64_t count_blocks(const sl_ckpt *ckpt, const char *tail)
     for (; i <= SL_MAX_LAYERS; i++) {
         char name[64];
         snprintf(name, sizeof name, "blocks.%lld.%s", (long long)i, tail);
-        if (!sl_ckpt_find(ckpt, name))
+        if (!sl_names_find(ckpt, name))
             break;
     }
     return i;
@@ -186,7 +216,7 @@ static sl_status compare_json(const sl_dit_json *json, sl_dit_config *found, sl_
 sl_status sl_probe_dit(const sl_ckpt *ckpt, const sl_dit_json *json, sl_dit_config *out,
                        sl_error *err)
 {
-    const sl_ckpt_tensor *patch = sl_ckpt_find(ckpt, "patch_embedding.weight");
+    const sl_ckpt_tensor *patch = sl_names_find(ckpt, "patch_embedding.weight");
     sl_dit_config c = { .dim = 0 };
     int64_t head_rows = 0;
     const probe probes[] = {
@@ -262,12 +292,12 @@ static sl_status probe_encoder(const sl_ckpt *ckpt, sl_vae_config *c, sl_error *
         snprintf(resample, sizeof resample, "encoder.downsamples.%lld.resample.1.weight",
                  (long long)i);
         snprintf(time, sizeof time, "encoder.downsamples.%lld.time_conv.weight", (long long)i);
-        if (sl_ckpt_find(ckpt, res)) {
+        if (sl_names_find(ckpt, res)) {
             status = dim_of(ckpt, res, 5, 0, &out, err);
             blocks++;
             continue;
         }
-        end = !sl_ckpt_find(ckpt, resample);
+        end = !sl_names_find(ckpt, resample);
         if (end != (stage == 3) || blocks == 0 || (stage > 0 && blocks != c->num_res_blocks) ||
             c->dim <= 0 || out % c->dim != 0)
             return sl_fail(err, SL_ERR_DATA,
@@ -278,7 +308,7 @@ static sl_status probe_encoder(const sl_ckpt *ckpt, sl_vae_config *c, sl_error *
         c->dim_mult[stage] = out / c->dim;
         if (end)
             return SL_OK;
-        c->temporal_down[stage++] = sl_ckpt_find(ckpt, time) != NULL;
+        c->temporal_down[stage++] = sl_names_find(ckpt, time) != NULL;
         blocks = 0;
     }
     return status != SL_OK ? status : sl_fail(err, SL_ERR_DATA, "encoder.downsamples has no end");
@@ -305,5 +335,50 @@ sl_status sl_probe_vae(const sl_ckpt *ckpt, sl_vae_config *out, sl_error *err)
         status = SL_ERR_DATA;
     if (status == SL_OK)
         *out = c;
+    return status;
+}
+
+static sl_status read_json_beside(const char *path, sl_dit_json *json, sl_error *err)
+{
+    const char *slash = strrchr(path, '/');
+    const int folder = slash ? (int)(slash - path) + 1 : 0;
+    char *name = NULL;
+    sl_status status = SL_OK;
+
+    *json = (sl_dit_json){ .has = 0 };
+    if (asprintf(&name, "%.*sconfig.json", folder, path) < 0)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a path");
+    if (access(name, F_OK) == 0)
+        status = sl_dit_json_read(json, name, err);
+    free(name);
+    return status;
+}
+
+sl_status sl_probe_spec(const sl_ckpt *ckpt, sl_component_spec *out, sl_error *err)
+{
+    const char *path = sl_ckpt_path(ckpt);
+    sl_component_spec spec = { .precision = SL_PRECISION_F32 };
+    sl_dit_json json;
+    sl_status status;
+
+    if (!sl_probe_kind(ckpt, &spec.kind))
+        return sl_fail(err, SL_ERR_DATA,
+                       "\"%s\" is no diffusion transformer, umT5 encoder or Wan VAE", path);
+    switch (spec.kind) {
+    case SL_COMPONENT_TEXT_ENCODER:
+        status = sl_probe_t5(ckpt, &spec.config.t5, err);
+        break;
+    case SL_COMPONENT_VAE:
+        status = sl_probe_vae(ckpt, &spec.config.vae, err);
+        break;
+    default:
+        status = read_json_beside(path, &json, err);
+        if (status == SL_OK)
+            status = sl_probe_dit(ckpt, &json, &spec.config.dit, err);
+    }
+    if (status != SL_OK)
+        sl_error_prefix(err, "\"%s\"", path);
+    else
+        *out = spec;
     return status;
 }

@@ -7,6 +7,7 @@
 #define SL_ENGINE_MODEL_MODEL_PROBE_H
 
 #include "engine/ckpt/ckpt.h"
+#include "engine/model/component.h"
 #include "engine/model/config.h"
 
 /* Bits of sl_dit_json.has. */
@@ -32,6 +33,10 @@ typedef struct {
 
 sl_status sl_dit_json_read(sl_dit_json *json, const char *path, sl_error *err) SL_MUST_CHECK;
 
+/* The same keys, written: what sl_dit_json_read reads back. */
+sl_status sl_dit_json_write(const char *path, const sl_dit_config *config, sl_task task,
+                            sl_error *err) SL_MUST_CHECK;
+
 /* False: none of the three.  Every DiT is SL_COMPONENT_DIT here. */
 bool sl_probe_kind(const sl_ckpt *ckpt, sl_component_kind *kind);
 
@@ -40,5 +45,9 @@ sl_status sl_probe_dit(const sl_ckpt *ckpt, const sl_dit_json *json, sl_dit_conf
                        sl_error *err) SL_MUST_CHECK;
 sl_status sl_probe_t5(const sl_ckpt *ckpt, sl_t5_config *out, sl_error *err) SL_MUST_CHECK;
 sl_status sl_probe_vae(const sl_ckpt *ckpt, sl_vae_config *out, sl_error *err) SL_MUST_CHECK;
+
+/* Any of the three, resident and in f32, with the config.json beside a DiT if
+ * there is one.  SL_ERR_DATA for another kind of file, too. */
+sl_status sl_probe_spec(const sl_ckpt *ckpt, sl_component_spec *out, sl_error *err) SL_MUST_CHECK;
 
 #endif

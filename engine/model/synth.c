@@ -1,8 +1,10 @@
 #include "engine/model/synth.h"
 
+#include "base/file.h"
 #include "base/size.h"
 #include "engine/ckpt/ckpt.h"
 #include "engine/model/match.h"
+#include "engine/model/model_probe.h"
 #include "engine/text/tokenizer.h"
 
 #include <dirent.h>
@@ -60,6 +62,8 @@ static sl_status add_item(void *arg, const sl_weight_spec *spec, sl_error *err)
     const sl_tensor t = sl_tensor_make(NULL, spec->file_dtype, spec->rank, spec->dim);
     item *it;
 
+    if (spec->form == SL_FORM_DEVICE_ONLY)
+        return SL_OK;
     if (list->count == list->capacity) {
         const int64_t grown = list->capacity ? list->capacity * 2 : 256;
         item *moved = reallocarray(list->items, (size_t)grown, sizeof *moved);
@@ -205,44 +209,18 @@ done:
 
 static sl_status write_config(const run *r, const char *dir, sl_error *err)
 {
-    const sl_dit_config *c = &r->arch->dit;
     char *path = text_of(err, "%s/config.json", dir);
-    sl_status status = SL_ERR_NO_MEMORY;
-    FILE *f;
+    sl_status status =
+        path ? sl_dit_json_write(path, &r->arch->dit, r->arch->task, err) : SL_ERR_NO_MEMORY;
 
-    if (!path)
-        return status;
-    f = fopen(path, "w");
-    if (!f) {
-        status = sl_fail_errno(err, "could not create \"%s\"", path);
-        goto done;
-    }
-    fprintf(f,
-            "{\n  \"_class_name\": \"WanModel\",\n  \"dim\": %lld,\n  \"eps\": %g,\n"
-            "  \"ffn_dim\": %lld,\n  \"freq_dim\": %lld,\n  \"in_dim\": %lld,\n"
-            "  \"model_type\": \"%s\",\n  \"num_heads\": %lld,\n  \"num_layers\": %lld,\n"
-            "  \"out_dim\": %lld,\n  \"text_len\": %lld\n}\n",
-            (long long)c->dim, (double)c->eps, (long long)c->ffn_dim, (long long)c->freq_dim,
-            (long long)c->in_dim, r->arch->task == SL_TASK_I2V ? "i2v" : "t2v",
-            (long long)c->num_heads, (long long)c->num_layers, (long long)c->out_dim,
-            (long long)c->text_len);
-    status = finish_text(f, path, err);
-done:
     free(path);
     return status;
-}
-
-static sl_status make_dir(const char *path, sl_error *err)
-{
-    if (mkdir(path, 0755) != 0 && errno != EEXIST)
-        return sl_fail_errno(err, "could not make directory \"%s\"", path);
-    return SL_OK;
 }
 
 static sl_status write_dit(run *r, const char *dir, uint64_t seed, sl_error *err)
 {
     item_list list;
-    sl_status status = make_dir(dir, err);
+    sl_status status = sl_make_directory(dir, 0755, err);
 
     if (status != SL_OK)
         return status;
@@ -305,7 +283,7 @@ static sl_status write_tokenizer(const run *r, sl_error *err)
 
     for (size_t i = 0; i < SL_COUNT(dirs) && status == SL_OK; i++) {
         char *dir = text_of(err, "%s/%s", r->dir, dirs[i]);
-        status = dir ? make_dir(dir, err) : SL_ERR_NO_MEMORY;
+        status = dir ? sl_make_directory(dir, 0755, err) : SL_ERR_NO_MEMORY;
         free(dir);
     }
     if (status != SL_OK)
@@ -361,7 +339,7 @@ static sl_status claim_dir(const run *r, uint64_t seed, sl_error *err)
     bool empty = false;
     FILE *f = NULL;
     char *marker = text_of(err, "%s/" SL_SYNTH_MARKER, r->dir);
-    sl_status status = marker ? make_dir(r->dir, err) : SL_ERR_NO_MEMORY;
+    sl_status status = marker ? sl_make_directory(r->dir, 0755, err) : SL_ERR_NO_MEMORY;
 
     if (status == SL_OK)
         status = is_empty(r->dir, &empty, err);

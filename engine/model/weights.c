@@ -8,10 +8,14 @@ typedef struct {
     void *arg;
     sl_error *err;
     sl_layout layout;
-    sl_dtype linear;       /* device dtype of linear weights */
-    sl_dtype file_default; /* dtype in the file unless a tensor says otherwise */
-    char prefix[96];       /* "blocks.3.self_attn." */
-    sl_status status;      /* once it is no longer SL_OK nothing more is visited */
+    sl_dtype linear;        /* device dtype of linear weights */
+    bool int8;              /* but of the ten of a block, which are I8 */
+    sl_dtype file_default;  /* dtype in the file unless a tensor says otherwise */
+    char prefix[96];        /* "blocks.3.self_attn." */
+    int64_t block;          /* -1: outside of the blocks */
+    bool by_row;            /* the tensors to come are tables */
+    const sl_tensor *scale; /* of the tensor to come, if it is quantised */
+    sl_status status;       /* once it is no longer SL_OK nothing more is visited */
 } walk;
 
 static walk walk_begin(sl_weight_visitor *visitor, void *arg, sl_layout layout,
@@ -22,8 +26,10 @@ static walk walk_begin(sl_weight_visitor *visitor, void *arg, sl_layout layout,
         .arg = arg,
         .err = err,
         .layout = layout,
-        .linear = precision == SL_PRECISION_BF16 ? SL_BF16 : SL_F32,
+        .linear = precision == SL_PRECISION_F32 ? SL_F32 : SL_BF16,
+        .int8 = precision == SL_PRECISION_INT8,
         .file_default = file_default,
+        .block = -1,
     };
 }
 
@@ -42,7 +48,13 @@ static void emit(walk *w, sl_tensor *slot, const char *name, sl_dtype file_dtype
                  sl_tensor device, int rank, const int64_t *dim)
 {
     char full[192];
-    sl_weight_spec spec = { .name = full, .rank = rank, .file_dtype = file_dtype, .form = form };
+    sl_weight_spec spec = { .name = full,
+                            .rank = rank,
+                            .file_dtype = file_dtype,
+                            .form = form,
+                            .block = w->block,
+                            .by_row = w->by_row,
+                            .scale = w->scale };
 
     if (w->status != SL_OK)
         return;
@@ -55,10 +67,10 @@ static void emit(walk *w, sl_tensor *slot, const char *name, sl_dtype file_dtype
     w->status = w->visitor(w->arg, &spec, w->err);
 }
 
-static void file_only(walk *w, const char *name, sl_dtype dtype, int rank, int64_t d0, int64_t d1)
+static void file_only(walk *w, const char *name, sl_dtype dtype, int64_t rows, int64_t cols)
 {
-    emit(w, NULL, name, dtype, SL_FORM_FILE_ONLY, (sl_tensor){ .data = NULL }, rank,
-         (const int64_t[]){ d0, d1 });
+    emit(w, NULL, name, dtype, SL_FORM_FILE_ONLY, (sl_tensor){ .data = NULL }, 2,
+         (const int64_t[]){ rows, cols });
 }
 
 /* A vector that stays f32: bias, norm weight. */
@@ -84,21 +96,55 @@ static void linear(walk *w, sl_affine *slot, const char *name, int64_t out, int6
     vector(w, &slot->b, full, w->file_default, out);
 }
 
+/* The codes and scales of a linear in I8, from such a file or from floats. */
+static void int8_weight(walk *w, sl_affine *slot, const char *name, int64_t out, int64_t in)
+{
+    const int64_t scales[] = { (out + 127) / 128, (in + 127) / 128 };
+    const bool from_int8 = w->layout == SL_LAYOUT_TURBO_QUANT;
+    char full[96];
+
+    snprintf(full, sizeof full, "%s.scale", name);
+    emit(w, &slot->scale, full, SL_F32, from_int8 ? SL_FORM_PLAIN : SL_FORM_DEVICE_ONLY,
+         sl_tensor_make(NULL, SL_F32, 2, scales), 2, scales);
+    snprintf(full, sizeof full, from_int8 ? "%s.int8_weight" : "%s.weight", name);
+    w->scale = from_int8 ? NULL : &slot->scale;
+    emit(w, &slot->w, full, from_int8 ? SL_I8 : w->file_default,
+         from_int8 ? SL_FORM_PLAIN : SL_FORM_INT8, sl_tensor_of(NULL, SL_I8, 2, out, in), 2,
+         (const int64_t[]){ out, in });
+    w->scale = NULL;
+}
+
 /* One of the ten linears of a block that the quantised export replaces. */
 static void block_linear(walk *w, sl_affine *slot, const char *name, int64_t out, int64_t in)
 {
     char full[96];
 
-    if (w->layout != SL_LAYOUT_TURBO_QUANT) {
+    if (w->layout != SL_LAYOUT_TURBO_QUANT && !w->int8) {
         linear(w, slot, name, out, in);
         return;
     }
-    snprintf(full, sizeof full, "%s.int8_weight", name);
-    file_only(w, full, SL_I8, 2, out, in);
-    snprintf(full, sizeof full, "%s.scale", name);
-    file_only(w, full, SL_F32, 2, (out + 127) / 128, (in + 127) / 128);
+    if (w->int8) {
+        int8_weight(w, slot, name, out, in);
+    } else {
+        snprintf(full, sizeof full, "%s.int8_weight", name);
+        file_only(w, full, SL_I8, out, in);
+        snprintf(full, sizeof full, "%s.scale", name);
+        file_only(w, full, SL_F32, (out + 127) / 128, (in + 127) / 128);
+    }
     snprintf(full, sizeof full, "%s.bias", name);
     vector(w, &slot->b, full, w->file_default, out);
+}
+
+/* All heads share it.  Official files have none. */
+static void sla_projection(walk *w, sl_affine *slot, int64_t d)
+{
+    const sl_form form = w->layout == SL_LAYOUT_OFFICIAL ? SL_FORM_DEVICE_ONLY : SL_FORM_PLAIN;
+    const sl_dtype file_dtype = SL_BF16;
+
+    emit(w, &slot->w, "attn_op.local_attn.proj_l.weight", file_dtype, form,
+         sl_tensor_of(NULL, w->linear, 2, d, d), 2, (const int64_t[]){ d, d });
+    emit(w, &slot->b, "attn_op.local_attn.proj_l.bias", file_dtype, form,
+         sl_tensor_of(NULL, SL_F32, 1, d), 1, &d);
 }
 
 static void attention(walk *w, sl_dit_attention *a, int64_t block, const char *name, int64_t D)
@@ -116,15 +162,12 @@ static void dit_block(walk *w, sl_dit_block *b, int64_t i, const sl_dit_config *
 {
     const int64_t D = c->dim;
 
+    w->block = i;
     set_prefix(w, "blocks.%lld.", (long long)i);
     emit(w, &b->modulation, "modulation", w->file_default, SL_FORM_PLAIN,
          sl_tensor_of(NULL, SL_F32, 2, 6, D), 3, (const int64_t[]){ 1, 6, D });
     attention(w, &b->self_attn, i, "self_attn", D);
-    if (w->layout != SL_LAYOUT_OFFICIAL) {
-        const int64_t d = D / c->num_heads;
-        file_only(w, "attn_op.local_attn.proj_l.weight", SL_BF16, 2, d, d);
-        file_only(w, "attn_op.local_attn.proj_l.bias", SL_BF16, 1, d, 0);
-    }
+    sla_projection(w, &b->proj_l, D / c->num_heads);
     set_prefix(w, "blocks.%lld.", (long long)i);
     vector(w, &b->norm3.w, "norm3.weight", SL_F32, D);
     vector(w, &b->norm3.b, "norm3.bias", SL_F32, D);
@@ -132,6 +175,7 @@ static void dit_block(walk *w, sl_dit_block *b, int64_t i, const sl_dit_config *
     set_prefix(w, "blocks.%lld.", (long long)i);
     block_linear(w, &b->ffn0, "ffn.0", c->ffn_dim, D);
     block_linear(w, &b->ffn2, "ffn.2", D, c->ffn_dim);
+    w->block = -1;
 }
 
 sl_status sl_dit_visit(sl_dit_weights *weights, const sl_dit_config *config, sl_layout layout,
@@ -179,10 +223,13 @@ sl_status sl_t5_visit(sl_t5_weights *weights, const sl_t5_config *config, sl_pre
         weights = &none;
     memset(weights, 0, sizeof *weights);
 
+    w.by_row = true;
     matrix(&w, &weights->token, "token_embedding.weight", w.linear, c->vocab, c->dim);
+    w.by_row = false;
     for (int64_t i = 0; i < c->num_layers; i++) {
         sl_t5_block *b = &weights->blocks[i];
 
+        w.block = i;
         set_prefix(&w, "blocks.%lld.", (long long)i);
         vector(&w, &b->norm1, "norm1.weight", SL_BF16, c->dim);
         matrix(&w, &b->q, "attn.q.weight", w.linear, c->dim_attn, c->dim);
@@ -195,6 +242,7 @@ sl_status sl_t5_visit(sl_t5_weights *weights, const sl_t5_config *config, sl_pre
         matrix(&w, &b->fc1, "ffn.fc1.weight", w.linear, c->dim_ffn, c->dim);
         matrix(&w, &b->fc2, "ffn.fc2.weight", w.linear, c->dim, c->dim_ffn);
     }
+    w.block = -1;
     set_prefix(&w, "%s", "");
     vector(&w, &weights->norm, "norm.weight", SL_BF16, c->dim);
     return w.status;

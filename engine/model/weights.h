@@ -16,8 +16,12 @@
 #include "engine/model/config.h"
 #include "kernels/tensor.h"
 
+#include <stdbool.h>
+#include <stdint.h>
+
 typedef struct {
-    sl_tensor w, b; /* b.data NULL where the network has none */
+    sl_tensor w, b;  /* b.data NULL where the network has none */
+    sl_tensor scale; /* w is I8: its scales, one for 128 x 128 (kernels/linear_int8.h) */
 } sl_affine;
 
 typedef struct {
@@ -30,9 +34,14 @@ typedef struct {
     sl_dit_attention self_attn, cross_attn;
     sl_affine norm3; /* [D], [D] */
     sl_affine ffn0, ffn2;
+    sl_affine proj_l; /* [d, d], [d]: SLA's projection of a head; zero if the file has none */
 } sl_dit_block;
 
+/* stream.h.  NULL in a network's weights: all blocks are resident. */
+typedef struct sl_weight_stream sl_weight_stream;
+
 typedef struct {
+    sl_weight_stream *stream;
     sl_affine patch; /* w [D, in_dim * 4] */
     sl_affine text0, text2;
     sl_affine time0, time2;
@@ -50,7 +59,9 @@ typedef struct {
 } sl_t5_block;
 
 typedef struct {
-    sl_tensor token; /* [vocab, dim] */
+    sl_weight_stream *stream;
+    sl_tensor token;    /* [vocab, dim] */
+    bool token_on_host; /* token.data is host memory, to be gathered from there */
     sl_t5_block blocks[SL_MAX_LAYERS];
     sl_tensor norm;
 } sl_t5_weights;
@@ -100,7 +111,9 @@ typedef enum {
 typedef enum {
     SL_FORM_PLAIN,         /* copied, perhaps to another dtype and a flatter shape */
     SL_FORM_CHANNELS_LAST, /* [O, I, (kt,) kh, kw] to [O, kt, kh, kw, I] */
-    SL_FORM_FILE_ONLY,     /* in the file, not used by this execution (proj_l, int8) */
+    SL_FORM_INT8,          /* floats, quantised to I8 and, in the slot before, its scales */
+    SL_FORM_DEVICE_ONLY,   /* not in such files: zero, unless the file has it all the same */
+    SL_FORM_FILE_ONLY,     /* in the file, not used by this execution (int8 linears) */
 } sl_form;
 
 typedef struct {
@@ -109,17 +122,22 @@ typedef struct {
     int64_t dim[SL_MAX_RANK];
     sl_dtype file_dtype; /* what the manifest of this layout says */
     sl_form form;
-    sl_tensor *slot; /* NULL for FILE_ONLY; else: visitor sets data; dtype, rank
-                        and dim are the device form, already filled in */
+    int64_t block;          /* which of the network's equal blocks it belongs to; -1: to none */
+    bool by_row;            /* a large table of which a run reads some rows only */
+    sl_tensor *slot;        /* NULL for FILE_ONLY; else: visitor sets data; dtype, rank
+                               and dim are the device form, already filled in */
+    const sl_tensor *scale; /* of INT8: the slot of its scales, visited before */
 } sl_weight_spec;
 
 typedef sl_status sl_weight_visitor(void *arg, const sl_weight_spec *spec, sl_error *err);
 
-/* precision decides the device dtype of linear (and convolution, embedding)
- * weights; everything else is f32.  Zeroes *weights first, so that what a
- * network has not stays NULL; weights NULL: slots are temporaries, for visitors
- * that only count or compare.  Stops at the first failure.  config must have
- * passed its check. */
+/* All tensors of a block come in a row.  precision decides the device dtype of
+ * linear (and convolution, embedding) weights; everything else is f32.  The device
+ * forms and their order are the same for every layout; but int8 linears of a file
+ * have one with SL_PRECISION_INT8 only.  Zeroes
+ * *weights first, so that what a network has not stays NULL; weights NULL: slots
+ * are temporaries, for visitors that only count or compare.  Stops at the first
+ * failure.  config must have passed its check. */
 sl_status sl_dit_visit(sl_dit_weights *weights, const sl_dit_config *config, sl_layout layout,
                        sl_precision precision, sl_weight_visitor *visitor, void *arg,
                        sl_error *err) SL_MUST_CHECK;

@@ -89,8 +89,10 @@ static sl_status check_visitor(void *arg, const sl_weight_spec *spec, sl_error *
     char want[200], got[200];
 
     (void)err;
+    if (spec->form == SL_FORM_DEVICE_ONLY)
+        return SL_OK;
     if (!e)
-        fail_msg("unexpected tensor %s", spec->name);
+        SL_FAIL("unexpected tensor %s", spec->name);
     if (e->seen)
         fail_msg("%s visited twice", spec->name);
     e->seen = true;
@@ -101,7 +103,8 @@ static sl_status check_visitor(void *arg, const sl_weight_spec *spec, sl_error *
     SL_CHECK((spec->slot == NULL) == (spec->form == SL_FORM_FILE_ONLY));
     if (spec->slot) {
         SL_CHECK(sl_tensor_count(spec->slot) == sl_tensor_count(&t));
-        SL_CHECK(spec->slot->dtype == SL_F32 || spec->slot->dtype == SL_BF16);
+        SL_CHECK(spec->slot->dtype == SL_F32 || spec->slot->dtype == SL_BF16 ||
+                 spec->slot->dtype == SL_I8);
     }
     m->visited++;
     m->elements += sl_tensor_count(&t);
@@ -127,11 +130,14 @@ static void check_manifest(const char *name, char visit, const sl_arch *arch, sl
     cJSON *json = cJSON_Parse(text);
     SL_CHECK(json != NULL);
     cJSON_ArrayForEach(row, cJSON_GetObjectItem(json, "tensors")) add_pattern(&m, row);
+    SL_CHECK(m.list != NULL);
     qsort(m.list, (size_t)m.count, sizeof *m.list, by_name);
 
     if (visit == 'd')
         SL_CHECK_OK(
-            sl_dit_visit(NULL, &arch->dit, layout, SL_PRECISION_BF16, check_visitor, &m, err));
+            sl_dit_visit(NULL, &arch->dit, layout,
+                         layout == SL_LAYOUT_TURBO_QUANT ? SL_PRECISION_INT8 : SL_PRECISION_BF16,
+                         check_visitor, &m, err));
     else if (visit == 't')
         SL_CHECK_OK(sl_t5_visit(NULL, &arch->t5, SL_PRECISION_BF16, check_visitor, &m, err));
     else
@@ -199,6 +205,54 @@ SL_TEST(a_visitor_stops_the_walk)
     SL_CHECK(calls == 3);
 }
 
+typedef struct {
+    sl_tensor slots[2048];
+    int64_t count, at;
+    bool compare;
+} device_forms;
+
+static sl_status device_visitor(void *arg, const sl_weight_spec *spec, sl_error *err)
+{
+    device_forms *d = arg;
+
+    (void)err;
+    if (spec->form == SL_FORM_FILE_ONLY)
+        return SL_OK;
+    SL_CHECK(d->at < (int64_t)SL_COUNT(d->slots));
+    if (!d->compare) {
+        d->slots[d->count++] = *spec->slot;
+        d->at++;
+        return SL_OK;
+    }
+    const sl_tensor *want = &d->slots[d->at++];
+    SL_CHECK(spec->slot->dtype == want->dtype && sl_tensor_same_shape(spec->slot, want));
+    if (spec->form == SL_FORM_INT8) /* the slot before holds the scales */
+        SL_CHECK(sl_tensor_same_shape(spec->scale, want - 1));
+    return SL_OK;
+}
+
+/* A component is laid out without knowing its file. */
+SL_TEST(device_forms_are_the_same_for_every_layout)
+{
+    static const sl_layout layouts[] = { SL_LAYOUT_OFFICIAL, SL_LAYOUT_TURBO,
+                                         SL_LAYOUT_TURBO_QUANT };
+    const sl_arch *arch = sl_arch_find("wan2.1-t2v-1.3b");
+
+    for (int p = 0; p < SL_PRECISION_COUNT; p++) {
+        device_forms d = { .count = 0 };
+        for (size_t i = 0; i < SL_COUNT(layouts); i++) {
+            if (layouts[i] == SL_LAYOUT_TURBO_QUANT && p != SL_PRECISION_INT8)
+                continue;
+            d.compare = i > 0;
+            d.at = 0;
+            SL_CHECK_OK(sl_dit_visit(NULL, &arch->dit, layouts[i], (sl_precision)p, device_visitor,
+                                     &d, err));
+            SL_CHECK(d.at == d.count);
+        }
+        SL_CHECK(d.count == (p == SL_PRECISION_INT8 ? 1185 : 885));
+    }
+}
+
 /* The totals that were published, so that a bare checkout tests something. */
 static sl_status count_visitor(void *arg, const sl_weight_spec *spec, sl_error *err)
 {
@@ -206,6 +260,8 @@ static sl_status count_visitor(void *arg, const sl_weight_spec *spec, sl_error *
     const sl_tensor t = sl_tensor_make(NULL, spec->file_dtype, spec->rank, spec->dim);
 
     (void)err;
+    if (spec->form == SL_FORM_DEVICE_ONLY)
+        return SL_OK;
     sums[0]++;
     sums[1] += sl_tensor_count(&t);
     return SL_OK;
@@ -267,6 +323,14 @@ SL_TEST(table_rows_are_consistent)
         SL_CHECK(sl_precision_parse(sl_precision_name((sl_precision)p), &precision));
         SL_CHECK((int)precision == p);
     }
+    for (int m = 0; m < SL_ATTENTION_COUNT; m++) {
+        sl_attention_mode mode;
+        SL_CHECK(sl_attention_parse(sl_attention_name((sl_attention_mode)m), &mode));
+        SL_CHECK((int)mode == m);
+    }
+    SL_CHECK(!sl_attention_parse("sparse", &(sl_attention_mode){ 0 }));
+    SL_CHECK(sl_component_precision(SL_COMPONENT_VAE, SL_PRECISION_INT8) == SL_PRECISION_BF16);
+    SL_CHECK(sl_component_precision(SL_COMPONENT_DIT_LOW, SL_PRECISION_INT8) == SL_PRECISION_INT8);
     SL_CHECK(!sl_component_parse("DIT", &(sl_component_kind){ 0 }));
     SL_CHECK(!sl_precision_parse("", &(sl_precision){ 0 }));
 }
@@ -290,6 +354,18 @@ SL_TEST(bad_configs_are_refused)
     dit = tiny->dit;
     dit.dim = INT64_MAX;
     SL_CHECK_STATUS(sl_dit_config_check(&dit, err), SL_ERR_INVALID);
+    dit = tiny->dit;
+    SL_CHECK_OK(sl_dit_attention_check(&dit, SL_ATTENTION_SLA, 0.1, err));
+    SL_CHECK_STATUS(sl_dit_attention_check(&dit, SL_ATTENTION_SLA, 0.0, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_dit_attention_check(&dit, SL_ATTENTION_SAGESLA, NAN, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_dit_attention_check(&dit, (sl_attention_mode)7, 0.1, err), SL_ERR_INVALID);
+    SL_CHECK_OK(sl_dit_attention_check(&dit, SL_ATTENTION_DENSE, NAN, err));
+    dit.num_heads = 1;
+    SL_CHECK_STATUS(sl_dit_attention_check(&dit, SL_ATTENTION_SLA, 0.1, err), SL_ERR_INVALID);
+    SL_CHECK_OK(sl_dit_precision_check(&dit, SL_PRECISION_INT8, err));
+    dit.ffn_dim = 500;
+    SL_CHECK_STATUS(sl_dit_precision_check(&dit, SL_PRECISION_INT8, err), SL_ERR_INVALID);
+    SL_CHECK_OK(sl_dit_precision_check(&dit, SL_PRECISION_BF16, err));
     t5.vocab = 0;
     SL_CHECK_STATUS(sl_t5_config_check(&t5, err), SL_ERR_INVALID);
     vae.num_res_blocks = 3;
@@ -300,5 +376,5 @@ SL_TEST(bad_configs_are_refused)
 }
 
 SL_TEST_MAIN(SL_RUN(every_manifest_matches), SL_RUN(a_visitor_stops_the_walk),
-             SL_RUN(published_totals), SL_RUN(table_rows_are_consistent),
-             SL_RUN(bad_configs_are_refused))
+             SL_RUN(published_totals), SL_RUN(device_forms_are_the_same_for_every_layout),
+             SL_RUN(table_rows_are_consistent), SL_RUN(bad_configs_are_refused))

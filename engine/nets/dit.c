@@ -1,4 +1,5 @@
-/* dit.c - see dit.h.  Numbers: all f32, exact LayerNorm, dense attention.
+/* dit.c - see dit.h.  Numbers: all f32, exact LayerNorm; int8 linears and the
+ * attention of the options as their ops say.
  *
  * Only self-attention needs all tokens at once.  Everything else works on tiles
  * of tokens, so that beside the residual stream x only q, k and v exist whole:
@@ -6,6 +7,8 @@
  */
 #include "engine/nets/dit.h"
 
+#include "engine/model/stream.h"
+#include "engine/nets/dit_part.h"
 #include "engine/nets/net.h"
 #include "kernels/ops.h"
 
@@ -22,6 +25,8 @@ typedef struct {
     sl_scratch *scratch;
     const sl_dit_config *config;
     const sl_dit_text *text;
+    const sl_dit_attention_options *attention; /* NULL: dense */
+    const sl_tap *tap;
     sl_grid grid;
     int64_t S;       /* tokens */
     sl_tensor x;     /* [S, D] residual stream */
@@ -57,8 +62,10 @@ sl_status sl_dit_prepare(sl_exec *exec, sl_scratch *scratch, const sl_dit_weight
 {
     const sl_ops *ops = sl_exec_ops(exec);
     const int64_t rows = text->dim[0], D = config->dim;
+    sl_block_pass pass = { .stream = NULL };
     sl_status status = SL_OK;
     sl_tensor hidden, context;
+    sl_dit_rows context_rows;
     size_t mark = sl_scratch_mark(scratch);
 
     for (int64_t i = 0; i < config->num_layers; i++) {
@@ -74,14 +81,19 @@ sl_status sl_dit_prepare(sl_exec *exec, sl_scratch *scratch, const sl_dit_weight
                        err));
     sl_tap_show(exec, tap, "text", &context);
 
+    SL_TRY(sl_dit_rows_make(&context_rows, exec, scratch, &context,
+                            &weights->blocks[0].cross_attn.k, err));
+    SL_TRY(sl_block_pass_begin(&pass, weights->stream, exec, err));
     for (int64_t i = 0; i < config->num_layers; i++) {
         const sl_dit_attention *w = &weights->blocks[i].cross_attn;
 
-        SL_TRY(ops->linear(exec, &out->k[i], &context, &w->k.w, &w->k.b, SL_ACT_NONE, err));
+        SL_TRY(sl_block_pass_get(&pass, i, err));
+        SL_TRY(sl_dit_apply(exec, &out->k[i], &context_rows, &w->k, SL_ACT_NONE, err));
         SL_TRY(ops->rms_norm(exec, &out->k[i], &out->k[i], &w->norm_k, config->eps, err));
-        SL_TRY(ops->linear(exec, &out->v[i], &context, &w->v.w, &w->v.b, SL_ACT_NONE, err));
+        SL_TRY(sl_dit_apply(exec, &out->v[i], &context_rows, &w->v, SL_ACT_NONE, err));
     }
 done:
+    sl_block_pass_end(&pass);
     sl_scratch_release(scratch, mark);
     return status;
 }
@@ -138,12 +150,28 @@ static sl_status modulated_norm(forward *f, const sl_tensor *y, const sl_tensor 
     return f->ops->layer_norm(f->exec, y, x, NULL, NULL, &scale, &shift, f->config->eps, err);
 }
 
+/* One linear of a block on rows that no other needs. */
+static sl_status apply(forward *f, const sl_tensor *y, const sl_tensor *x, const sl_affine *affine,
+                       sl_act act, sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(f->scratch);
+    sl_dit_rows rows;
+    sl_status status = sl_dit_rows_make(&rows, f->exec, f->scratch, x, affine, err);
+
+    if (status == SL_OK)
+        status = sl_dit_apply(f->exec, y, &rows, affine, act, err);
+    sl_scratch_release(f->scratch, mark);
+    return status;
+}
+
 static sl_status project_qkv(forward *f, const sl_dit_attention *w, const sl_tensor *q,
                              const sl_tensor *k, const sl_tensor *v, const sl_tensor *tile,
                              sl_error *err)
 {
+    const size_t mark = sl_scratch_mark(f->scratch);
     const sl_ops *ops = f->ops;
     sl_status status = SL_OK;
+    sl_dit_rows rows;
 
     for (int64_t first = 0; first < f->S; first += TILE_TOKENS) {
         const int64_t count = min_i64(TILE_TOKENS, f->S - first);
@@ -154,18 +182,34 @@ static sl_status project_qkv(forward *f, const sl_dit_attention *w, const sl_ten
         const sl_tensor v_rows = sl_tensor_rows(v, first, count);
 
         SL_TRY(modulated_norm(f, &a, &x, &f->m, 0, 1, err));
-        SL_TRY(ops->linear(f->exec, &q_rows, &a, &w->q.w, &w->q.b, SL_ACT_NONE, err));
+        SL_TRY(sl_dit_rows_make(&rows, f->exec, f->scratch, &a, &w->q, err));
+        SL_TRY(sl_dit_apply(f->exec, &q_rows, &rows, &w->q, SL_ACT_NONE, err));
         SL_TRY(ops->rms_norm(f->exec, &q_rows, &q_rows, &w->norm_q, f->config->eps, err));
-        SL_TRY(ops->linear(f->exec, &k_rows, &a, &w->k.w, &w->k.b, SL_ACT_NONE, err));
+        SL_TRY(sl_dit_apply(f->exec, &k_rows, &rows, &w->k, SL_ACT_NONE, err));
         SL_TRY(ops->rms_norm(f->exec, &k_rows, &k_rows, &w->norm_k, f->config->eps, err));
-        SL_TRY(ops->linear(f->exec, &v_rows, &a, &w->v.w, &w->v.b, SL_ACT_NONE, err));
+        SL_TRY(sl_dit_apply(f->exec, &v_rows, &rows, &w->v, SL_ACT_NONE, err));
+        sl_scratch_release(f->scratch, mark);
     }
 done:
+    sl_scratch_release(f->scratch, mark);
     return status;
 }
 
-static sl_status self_attention(forward *f, const sl_dit_attention *w, sl_error *err)
+/* q becomes the attention's result. */
+static sl_status attend(forward *f, const sl_affine *proj_l, int64_t layer, const sl_tensor *q,
+                        const sl_tensor *k, const sl_tensor *v, sl_error *err)
 {
+    const float scale = attention_scale(f->config);
+
+    if (f->attention && f->attention->mode != SL_ATTENTION_DENSE)
+        return sl_dit_sparse_attention(f->exec, f->scratch, f->config, f->attention, layer, proj_l,
+                                       q, k, v, scale, f->tap, err);
+    return f->ops->attention(f->exec, q, q, k, v, NULL, f->config->num_heads, scale, err);
+}
+
+static sl_status self_attention(forward *f, const sl_dit_block *block, int64_t layer, sl_error *err)
+{
+    const sl_dit_attention *w = &block->self_attn;
     const size_t mark = sl_scratch_mark(f->scratch);
     const sl_ops *ops = f->ops;
     const int64_t S = f->S, D = f->config->dim;
@@ -180,15 +224,14 @@ static sl_status self_attention(forward *f, const sl_dit_attention *w, sl_error 
     SL_TRY(project_qkv(f, w, &q, &k, &v, &tile, err));
     SL_TRY(ops->rope(f->exec, &q, &f->table, f->grid, err));
     SL_TRY(ops->rope(f->exec, &k, &f->table, f->grid, err));
-    SL_TRY(ops->attention(f->exec, &q, &q, &k, &v, NULL, f->config->num_heads,
-                          attention_scale(f->config), err));
+    SL_TRY(attend(f, &block->proj_l, layer, &q, &k, &v, err));
     for (int64_t first = 0; first < S; first += TILE_TOKENS) {
         const int64_t count = min_i64(TILE_TOKENS, S - first);
         const sl_tensor x = sl_tensor_rows(&f->x, first, count);
         const sl_tensor o = sl_tensor_rows(&q, first, count);
         const sl_tensor y = sl_tensor_rows(&tile, 0, count);
 
-        SL_TRY(ops->linear(f->exec, &y, &o, &w->o.w, &w->o.b, SL_ACT_NONE, err));
+        SL_TRY(apply(f, &y, &o, &w->o, SL_ACT_NONE, err));
         SL_TRY(ops->gated_add(f->exec, &x, &y, &gate, err));
     }
 done:
@@ -217,11 +260,11 @@ static sl_status cross_attention(forward *f, const sl_dit_block *block, int64_t 
 
         SL_TRY(ops->layer_norm(f->exec, &a, &x, &block->norm3.w, &block->norm3.b, NULL, NULL,
                                f->config->eps, err));
-        SL_TRY(ops->linear(f->exec, &q, &a, &w->q.w, &w->q.b, SL_ACT_NONE, err));
+        SL_TRY(apply(f, &q, &a, &w->q, SL_ACT_NONE, err));
         SL_TRY(ops->rms_norm(f->exec, &q, &q, &w->norm_q, f->config->eps, err));
         SL_TRY(ops->attention(f->exec, &q, &q, &f->text->k[layer], &f->text->v[layer], NULL,
                               f->config->num_heads, attention_scale(f->config), err));
-        SL_TRY(ops->linear(f->exec, &a, &q, &w->o.w, &w->o.b, SL_ACT_NONE, err));
+        SL_TRY(apply(f, &a, &q, &w->o, SL_ACT_NONE, err));
         SL_TRY(ops->add(f->exec, &x, &x, &a, err));
     }
 done:
@@ -247,9 +290,8 @@ static sl_status feed_forward(forward *f, const sl_dit_block *block, sl_error *e
         const sl_tensor hidden = sl_tensor_rows(&hidden_tile, 0, count);
 
         SL_TRY(modulated_norm(f, &a, &x, &f->m, 3, 4, err));
-        SL_TRY(ops->linear(f->exec, &hidden, &a, &block->ffn0.w, &block->ffn0.b, SL_ACT_GELU_TANH,
-                           err));
-        SL_TRY(ops->linear(f->exec, &a, &hidden, &block->ffn2.w, &block->ffn2.b, SL_ACT_NONE, err));
+        SL_TRY(apply(f, &hidden, &a, &block->ffn0, SL_ACT_GELU_TANH, err));
+        SL_TRY(apply(f, &a, &hidden, &block->ffn2, SL_ACT_NONE, err));
         SL_TRY(ops->gated_add(f->exec, &x, &a, &gate, err));
     }
 done:
@@ -310,18 +352,28 @@ static sl_status check_shapes(const sl_dit_config *config, const sl_tensor *late
 }
 
 sl_status sl_dit_forward(sl_exec *exec, sl_scratch *scratch, const sl_dit_weights *weights,
-                         const sl_dit_config *config, const sl_dit_text *text, double t,
+                         const sl_dit_config *config, const sl_dit_text *text,
+                         const sl_dit_attention_options *attention, double t,
                          const sl_tensor *latent, const sl_tensor *velocity, const sl_tap *tap,
                          sl_error *err)
 {
     const size_t mark = sl_scratch_mark(scratch);
     const int64_t D = config->dim, pairs = D / config->num_heads / 2;
+    sl_block_pass pass = { .stream = NULL };
     sl_status status = SL_OK;
     forward f = {
-        .exec = exec, .ops = sl_exec_ops(exec), .scratch = scratch, .config = config, .text = text
+        .exec = exec,
+        .ops = sl_exec_ops(exec),
+        .scratch = scratch,
+        .config = config,
+        .text = text,
+        .attention = attention,
+        .tap = tap,
     };
 
     SL_TRY(check_shapes(config, latent, velocity, err));
+    if (attention)
+        SL_TRY(sl_dit_attention_check(config, attention->mode, attention->topk_ratio, err));
     f.grid = (sl_grid){ latent->dim[1], latent->dim[2] / 2, latent->dim[3] / 2 };
     f.S = f.grid.T * f.grid.H * f.grid.W;
     SL_TRY(sl_scratch_tensor(scratch, &f.x, err, SL_F32, 2, f.S, D));
@@ -336,17 +388,21 @@ sl_status sl_dit_forward(sl_exec *exec, sl_scratch *scratch, const sl_dit_weight
     sl_tap_show(exec, tap, "patch", &f.x);
     sl_tap_show(exec, tap, "e", &f.e);
     sl_tap_show(exec, tap, "e0", &f.e0);
+    SL_TRY(sl_block_pass_begin(&pass, weights->stream, exec, err));
     for (int64_t i = 0; i < config->num_layers; i++) {
         const sl_dit_block *block = &weights->blocks[i];
 
+        SL_TRY(sl_block_pass_get(&pass, i, err));
         SL_TRY(f.ops->add(exec, &f.m, &f.e0, &block->modulation, err));
-        SL_TRY(self_attention(&f, &block->self_attn, err));
+        SL_TRY(self_attention(&f, block, i, err));
         SL_TRY(cross_attention(&f, block, i, err));
         SL_TRY(feed_forward(&f, block, err));
         sl_tap_show_index(exec, tap, "block", i, &f.x);
     }
+    sl_block_pass_end(&pass);
     SL_TRY(run_head(&f, weights, velocity, err));
 done:
+    sl_block_pass_end(&pass);
     sl_scratch_release(scratch, mark);
     return status;
 }

@@ -269,8 +269,8 @@ SL_TEST(tiles_do_not_show)
 
     open_fixture(&f);
     const size_t before = sl_scratch_mark(&f.net.scratch);
-    SL_CHECK_OK(sl_dit_forward(f.net.exec, &f.net.scratch, &f.weights, &config, &f.prepared, 852.0,
-                               &f.latent, &f.velocity, NULL, err));
+    SL_CHECK_OK(sl_dit_forward(f.net.exec, &f.net.scratch, &f.weights, &config, &f.prepared, NULL,
+                               852.0, &f.latent, &f.velocity, NULL, err));
     SL_CHECK(sl_scratch_mark(&f.net.scratch) == before);
     want = evaluate(&f.weights, 852.0, f.latent.data, f.text.data);
     const double error = net_test_rel_l2(f.velocity.data, want, sl_tensor_count(&f.velocity));
@@ -280,27 +280,59 @@ SL_TEST(tiles_do_not_show)
     net_test_close(&f.net);
 }
 
+static const sl_dit_attention_options modes[] = {
+    { .mode = SL_ATTENTION_DENSE },
+    { .mode = SL_ATTENTION_SLA, .topk_ratio = 0.1 },
+    { .mode = SL_ATTENTION_SLA, .topk_ratio = 1.0, .block_q = 64, .block_k = 128 },
+    { .mode = SL_ATTENTION_SAGESLA, .topk_ratio = 0.1 },
+};
+
 SL_TEST(counting_takes_what_running_takes)
 {
     fixture f;
-    sl_scratch counting;
-    sl_dit_text text;
 
     open_fixture(&f);
-    f.net.scratch.peak_bytes = f.net.scratch.used_bytes;
-    const size_t before = f.net.scratch.used_bytes;
-    SL_CHECK_OK(sl_dit_forward(f.net.exec, &f.net.scratch, &f.weights, &config, &f.prepared, 1.0,
-                               &f.latent, &f.velocity, NULL, err));
-    const size_t peak = f.net.scratch.peak_bytes - before;
+    for (size_t i = 0; i < SL_COUNT(modes); i++) {
+        sl_scratch counting;
+        sl_dit_text text;
 
-    sl_scratch_init_counting(&counting);
-    SL_CHECK_OK(
-        sl_dit_prepare(f.net.counting, &counting, &f.weights, &config, &f.text, &text, NULL, err));
-    const size_t mark = counting.used_bytes;
-    counting.peak_bytes = mark;
-    SL_CHECK_OK(sl_dit_forward(f.net.counting, &counting, &f.weights, &config, &text, 1.0,
-                               &f.latent, &f.velocity, NULL, err));
-    SL_CHECK(counting.peak_bytes - mark == peak);
+        f.net.scratch.peak_bytes = f.net.scratch.used_bytes;
+        const size_t before = f.net.scratch.used_bytes;
+        SL_CHECK_OK(sl_dit_forward(f.net.exec, &f.net.scratch, &f.weights, &config, &f.prepared,
+                                   &modes[i], 1.0, &f.latent, &f.velocity, NULL, err));
+        SL_CHECK(f.net.scratch.used_bytes == before);
+        const size_t peak = f.net.scratch.peak_bytes - before;
+
+        sl_scratch_init_counting(&counting);
+        SL_CHECK_OK(sl_dit_prepare(f.net.counting, &counting, &f.weights, &config, &f.text, &text,
+                                   NULL, err));
+        const size_t mark = counting.used_bytes;
+        counting.peak_bytes = mark;
+        SL_CHECK_OK(sl_dit_forward(f.net.counting, &counting, &f.weights, &config, &text, &modes[i],
+                                   1.0, &f.latent, &f.velocity, NULL, err));
+        SL_CHECK(counting.peak_bytes - mark == peak);
+    }
+    net_test_close(&f.net);
+}
+
+/* All blocks kept and a projection of zeros: what dense attention gives. */
+SL_TEST(sparse_attention_becomes_dense)
+{
+    const sl_dit_attention_options all = { .mode = SL_ATTENTION_SLA, .topk_ratio = 1.0 };
+    fixture f;
+    double *want;
+
+    open_fixture(&f);
+    for (int64_t i = 0; i < config.num_layers; i++) {
+        sl_affine *proj = &f.weights.blocks[i].proj_l;
+        memset(proj->w.data, 0, sl_tensor_bytes(&proj->w));
+        memset(proj->b.data, 0, sl_tensor_bytes(&proj->b));
+    }
+    SL_CHECK_OK(sl_dit_forward(f.net.exec, &f.net.scratch, &f.weights, &config, &f.prepared, &all,
+                               852.0, &f.latent, &f.velocity, NULL, err));
+    want = evaluate(&f.weights, 852.0, f.latent.data, f.text.data);
+    SL_CHECK(net_test_rel_l2(f.velocity.data, want, sl_tensor_count(&f.velocity)) <= 1e-5);
+    free(want);
     net_test_close(&f.net);
 }
 
@@ -315,20 +347,25 @@ SL_TEST(refuses_other_shapes)
     wrong = f.velocity;
     wrong.dim[2]--;
     SL_CHECK_STATUS(sl_dit_forward(f.net.exec, &f.net.scratch, &f.weights, &config, &f.prepared,
-                                   1.0, &odd, &wrong, NULL, err),
+                                   NULL, 1.0, &odd, &wrong, NULL, err),
                     SL_ERR_INVALID);
     SL_CHECK(strstr(err->message, "even h and w"));
     SL_CHECK_STATUS(sl_dit_forward(f.net.exec, &f.net.scratch, &f.weights, &config, &f.prepared,
-                                   1.0, &f.velocity, &f.velocity, NULL, err),
+                                   NULL, 1.0, &f.velocity, &f.velocity, NULL, err),
                     SL_ERR_INVALID);
+    const sl_dit_attention_options none = { .mode = SL_ATTENTION_SLA, .topk_ratio = 0.0 };
+    SL_CHECK_STATUS(sl_dit_forward(f.net.exec, &f.net.scratch, &f.weights, &config, &f.prepared,
+                                   &none, 1.0, &f.latent, &f.velocity, NULL, err),
+                    SL_ERR_INVALID);
+    SL_CHECK(strstr(err->message, "top-k ratio 0"));
     atomic_store(&f.net.cancel, 1);
     const size_t before = sl_scratch_mark(&f.net.scratch);
     SL_CHECK_STATUS(sl_dit_forward(f.net.exec, &f.net.scratch, &f.weights, &config, &f.prepared,
-                                   1.0, &f.latent, &f.velocity, NULL, err),
+                                   NULL, 1.0, &f.latent, &f.velocity, NULL, err),
                     SL_ERR_CANCELLED);
     SL_CHECK(sl_scratch_mark(&f.net.scratch) == before);
     net_test_close(&f.net);
 }
 
 SL_TEST_MAIN(SL_RUN(tiles_do_not_show), SL_RUN(counting_takes_what_running_takes),
-             SL_RUN(refuses_other_shapes))
+             SL_RUN(sparse_attention_becomes_dense), SL_RUN(refuses_other_shapes))

@@ -1,6 +1,7 @@
 /* umt5.c - see umt5.h.  Numbers: all f32.  Source: wan.md 3.3. */
 #include "engine/nets/umt5.h"
 
+#include "engine/model/stream.h"
 #include "engine/nets/net.h"
 #include "kernels/ops.h"
 
@@ -65,16 +66,43 @@ done:
     return status;
 }
 
+/* For a table in host memory: brings the rows that the ids name to the device,
+ * where id i becomes row i. */
+static sl_status gather_rows(encoder *e, const sl_tensor *table, const int32_t *ids,
+                             const sl_tensor *rows, const sl_tensor *d_ids, sl_error *err)
+{
+    const size_t row_bytes = (size_t)table->dim[1] * sl_dtype_bytes(table->dtype);
+    sl_status status = SL_OK;
+
+    for (int32_t i = 0; i < (int32_t)e->S && !sl_exec_is_counting(e->exec); i++) {
+        if (ids[i] < 0 || ids[i] >= table->dim[0])
+            return sl_fail(err, SL_ERR_INVALID,
+                           "text encoder: id %d at position %d: expected 0 to %lld", (int)ids[i],
+                           (int)i, (long long)table->dim[0] - 1);
+        SL_TRY(sl_exec_write(e->exec, (unsigned char *)rows->data + (size_t)i * row_bytes,
+                             (const unsigned char *)table->data + (size_t)ids[i] * row_bytes,
+                             row_bytes, err));
+        SL_TRY(sl_exec_write(e->exec, (int32_t *)d_ids->data + i, &i, sizeof i, err));
+    }
+done:
+    return status;
+}
+
 static sl_status embed_ids(encoder *e, const sl_t5_weights *weights, const int32_t *ids,
                            sl_error *err)
 {
     const size_t mark = sl_scratch_mark(e->scratch);
     sl_status status = SL_OK;
-    sl_tensor d_ids;
+    sl_tensor table = weights->token, d_ids;
 
     SL_TRY(sl_scratch_tensor(e->scratch, &d_ids, err, SL_I32, 1, e->S));
-    SL_TRY(sl_exec_write(e->exec, d_ids.data, ids, sl_tensor_bytes(&d_ids), err));
-    SL_TRY(e->ops->embed_rows(e->exec, &e->x, &weights->token, &d_ids, err));
+    if (weights->token_on_host) {
+        SL_TRY(sl_scratch_tensor(e->scratch, &table, err, table.dtype, 2, e->S, table.dim[1]));
+        SL_TRY(gather_rows(e, &weights->token, ids, &table, &d_ids, err));
+    } else {
+        SL_TRY(sl_exec_write(e->exec, d_ids.data, ids, sl_tensor_bytes(&d_ids), err));
+    }
+    SL_TRY(e->ops->embed_rows(e->exec, &e->x, &table, &d_ids, err));
 done:
     sl_scratch_release(e->scratch, mark);
     return status;
@@ -105,6 +133,7 @@ sl_status sl_umt5_encode(sl_exec *exec, sl_scratch *scratch, const sl_t5_weights
                          const sl_tensor *out, const sl_tap *tap, sl_error *err)
 {
     const size_t mark = sl_scratch_mark(scratch);
+    sl_block_pass pass = { .stream = NULL };
     sl_status status = SL_OK;
     encoder e = {
         .exec = exec, .ops = sl_exec_ops(exec), .scratch = scratch, .config = config, .S = count
@@ -114,7 +143,9 @@ sl_status sl_umt5_encode(sl_exec *exec, sl_scratch *scratch, const sl_t5_weights
     SL_TRY(sl_scratch_tensor(scratch, &e.x, err, SL_F32, 2, count, config->dim));
     SL_TRY(sl_scratch_tensor(scratch, &e.h, err, SL_F32, 2, count, config->dim));
     SL_TRY(embed_ids(&e, weights, ids, err));
+    SL_TRY(sl_block_pass_begin(&pass, weights->stream, exec, err));
     for (int64_t i = 0; i < config->num_layers; i++) {
+        SL_TRY(sl_block_pass_get(&pass, i, err));
         SL_TRY(self_attention(&e, &weights->blocks[i], err));
         SL_TRY(feed_forward(&e, &weights->blocks[i], err));
         sl_tap_show_index(exec, tap, "block", i, &e.x);
@@ -124,6 +155,7 @@ sl_status sl_umt5_encode(sl_exec *exec, sl_scratch *scratch, const sl_t5_weights
     SL_TRY(e.ops->rms_norm(exec, &real, &e.x, &weights->norm, config->eps, err));
     SL_TRY(e.ops->zero(exec, &padding, err));
 done:
+    sl_block_pass_end(&pass);
     sl_scratch_release(scratch, mark);
     return status;
 }

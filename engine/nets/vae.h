@@ -1,4 +1,4 @@
-/* vae.h - the Wan2.1 video VAE's decoder, one latent frame at a time.
+/* vae.h - the Wan2.1 video VAE, one latent frame at a time, in both directions.
  *
  *     sl_vae_decoder dec;
  *     mark = sl_scratch_mark(scratch);
@@ -7,12 +7,12 @@
  *         sl_vae_decoder_next(&dec, &latent, t, &frames, err)
  *     sl_scratch_release(scratch, mark);
  *
- * Latent frame 0 gives 1 frame, every later one 4 (2 per temporal stage); the
- * feature cache keeps the last two input frames of each convolution, so memory
- * does not depend on the number of frames.  A chunk runs whole up to the last
- * temporal stage and frame by frame behind it, which is the same arithmetic at
- * a quarter of the memory where pictures are largest.  Activations are
- * channels-last [frames, height, width, channels].  Source: wan.md 8.
+ * Latent frame 0 is 1 frame of video, every later one 4 (2 per temporal stage);
+ * the feature cache keeps the last two input frames of each convolution, so
+ * memory does not depend on the number of frames.  Where time is resampled a
+ * chunk runs whole, where pictures are largest frame by frame, which is the same
+ * arithmetic at a quarter of the memory.  Activations are channels-last [frames,
+ * height, width, channels].  Source: wan.md 8.
  */
 #ifndef SL_ENGINE_NETS_VAE_H
 #define SL_ENGINE_NETS_VAE_H
@@ -30,19 +30,29 @@ typedef struct {
     int count;        /* 0, 1 or 2 valid frames, the newest last */
 } sl_vae_cache;
 
+/* One video under way, in either direction. */
 typedef struct {
+    const char *name; /* "decoder", "encoder" */
     sl_exec *exec;
     sl_scratch *scratch;
     const sl_vae_weights *weights;
     const sl_vae_config *config;
     const sl_tap *tap;
     int64_t T, h, w;                        /* latent */
-    int64_t chunk_index;                    /* latent frames decoded so far */
-    size_t chunk_mark;                      /* scratch as it is between chunks */
+    int64_t chunk_index;                    /* latent frames done so far */
+    size_t chunk_mark;                      /* decoder: scratch as it is between chunks */
     sl_vae_cache caches[SL_VAE_MAX_CACHES]; /* in execution order */
     int cache_count;                        /* 0 for a single frame: none is needed */
-    sl_tensor denorm_scale, denorm_shift;   /* [z_dim]: std and mean */
+    sl_tensor scale, shift;                 /* [z_dim], between latents and the network */
+} sl_vae_stream;
+
+typedef struct {
+    sl_vae_stream stream;
 } sl_vae_decoder;
+
+typedef struct {
+    sl_vae_stream stream;
+} sl_vae_encoder;
 
 /* Prepares for T latent frames of h x w. */
 sl_status sl_vae_decoder_begin(sl_vae_decoder *decoder, sl_exec *exec, sl_scratch *scratch,
@@ -57,6 +67,20 @@ sl_status sl_vae_decoder_begin(sl_vae_decoder *decoder, sl_exec *exec, sl_scratc
  * the last temporal stage come once per frame, in order. */
 sl_status sl_vae_decoder_next(sl_vae_decoder *decoder, const sl_tensor *latent, int64_t t,
                               sl_tensor *frames, sl_error *err) SL_MUST_CHECK;
+
+/* The opposite.  T latent frames of h x w: pictures are 8h x 8w. */
+sl_status sl_vae_encoder_begin(sl_vae_encoder *encoder, sl_exec *exec, sl_scratch *scratch,
+                               const sl_vae_weights *weights, const sl_vae_config *config,
+                               int64_t T, int64_t h, int64_t w, const sl_tap *tap,
+                               sl_error *err) SL_MUST_CHECK;
+
+/* frames [1 or 4, 8h, 8w, 3] f32 in [-1, 1], the next ones of the video; fills
+ * frame t, the one after the last, of latent [z_dim, T, h, w] f32: the means,
+ * normalised as the DiT takes them.  Scratch is given back before it returns.
+ * Taps per chunk: "enc.chunk0.conv1", ".down0" ... ".down3", ".middle"; those
+ * before the first temporal convolution come once per frame, in order. */
+sl_status sl_vae_encoder_next(sl_vae_encoder *encoder, const sl_tensor *frames,
+                              const sl_tensor *latent, int64_t t, sl_error *err) SL_MUST_CHECK;
 
 /* Frames that T latent frames decode to: 1 + 4 (T - 1) for two temporal stages. */
 int64_t sl_vae_frame_count(const sl_vae_config *config, int64_t T);

@@ -1,4 +1,4 @@
-/* The decoder against an evaluation of the whole sequence at once, in f64 and
+/* Both directions against an evaluation of the whole sequence at once, in f64 and
  * by definition (wan.md 8.4): no chunks, no caches, no folded upsampling. */
 #include "engine/nets/vae.h"
 
@@ -208,6 +208,91 @@ static video decode_whole(const sl_vae_weights *w, const sl_vae_config *config,
     return replace(x, conv(&x, &net->head));
 }
 
+/* Zeros right and below, every second pixel. */
+static video shrink(video x, const sl_affine *a)
+{
+    const int64_t O = a->w.dim[0], I = x.C;
+    const float *w = a->w.data, *b = a->b.data;
+    video y = video_make(x.n, x.H / 2, x.W / 2, O);
+
+    for (int64_t p = 0; p < y.n * y.H * y.W; p++) {
+        const int64_t t = p / (y.H * y.W), i = p / y.W % y.H, j = p % y.W;
+
+        for (int64_t o = 0; o < O; o++) {
+            double sum = (double)b[o];
+
+            for (int64_t q = 0; q < 9; q++) {
+                const int64_t ii = 2 * i + q / 3, jj = 2 * j + q % 3;
+
+                for (int64_t c = 0; c < I && ii < x.H && jj < x.W; c++)
+                    sum += (double)w[(o * 9 + q) * I + c] * at(&x, t, ii, jj)[c];
+            }
+            at(&y, t, i, j)[o] = sum;
+        }
+    }
+    free(x.v);
+    return y;
+}
+
+/* y0 = x0, then one frame of each three that overlap by one. */
+static video halve_time(video x, const sl_affine *a)
+{
+    const int64_t O = a->w.dim[0], P = x.H * x.W, C = x.C;
+    const float *w = a->w.data, *b = a->b.data;
+    video y = video_make((x.n + 1) / 2, x.H, x.W, O);
+
+    SL_CHECK(O == C);
+    memcpy(y.v, x.v, (size_t)(P * C) * sizeof(double));
+    for (int64_t t = 1; t < y.n; t++)
+        for (int64_t p = 0; p < P; p++)
+            for (int64_t o = 0; o < O; o++) {
+                double sum = (double)b[o];
+
+                for (int64_t k = 0; k < 3; k++)
+                    for (int64_t c = 0; c < C; c++)
+                        sum +=
+                            (double)w[(o * 3 + k) * C + c] * x.v[((2 * t - 2 + k) * P + p) * C + c];
+                y.v[(t * P + p) * O + o] = sum;
+            }
+    free(x.v);
+    return y;
+}
+
+/* pictures [F, H, W, 3]; the result has the latent's channels last. */
+static video encode_whole(const sl_vae_weights *w, const sl_vae_config *config,
+                          const sl_tensor *pictures)
+{
+    const sl_vae_half *net = &w->encoder;
+    const int64_t z = config->z_dim;
+    video x = video_make(pictures->dim[0], pictures->dim[1], pictures->dim[2], 3), mu;
+
+    for (int64_t i = 0; i < sl_tensor_count(pictures); i++)
+        x.v[i] = (double)((const float *)pictures->data)[i];
+    x = replace(x, conv(&x, &net->conv1));
+    for (int s = 0; s < 4; s++) {
+        const sl_vae_stage *stage = &net->stages[s];
+
+        for (int r = 0; r < stage->res_count; r++)
+            x = res_block(x, &stage->res[r]);
+        if (stage->resample.w.data)
+            x = shrink(x, &stage->resample);
+        if (stage->time_conv.w.data)
+            x = halve_time(x, &stage->time_conv);
+    }
+    x = res_block(x, &net->mid0);
+    attention(&x, &net->mid1);
+    x = res_block(x, &net->mid2);
+    x = replace(x, norm(&x, &net->head_norm, true));
+    x = replace(x, conv(&x, &net->head));
+    x = replace(x, conv(&x, &w->conv1));
+    mu = video_make(x.n, x.H, x.W, z);
+    for (int64_t p = 0; p < x.n * x.H * x.W; p++)
+        for (int64_t c = 0; c < z; c++)
+            mu.v[p * z + c] = (x.v[p * x.C + c] - (double)config->mean[c]) / (double)config->std[c];
+    free(x.v);
+    return mu;
+}
+
 /* Small in every dimension; the last rows move the temporal stages about. */
 static const struct {
     int64_t dim, blocks, T, h, w;
@@ -270,6 +355,70 @@ SL_TEST(streaming_equals_the_whole_sequence)
     }
 }
 
+SL_TEST(encoding_in_chunks_equals_the_whole_sequence)
+{
+    for (size_t i = 0; i < SL_COUNT(shapes); i++) {
+        const sl_vae_config config = config_of(i);
+        const int64_t T = shapes[i].T, h = shapes[i].h, w = shapes[i].w;
+        const int64_t F = sl_vae_frame_count(&config, T), P = T * h * w;
+        net_test t;
+        sl_vae_weights weights;
+        sl_vae_encoder encoder;
+        sl_tensor latent;
+        int64_t seen = 0;
+        double *got;
+
+        net_test_open(&t);
+        SL_CHECK_OK(sl_vae_visit(&weights, &config, SL_PRECISION_F32, net_test_weight, &t, err));
+        const sl_tensor pictures = NET_TEST_INPUT(&t, 9, 4, F, 8 * h, 8 * w, 3);
+        SL_CHECK_OK(sl_scratch_tensor(&t.scratch, &latent, err, SL_F32, 4, 16, T, h, w));
+        video want = encode_whole(&weights, &config, &pictures);
+        SL_CHECK(want.n == T && want.H == h && want.W == w && want.C == 16);
+        SL_CHECK_OK(sl_vae_encoder_begin(&encoder, t.exec, &t.scratch, &weights, &config, T, h, w,
+                                         NULL, err));
+        const size_t mark = sl_scratch_mark(&t.scratch);
+        for (int64_t k = 0; k < T; k++) {
+            const int64_t n = sl_vae_frame_count(&config, k + 1) - seen;
+            const sl_tensor chunk = sl_tensor_rows(&pictures, seen, n);
+
+            SL_CHECK_OK(sl_vae_encoder_next(&encoder, &chunk, &latent, k, err));
+            SL_CHECK(sl_scratch_mark(&t.scratch) == mark);
+            seen += n;
+        }
+        got = calloc((size_t)(16 * P), sizeof *got);
+        SL_CHECK(got != NULL);
+        for (int64_t p = 0; p < P; p++) /* to channels first, as the latent is */
+            for (int64_t c = 0; c < 16; c++)
+                got[c * P + p] = want.v[p * 16 + c];
+        const double error = net_test_rel_l2(latent.data, got, 16 * P);
+        if (!(error <= 2e-5))
+            fail_msg("shape %zu: relative L2 %g", i, error);
+        free(got);
+        free(want.v);
+        net_test_close(&t);
+    }
+}
+
+static size_t encode_peak(sl_exec *exec, sl_scratch *scratch, const sl_vae_weights *weights,
+                          const sl_vae_config *config, int64_t T)
+{
+    sl_error error = { .status = SL_OK }, *err = &error;
+    sl_vae_encoder encoder;
+    sl_tensor latent, pictures;
+
+    SL_CHECK_OK(sl_scratch_tensor(scratch, &latent, err, SL_F32, 4, 16, T, 2, 3));
+    SL_CHECK_OK(sl_scratch_tensor(scratch, &pictures, err, SL_F32, 4, 4, 16, 24, 3));
+    if (!sl_exec_is_counting(exec))
+        memset(pictures.data, 0, sl_tensor_bytes(&pictures));
+    const size_t before = sl_scratch_mark(scratch);
+    SL_CHECK_OK(sl_vae_encoder_begin(&encoder, exec, scratch, weights, config, T, 2, 3, NULL, err));
+    for (int64_t k = 0; k < T; k++) {
+        const sl_tensor chunk = sl_tensor_rows(&pictures, 0, k == 0 ? 1 : 4);
+        SL_CHECK_OK(sl_vae_encoder_next(&encoder, &chunk, &latent, k, err));
+    }
+    return scratch->peak_bytes - before;
+}
+
 static size_t decode_peak(sl_exec *exec, sl_scratch *scratch, const sl_vae_weights *weights,
                           const sl_vae_config *config, int64_t T)
 {
@@ -292,7 +441,7 @@ SL_TEST(memory_does_not_grow_with_frames)
     const sl_vae_config config = config_of(0);
     sl_vae_weights weights;
     sl_scratch counting;
-    size_t peaks[4];
+    size_t peaks[4], encode_peaks[4];
     net_test t;
 
     net_test_open(&t);
@@ -304,9 +453,15 @@ SL_TEST(memory_does_not_grow_with_frames)
         peaks[i] = decode_peak(t.counting, &counting, &weights, &config, T);
         net_test_reset(&t);
         SL_CHECK(decode_peak(t.exec, &t.scratch, &weights, &config, T) == peaks[i]);
+        sl_scratch_init_counting(&counting);
+        encode_peaks[i] = encode_peak(t.counting, &counting, &weights, &config, T);
+        net_test_reset(&t);
+        SL_CHECK(encode_peak(t.exec, &t.scratch, &weights, &config, T) == encode_peaks[i]);
     }
     SL_CHECK(peaks[0] < peaks[1]); /* a single frame keeps no cache */
     SL_CHECK(peaks[1] == peaks[2] && peaks[2] == peaks[3]);
+    SL_CHECK(encode_peaks[0] < encode_peaks[1]);
+    SL_CHECK(encode_peaks[1] == encode_peaks[2] && encode_peaks[2] == encode_peaks[3]);
     net_test_close(&t);
 }
 
@@ -334,5 +489,39 @@ SL_TEST(refuses_frames_out_of_order)
     net_test_close(&t);
 }
 
+SL_TEST(encoder_refuses_frames_out_of_order)
+{
+    const sl_vae_config config = config_of(0);
+    sl_vae_weights weights;
+    sl_vae_encoder encoder;
+    sl_tensor latent;
+    net_test t;
+
+    net_test_open(&t);
+    SL_CHECK_OK(sl_vae_visit(&weights, &config, SL_PRECISION_F32, net_test_weight, &t, err));
+    const sl_tensor pictures = NET_TEST_INPUT(&t, 7, 4, 5, 8, 8, 3);
+    const sl_tensor first = sl_tensor_rows(&pictures, 0, 1),
+                    later = sl_tensor_rows(&pictures, 1, 4);
+    const sl_tensor narrow = sl_tensor_of(first.data, SL_F32, 4, 1, 8, 4, 3);
+    SL_CHECK_OK(sl_scratch_tensor(&t.scratch, &latent, err, SL_F32, 4, 16, 2, 1, 1));
+    SL_CHECK_STATUS(
+        sl_vae_encoder_begin(&encoder, t.exec, &t.scratch, &weights, &config, 0, 1, 1, NULL, err),
+        SL_ERR_INVALID);
+    SL_CHECK_OK(
+        sl_vae_encoder_begin(&encoder, t.exec, &t.scratch, &weights, &config, 2, 1, 1, NULL, err));
+    SL_CHECK_STATUS(sl_vae_encoder_next(&encoder, &first, &latent, 1, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_vae_encoder_next(&encoder, &later, &latent, 0, err), SL_ERR_INVALID);
+    SL_CHECK(strstr(err->message, "expected [1, 8, 8, 3]"));
+    SL_CHECK_STATUS(sl_vae_encoder_next(&encoder, &narrow, &latent, 0, err), SL_ERR_INVALID);
+    SL_CHECK_OK(sl_vae_encoder_next(&encoder, &first, &latent, 0, err));
+    SL_CHECK_STATUS(sl_vae_encoder_next(&encoder, &first, &latent, 1, err), SL_ERR_INVALID);
+    SL_CHECK(strstr(err->message, "expected [4, 8, 8, 3]"));
+    atomic_store(&t.cancel, 1);
+    SL_CHECK_STATUS(sl_vae_encoder_next(&encoder, &later, &latent, 1, err), SL_ERR_CANCELLED);
+    net_test_close(&t);
+}
+
 SL_TEST_MAIN(SL_RUN(streaming_equals_the_whole_sequence), SL_RUN(memory_does_not_grow_with_frames),
-             SL_RUN(refuses_frames_out_of_order))
+             SL_RUN(refuses_frames_out_of_order),
+             SL_RUN(encoding_in_chunks_equals_the_whole_sequence),
+             SL_RUN(encoder_refuses_frames_out_of_order))

@@ -27,3 +27,15 @@ sl_status sl_rcm_schedule_make(sl_rcm_schedule *out, int steps, double sigma_max
     *out = schedule;
     return SL_OK;
 }
+
+int sl_rcm_low_from(const sl_rcm_schedule *schedule, double sigma_max, double boundary)
+{
+    const double least_high_sigma = 9.0;
+    int i = 0;
+
+    if (sigma_max < least_high_sigma)
+        return 0;
+    while (i < schedule->step_count && !(schedule->t[i] < boundary))
+        i++;
+    return i;
+}

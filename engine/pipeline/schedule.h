@@ -21,4 +21,9 @@ typedef struct {
 sl_status sl_rcm_schedule_make(sl_rcm_schedule *out, int steps, double sigma_max,
                                sl_error *err) SL_MUST_CHECK;
 
+/* The first step that a low-noise expert takes; step_count: none.  A step is its
+ * own where t is below boundary, and all steps behind it are; every step is
+ * where sigma_max is below 9.  Source: wan.md 7.2. */
+int sl_rcm_low_from(const sl_rcm_schedule *schedule, double sigma_max, double boundary);
+
 #endif

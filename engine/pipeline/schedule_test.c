@@ -48,4 +48,36 @@ SL_TEST(refuses_what_is_no_schedule)
     }
 }
 
-SL_TEST_MAIN(SL_RUN(times_of_the_reference), SL_RUN(refuses_what_is_no_schedule))
+/* wan.md 7.2 */
+SL_TEST(low_noise_steps_begin_below_the_boundary)
+{
+    static const struct {
+        int steps;
+        double sigma_max, boundary;
+        int low_from;
+    } rows[] = {
+        { 4, 200, 0.9, 2 }, /* 0.995 and 0.934 are the high-noise expert's */
+        { 3, 200, 0.9, 2 },  { 2, 200, 0.9, 2 }, { 1, 200, 0.9, 1 },   { 4, 200, 0.875, 2 },
+        { 4, 200, 0.85, 3 }, { 4, 200, 0.6, 4 }, { 4, 200, 0.99, 1 },  { 4, 200, 1.0, 0 },
+        { 4, 9.5, 0.9, 2 },  { 4, 8.9, 0.9, 0 }, { 4, 8.9, 0.001, 0 }, /* all low, whatever the
+                                                                          boundary */
+        { 4, 9.5, 0.93, 0 }, /* 0.905 is below: the 0.934 behind it stays low */
+    };
+
+    for (size_t i = 0; i < SL_COUNT(rows); i++) {
+        sl_rcm_schedule s;
+
+        SL_CHECK_OK(sl_rcm_schedule_make(&s, rows[i].steps, rows[i].sigma_max, err));
+        const int got = sl_rcm_low_from(&s, rows[i].sigma_max, rows[i].boundary);
+        if (got != rows[i].low_from)
+            fail_msg("row %zu: from step %d, expected %d", i, got, rows[i].low_from);
+    }
+    /* strictly below */
+    sl_rcm_schedule s;
+    SL_CHECK_OK(sl_rcm_schedule_make(&s, 4, 200, err));
+    SL_CHECK(sl_rcm_low_from(&s, 200, s.t[1]) == 2);
+    SL_CHECK(sl_rcm_low_from(&s, 200, nextafter(s.t[1], 1.0)) == 1);
+}
+
+SL_TEST_MAIN(SL_RUN(times_of_the_reference), SL_RUN(refuses_what_is_no_schedule),
+             SL_RUN(low_noise_steps_begin_below_the_boundary))

@@ -1,31 +1,31 @@
 /* t2v.c - see t2v.h.
  *
- * Scratch, bottom to top:  latent | text | what the phase at hand needs.  The
- * text goes when denoising ends; only the latent lives through.
+ * Scratch, bottom to top:  latent | text | condition | what the phase at hand
+ * needs.  Text and condition go when denoising ends; only the latent lives
+ * through.
  */
-#include "engine/pipeline/t2v.h"
+#include "engine/pipeline/t2v_walk.h"
 
-#include "engine/nets/dit.h"
-#include "engine/nets/net.h"
 #include "engine/nets/umt5.h"
 #include "engine/nets/vae.h"
-#include "engine/pipeline/schedule.h"
-#include "kernels/ops.h"
 
 #include <inttypes.h>
 #include <math.h>
-#include <stdlib.h>
+#include <string.h>
 
 enum {
-    PIXEL_MULTIPLE = 16, /* 8 of the VAE, 2 of the patches */
-    LATENT_PIXELS = 8,
+    PIXEL_MULTIPLE = 16,   /* 8 of the VAE, 2 of the patches */
     TOKENS_PER_AXIS = 128, /* what the rotary table holds */
-    RGB = 3,
 };
+
+static const double default_boundary = 0.9; /* wan.md 7.2 */
+static const double official_shift = 5.0;   /* wan.md 7.3 */
+static const double max_guidance = 100.0;
 
 const char *sl_phase_name(sl_phase phase)
 {
-    static const char *const names[SL_PHASE_COUNT] = { "encode_text", "denoise", "decode" };
+    static const char *const names[SL_PHASE_COUNT] = { "encode_text",  "encode_image", "denoise",
+                                                       "denoise_high", "denoise_low",  "decode" };
 
     SL_ASSERT((int)phase >= 0 && phase < SL_PHASE_COUNT);
     return names[phase];
@@ -42,9 +42,28 @@ sl_t2v_request sl_t2v_request_default(const sl_arch *arch)
         .steps = SL_RCM_MAX_STEPS,
         .mode = SL_SAMPLER_SDE,
         .sigma_max = arch->sigma_max,
+        .shift = official_shift,
+        .guidance = 1.0,
+        .guidance_low = 1.0,
+        .negative_token_count = arch->dit.text_len,
+        .boundary = default_boundary,
         .precision = SL_PRECISION_BF16,
+        .attention = SL_ATTENTION_DENSE,
+        .topk_ratio = SL_DEFAULT_TOPK_RATIO,
         .token_count = arch->dit.text_len,
     };
+}
+
+/* wan.md 7.3 */
+sl_t2v_request sl_t2v_request_official(const sl_arch *arch)
+{
+    const bool two = arch->expert_count == 2;
+    sl_t2v_request request = sl_t2v_request_default(arch);
+
+    request.mode = SL_SAMPLER_UNIPC;
+    request.steps = two ? 40 : 50;
+    request.guidance = request.guidance_low = two ? 3.5 : 5.0;
+    return request;
 }
 
 /* Frames that one latent frame after the first stands for. */
@@ -87,22 +106,115 @@ static sl_status check_frames(int frames, const sl_arch *arch, sl_error *err)
                    per_latent, most, valid);
 }
 
-static sl_status check_sampling(const sl_t2v_request *request, const sl_arch *arch, sl_error *err)
+static sl_status check_steps(int steps, int most, sl_error *err)
 {
-    if (request->steps < 1 || request->steps > SL_RCM_MAX_STEPS)
-        return sl_fail(err, SL_ERR_INVALID, "%d steps: expected 1 to %d; the nearest is %d",
-                       request->steps, (int)SL_RCM_MAX_STEPS,
-                       request->steps < 1 ? 1 : (int)SL_RCM_MAX_STEPS);
+    if (steps >= 1 && steps <= most)
+        return SL_OK;
+    return sl_fail(err, SL_ERR_INVALID, "%d steps: expected 1 to %d; the nearest is %d", steps,
+                   most, steps < 1 ? 1 : most);
+}
+
+static sl_status check_guidance(const char *name, double guidance, sl_error *err)
+{
+    if (guidance > 0.0 && guidance <= max_guidance)
+        return SL_OK;
+    return sl_fail(err, SL_ERR_INVALID, "%s %g: expected more than 0, at most %g", name, guidance,
+                   max_guidance);
+}
+
+static sl_status check_unipc(const sl_t2v_request *request, const sl_arch *arch, sl_error *err)
+{
+    sl_status status = SL_OK;
+
+    SL_TRY(check_steps(request->steps, SL_UNIPC_MAX_STEPS, err));
+    if (!(request->shift > 0.0) || !isfinite(request->shift))
+        return sl_fail(err, SL_ERR_INVALID,
+                       "shift %g: expected a finite number above 0; the default is %g",
+                       request->shift, official_shift);
+    SL_TRY(check_guidance("guidance", request->guidance, err));
+    if (arch->expert_count == 2)
+        SL_TRY(check_guidance("guidance of the low-noise expert", request->guidance_low, err));
+    if (sl_sampling_is_guided(request, arch->expert_count) &&
+        (request->negative_token_count < 1 || request->negative_token_count > arch->dit.text_len))
+        return sl_fail(err, SL_ERR_INVALID,
+                       "%" PRId64 " tokens of the negative prompt: expected 1 to %" PRId64,
+                       request->negative_token_count, arch->dit.text_len);
+done:
+    return status;
+}
+
+static sl_status check_rcm(const sl_t2v_request *request, const sl_arch *arch, sl_error *err)
+{
     if (!(request->sigma_max > 0.0) || !isfinite(request->sigma_max))
         return sl_fail(err, SL_ERR_INVALID,
                        "sigma_max %g: expected a finite number above 0; this model's default is %g",
                        request->sigma_max, arch->sigma_max);
-    if (request->mode != SL_SAMPLER_SDE && request->mode != SL_SAMPLER_ODE)
-        return sl_fail(err, SL_ERR_INVALID, "sampler mode %d: expected SDE (%d) or ODE (%d)",
-                       (int)request->mode, (int)SL_SAMPLER_SDE, (int)SL_SAMPLER_ODE);
+    return check_steps(request->steps, SL_RCM_MAX_STEPS, err);
+}
+
+static sl_status check_sampling(const sl_t2v_request *request, const sl_arch *arch, sl_error *err)
+{
+    if ((int)request->mode < 0 || request->mode >= SL_SAMPLER_COUNT)
+        return sl_fail(
+            err, SL_ERR_INVALID, "sampler mode %d: expected SDE (%d), ODE (%d) or UNIPC (%d)",
+            (int)request->mode, (int)SL_SAMPLER_SDE, (int)SL_SAMPLER_ODE, (int)SL_SAMPLER_UNIPC);
+    if (arch->expert_count == 2 && !(request->boundary > 0.0 && request->boundary <= 1.0))
+        return sl_fail(err, SL_ERR_INVALID,
+                       "boundary %g: expected a time above 0, at most 1; the default is %g",
+                       request->boundary, default_boundary);
+    return request->mode == SL_SAMPLER_UNIPC ? check_unipc(request, arch, err)
+                                             : check_rcm(request, arch, err);
+}
+
+static sl_status check_execution(const sl_t2v_request *request, const sl_arch *arch, sl_error *err)
+{
+    sl_status status = SL_OK;
+
     if ((int)request->precision < 0 || request->precision >= SL_PRECISION_COUNT)
-        return sl_fail(err, SL_ERR_INVALID, "precision %d: expected f32 (%d) or bf16 (%d)",
-                       (int)request->precision, (int)SL_PRECISION_F32, (int)SL_PRECISION_BF16);
+        return sl_fail(err, SL_ERR_INVALID,
+                       "precision %d: expected f32 (%d), bf16 (%d) or int8 (%d)",
+                       (int)request->precision, (int)SL_PRECISION_F32, (int)SL_PRECISION_BF16,
+                       (int)SL_PRECISION_INT8);
+    SL_TRY(sl_dit_precision_check(&arch->dit, request->precision, err));
+    SL_TRY(sl_dit_attention_check(&arch->dit, request->attention, request->topk_ratio, err));
+done:
+    return status;
+}
+
+static sl_status check_streamed(unsigned streamed, const sl_arch *arch, sl_error *err)
+{
+    const unsigned all = SL_COMPONENT_BIT(SL_COMPONENT_COUNT) - 1;
+
+    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++) {
+        const sl_component_kind component = (sl_component_kind)kind;
+
+        if (!(streamed & SL_COMPONENT_BIT(kind)))
+            continue;
+        if (!sl_arch_has_component(arch, component) || !sl_component_can_stream(component))
+            return sl_fail(err, SL_ERR_INVALID,
+                           "%s cannot be streamed: expected text_encoder or %s",
+                           sl_component_name(component),
+                           arch->expert_count == 2 ? "dit_high or dit_low" : "dit");
+    }
+    if (streamed & ~all)
+        return sl_fail(err, SL_ERR_INVALID, "streamed components 0x%x: unknown bits", streamed);
+    return SL_OK;
+}
+
+/* The network's input is the state, and behind it what is known of the video. */
+static sl_status check_task(const sl_t2v_request *request, const sl_arch *arch, sl_error *err)
+{
+    const bool from_image = arch->task == SL_TASK_I2V;
+    const int64_t known = from_image ? SL_MASK_CHANNELS + arch->vae.z_dim : 0;
+
+    if (arch->dit.in_dim != arch->dit.out_dim + known)
+        return sl_fail(err, SL_ERR_INVALID,
+                       "model \"%s\": its transformer takes %" PRId64 " channels: expected %" PRId64
+                       " of latent and %" PRId64 " of image",
+                       arch->name, arch->dit.in_dim, arch->dit.out_dim, known);
+    if (request->image && !from_image)
+        return sl_fail(err, SL_ERR_INVALID,
+                       "model \"%s\" makes video from text alone: it takes no image", arch->name);
     return SL_OK;
 }
 
@@ -110,15 +222,13 @@ sl_status sl_t2v_request_check(const sl_t2v_request *request, const sl_arch *arc
 {
     sl_status status = SL_OK;
 
-    if (arch->task != SL_TASK_T2V)
-        return sl_fail(err, SL_ERR_INVALID,
-                       "model \"%s\" makes video from an image: it cannot serve a text-to-video "
-                       "request",
-                       arch->name);
+    SL_TRY(check_task(request, arch, err));
     SL_TRY(check_side("width", request->width, err));
     SL_TRY(check_side("height", request->height, err));
     SL_TRY(check_frames(request->frames, arch, err));
     SL_TRY(check_sampling(request, arch, err));
+    SL_TRY(check_execution(request, arch, err));
+    SL_TRY(check_streamed(request->streamed, arch, err));
     if (request->token_count < 1 || request->token_count > arch->dit.text_len)
         return sl_fail(err, SL_ERR_INVALID, "%" PRId64 " prompt tokens: expected 1 to %" PRId64,
                        request->token_count, arch->dit.text_len);
@@ -126,170 +236,211 @@ done:
     return status;
 }
 
-/* ---- denoising ---- */
-
-typedef struct {
-    sl_exec *exec;
-    const sl_ops *ops;
-    sl_scratch *scratch;
-    const sl_t2v_request *request;
-    const float *const *noises; /* NULL: generated */
-    const sl_tensor *latent;    /* f64 */
-    sl_tensor staging;          /* f32: the network's input, then the step's noise */
-    sl_tensor velocity;         /* f32 */
-} denoiser;
-
-static sl_status draw_noise(denoiser *d, int draw, sl_error *err)
+int64_t sl_t2v_latent_shape(const sl_t2v_request *request, const sl_arch *arch, int64_t dim[4])
 {
-    const sl_tensor *noise = &d->staging;
+    const int64_t shape[4] = { arch->dit.out_dim * sl_sampling_states(request->mode),
+                               1 + (request->frames - 1) / frames_per_latent(arch),
+                               request->height / SL_LATENT_PIXELS,
+                               request->width / SL_LATENT_PIXELS };
 
-    if (d->noises)
-        return sl_exec_write(d->exec, noise->data, d->noises[draw], sl_tensor_bytes(noise), err);
-    return d->ops->randn(d->exec, noise, d->request->seed, (uint32_t)draw, err);
+    if (dim)
+        memcpy(dim, shape, sizeof shape);
+    return shape[0] * shape[1] * shape[2] * shape[3];
 }
 
-static sl_status check_finite(sl_exec *exec, const sl_tensor *x, const char *stage, int64_t index,
-                              int64_t count, sl_error *err)
-{
-    int64_t bad_count = 0;
-    const sl_status status = sl_exec_ops(exec)->check_finite(exec, x, &bad_count, err);
+/* ---- phases ---- */
 
-    if (status != SL_OK || bad_count == 0)
-        return status;
-    return sl_fail(err, SL_ERR_DATA,
-                   "%s %" PRId64 " of %" PRId64 ": %" PRId64 " of %" PRId64
-                   " values are NaN or infinite",
-                   stage, index + 1, count, bad_count, sl_tensor_count(x));
-}
-
-/* One evaluation and one update of the state.  Behind the last step t is 0: the
- * noise of SDE would be multiplied by 0, and both updates are the same. */
-static sl_status denoise_step(denoiser *d, const sl_component *dit, const sl_dit_text *text,
-                              const sl_rcm_schedule *schedule, int i, sl_error *err)
+sl_status sl_t2v_phases_make(sl_t2v_phases *out, const sl_t2v_request *request, bool image,
+                             int expert_count, int steps_done, sl_error *err)
 {
-    const double t_next = schedule->t[i + 1];
-    const bool noisy = d->request->mode == SL_SAMPLER_SDE && t_next != 0.0;
+    const int end = request->steps;
+    sl_t2v_phases phases = { .components = { [SL_PHASE_DECODE] =
+                                                 SL_COMPONENT_BIT(SL_COMPONENT_VAE) } };
     sl_status status = SL_OK;
+    sl_sampling sampling;
 
-    SL_TRY(d->ops->sample_cast(d->exec, &d->staging, d->latent, err));
-    SL_TRY(sl_dit_forward(d->exec, d->scratch, sl_component_dit(dit),
-                          &sl_component_get_spec(dit)->config.dit, text, schedule->timestep[i],
-                          &d->staging, &d->velocity, NULL, err));
-    if (noisy)
-        SL_TRY(draw_noise(d, i + 1, err));
-    SL_TRY(d->ops->sample_step(d->exec, d->latent, &d->velocity, noisy ? &d->staging : NULL,
-                               schedule->t[i], t_next, err));
-    SL_TRY(check_finite(d->exec, d->latent, "denoising step", i, schedule->step_count, err));
+    phases.guided = sl_sampling_is_guided(request, expert_count);
+    if (expert_count == 2) {
+        SL_TRY(sl_sampling_make(&sampling, request, err));
+        const int low = sl_sampling_low_from(&sampling, request);
+        phases.steps[SL_PHASE_DENOISE_HIGH] = low > steps_done ? low - steps_done : 0;
+        phases.steps[SL_PHASE_DENOISE_LOW] = end - (low > steps_done ? low : steps_done);
+    } else {
+        phases.steps[SL_PHASE_DENOISE] = end - steps_done;
+    }
+    if (phases.steps[SL_PHASE_DENOISE] > 0)
+        phases.components[SL_PHASE_DENOISE] = SL_COMPONENT_BIT(SL_COMPONENT_DIT);
+    if (phases.steps[SL_PHASE_DENOISE_HIGH] > 0)
+        phases.components[SL_PHASE_DENOISE_HIGH] = SL_COMPONENT_BIT(SL_COMPONENT_DIT_HIGH);
+    if (phases.steps[SL_PHASE_DENOISE_LOW] > 0)
+        phases.components[SL_PHASE_DENOISE_LOW] = SL_COMPONENT_BIT(SL_COMPONENT_DIT_LOW);
+    if (steps_done < end) {
+        phases.components[SL_PHASE_ENCODE_TEXT] = SL_COMPONENT_BIT(SL_COMPONENT_TEXT_ENCODER);
+        if (image)
+            phases.components[SL_PHASE_ENCODE_IMAGE] = SL_COMPONENT_BIT(SL_COMPONENT_VAE);
+    }
+    *out = phases;
 done:
     return status;
 }
 
-sl_status sl_t2v_denoise(sl_exec *exec, sl_scratch *scratch, const sl_component *dit,
-                         const sl_t2v_request *request, const sl_tensor *text,
-                         const float *const *noises, const sl_t2v_events *events,
-                         const sl_tensor *latent, sl_error *err)
+const sl_component *sl_t2v_component_of(const sl_t2v_components *components, sl_component_kind kind)
 {
-    const size_t mark = sl_scratch_mark(scratch);
-    const bool tell = events && events->on_step && !sl_exec_is_counting(exec);
-    denoiser d = { .exec = exec,
-                   .ops = sl_exec_ops(exec),
-                   .scratch = scratch,
-                   .request = request,
-                   .noises = noises,
-                   .latent = latent };
-    sl_status status = SL_OK;
-    sl_rcm_schedule schedule;
-    sl_dit_text prepared;
-
-    SL_TRY(sl_rcm_schedule_make(&schedule, request->steps, request->sigma_max, err));
-    SL_TRY(sl_scratch_take(scratch, &d.staging, err, SL_F32, latent->rank, latent->dim));
-    SL_TRY(sl_scratch_take(scratch, &d.velocity, err, SL_F32, latent->rank, latent->dim));
-    SL_TRY(sl_dit_prepare(exec, scratch, sl_component_dit(dit),
-                          &sl_component_get_spec(dit)->config.dit, text, &prepared, NULL, err));
-    SL_TRY(draw_noise(&d, 0, err));
-    SL_TRY(d.ops->sample_init(exec, latent, &d.staging, schedule.t[0], err));
-    for (int i = 0; i < schedule.step_count; i++) {
-        SL_TRY(denoise_step(&d, dit, &prepared, &schedule, i, err));
-        if (tell)
-            SL_TRY(events->on_step(events->arg, i, schedule.step_count, latent, err));
+    switch (kind) {
+    case SL_COMPONENT_TEXT_ENCODER:
+        return components->text_encoder;
+    case SL_COMPONENT_DIT:
+        return components->dit;
+    case SL_COMPONENT_DIT_HIGH:
+        return components->dit_high;
+    case SL_COMPONENT_DIT_LOW:
+        return components->dit_low;
+    case SL_COMPONENT_VAE:
+        return components->vae;
+    default:
+        return NULL;
     }
-done:
-    sl_scratch_release(scratch, mark);
-    return status;
 }
 
-/* ---- decoding ---- */
+/* ---- the walk ---- */
 
-static sl_status deliver(sl_exec *exec, sl_scratch *scratch, const sl_tensor *frames, int first,
-                         uint8_t *host, const sl_t2v_events *events, sl_error *err)
+sl_status sl_t2v_begin_phase(sl_t2v_walk *walk, sl_phase phase, sl_error *err)
 {
-    const size_t mark = sl_scratch_mark(scratch);
-    sl_status status = SL_OK;
-    sl_tensor rgb;
-
-    SL_TRY(sl_scratch_take(scratch, &rgb, err, SL_U8, frames->rank, frames->dim));
-    SL_TRY(sl_exec_ops(exec)->frames_to_rgb(exec, &rgb, frames, err));
-    if (host) {
-        SL_TRY(sl_exec_read(exec, host, rgb.data, sl_tensor_bytes(&rgb), err));
-        SL_TRY(events->on_frames(events->arg, host, first, (int)frames->dim[0], err));
-    }
-done:
-    sl_scratch_release(scratch, mark);
-    return status;
-}
-
-static size_t chunk_rgb_bytes(const sl_vae_config *config, int64_t T, int64_t h, int64_t w)
-{
-    const int64_t first_only = 1, later = sl_vae_frame_count(config, 2) - 1;
-    const int64_t frames = T > 1 ? later : first_only;
-
-    return (size_t)(frames * LATENT_PIXELS * h * LATENT_PIXELS * w * RGB);
-}
-
-sl_status sl_t2v_decode(sl_exec *exec, sl_scratch *scratch, const sl_component *vae,
-                        const sl_tensor *latent, const sl_t2v_events *events, sl_error *err)
-{
-    const size_t mark = sl_scratch_mark(scratch);
-    const sl_vae_config *config = &sl_component_get_spec(vae)->config.vae;
-    const int64_t T = latent->dim[1], h = latent->dim[2], w = latent->dim[3];
-    const bool tell = events && events->on_frames && !sl_exec_is_counting(exec);
-    uint8_t *host = NULL;
-    sl_status status = SL_OK;
-    sl_vae_decoder decoder;
-    sl_tensor z, frames;
-    int64_t first = 0;
-
-    if (tell) {
-        host = malloc(chunk_rgb_bytes(config, T, h, w));
-        if (!host)
-            return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a chunk of decoded frames");
-    }
-    SL_TRY(sl_scratch_take(scratch, &z, err, SL_F32, latent->rank, latent->dim));
-    SL_TRY(sl_exec_ops(exec)->sample_cast(exec, &z, latent, err));
-    SL_TRY(sl_vae_decoder_begin(&decoder, exec, scratch, sl_component_vae(vae), config, T, h, w,
-                                NULL, err));
-    for (int64_t t = 0; t < T; t++) {
-        SL_TRY(sl_vae_decoder_next(&decoder, &z, t, &frames, err));
-        SL_TRY(check_finite(exec, &frames, "decoding latent frame", t, T, err));
-        SL_TRY(deliver(exec, scratch, &frames, (int)first, host, events, err));
-        first += frames.dim[0];
-    }
-done:
-    free(host);
-    sl_scratch_release(scratch, mark);
-    return status;
-}
-
-/* ---- the walk: run and plan ---- */
-
-/* A phase begins: its peak is counted from what is in use now. */
-static sl_status begin_phase(sl_exec *exec, sl_scratch *scratch, const sl_t2v_events *events,
-                             sl_phase phase, sl_error *err)
-{
-    scratch->peak_bytes = scratch->used_bytes;
-    if (events && events->on_phase && !sl_exec_is_counting(exec))
-        return events->on_phase(events->arg, phase, err);
+    walk->scratch->peak_bytes = walk->scratch->used_bytes;
+    if (walk->events && walk->events->on_phase && !sl_exec_is_counting(walk->exec))
+        return walk->events->on_phase(walk->events->arg, phase, err);
     return SL_OK;
+}
+
+void sl_t2v_end_phase(sl_t2v_walk *walk, sl_phase phase)
+{
+    walk->measured.phase_activation_bytes[phase] = walk->scratch->peak_bytes - walk->mark;
+}
+
+/* The phases before decoding. */
+/* text: the prompt's rows, and with guidance those of the negative one. */
+static sl_status encode_texts(sl_t2v_walk *w, sl_tensor *text, sl_error *err)
+{
+    const sl_component *encoder = w->components->text_encoder;
+    const sl_t2v_request *request = w->request;
+    const int64_t rows = w->arch->dit.text_len;
+    const struct {
+        const int32_t *ids;
+        int64_t count;
+    } prompts[] = { { w->ids, request->token_count },
+                    { request->negative_ids, request->negative_token_count } };
+    const int count = w->phases.guided ? 2 : 1;
+    sl_status status = SL_OK;
+
+    SL_TRY(sl_scratch_tensor(w->scratch, text, err, SL_F32, 2, count * rows, w->arch->t5.dim));
+    for (int i = 0; i < count; i++) {
+        const sl_tensor out = sl_tensor_rows(text, i * rows, rows);
+
+        SL_TRY(sl_umt5_encode(w->exec, w->scratch, sl_component_t5(encoder),
+                              &sl_component_get_spec(encoder)->config.t5, prompts[i].ids,
+                              prompts[i].count, &out, NULL, err));
+    }
+done:
+    return status;
+}
+
+static sl_status make_latent(sl_t2v_walk *w, const sl_tensor *latent, sl_error *err)
+{
+    const size_t mark = sl_scratch_mark(w->scratch);
+    const bool from_image = w->phases.components[SL_PHASE_ENCODE_IMAGE] != 0;
+    sl_status status = SL_OK;
+    sl_tensor text, condition;
+
+    SL_TRY(encode_texts(w, &text, err));
+    sl_t2v_end_phase(w, SL_PHASE_ENCODE_TEXT);
+
+    if (from_image) {
+        SL_TRY(sl_t2v_begin_phase(w, SL_PHASE_ENCODE_IMAGE, err));
+        SL_TRY(sl_scratch_tensor(w->scratch, &condition, err, SL_F32, 4,
+                                 SL_MASK_CHANNELS + w->arch->vae.z_dim, latent->dim[1],
+                                 latent->dim[2], latent->dim[3]));
+        SL_TRY(sl_t2v_encode_image(w->exec, w->scratch, w->components->vae, w->request->image,
+                                   &condition, err));
+        sl_t2v_end_phase(w, SL_PHASE_ENCODE_IMAGE);
+    }
+    SL_TRY(sl_t2v_walk_denoise(w, &text, from_image ? &condition : NULL, latent, err));
+done:
+    sl_scratch_release(w->scratch, mark);
+    return status;
+}
+
+/* Activations are planned for the modes of the request. */
+static sl_status check_component(const sl_component *component, sl_component_kind kind,
+                                 unsigned streamed, sl_error *err)
+{
+    const sl_component_mode want =
+        streamed & SL_COMPONENT_BIT(kind) ? SL_MODE_STREAMED : SL_MODE_RESIDENT;
+
+    if (!component)
+        return sl_fail(err, SL_ERR_INVALID, "%s is not there: the request needs it",
+                       sl_component_name(kind));
+    const sl_component_spec *spec = sl_component_get_spec(component);
+    if (spec->kind != kind)
+        return sl_fail(err, SL_ERR_INVALID, "%s was given as %s", sl_component_name(spec->kind),
+                       sl_component_name(kind));
+    if (spec->mode != want)
+        return sl_fail(err, SL_ERR_INVALID, "%s is %s: the request was planned with it %s",
+                       sl_component_name(kind), sl_component_mode_name(spec->mode),
+                       sl_component_mode_name(want));
+    return SL_OK;
+}
+
+static sl_status check_inputs(const sl_t2v_walk *w, sl_error *err)
+{
+    unsigned needed = 0;
+    sl_status status = SL_OK;
+
+    for (int phase = 0; phase < SL_PHASE_COUNT; phase++)
+        needed |= w->phases.components[phase];
+    for (int kind = 0; kind < SL_COMPONENT_COUNT && status == SL_OK; kind++)
+        if (needed & SL_COMPONENT_BIT(kind))
+            status = check_component(sl_t2v_component_of(w->components, (sl_component_kind)kind),
+                                     (sl_component_kind)kind, w->request->streamed, err);
+    if (status == SL_OK && w->phases.components[SL_PHASE_ENCODE_IMAGE] && !w->request->image &&
+        !sl_exec_is_counting(w->exec))
+        status = sl_fail(err, SL_ERR_INVALID,
+                         "model \"%s\" makes video from an image: none is given", w->arch->name);
+    if (status == SL_OK && w->phases.guided && w->steps_done < w->request->steps &&
+        !w->request->negative_ids && !sl_exec_is_counting(w->exec))
+        status = sl_fail(err, SL_ERR_INVALID, "guidance needs a negative prompt: none is given");
+    return status;
+}
+
+static sl_status run_walk(sl_t2v_walk *w, sl_t2v_result *result, sl_error *err)
+{
+    const bool decode_only = w->steps_done == w->request->steps;
+    sl_scratch *scratch = w->scratch;
+    sl_status status = SL_OK;
+    sl_tensor latent;
+    int64_t dim[4];
+
+    w->mark = sl_scratch_mark(scratch);
+    SL_TRY(sl_t2v_request_check(w->request, w->arch, err));
+    SL_TRY(sl_t2v_phases_make(&w->phases, w->request, w->arch->task == SL_TASK_I2V,
+                              w->arch->expert_count, w->steps_done, err));
+    SL_TRY(check_inputs(w, err));
+    if (!decode_only)
+        SL_TRY(sl_t2v_begin_phase(w, SL_PHASE_ENCODE_TEXT, err));
+    (void)sl_t2v_latent_shape(w->request, w->arch, dim);
+    SL_TRY(sl_scratch_take(scratch, &latent, err, SL_F64, 4, dim));
+    if (decode_only)
+        SL_TRY(sl_exec_write(w->exec, latent.data, w->latent, sl_tensor_bytes(&latent), err));
+    else
+        SL_TRY(make_latent(w, &latent, err));
+
+    SL_TRY(sl_t2v_begin_phase(w, SL_PHASE_DECODE, err));
+    SL_TRY(sl_t2v_decode(w->exec, scratch, w->components->vae, &latent, w->events, err));
+    sl_t2v_end_phase(w, SL_PHASE_DECODE);
+    if (result)
+        *result = w->measured;
+done:
+    sl_scratch_release(scratch, w->mark);
+    return status;
 }
 
 sl_status sl_t2v_run(sl_exec *exec, sl_scratch *scratch, const sl_t2v_components *components,
@@ -297,95 +448,36 @@ sl_status sl_t2v_run(sl_exec *exec, sl_scratch *scratch, const sl_t2v_components
                      const float *const *noises, const sl_t2v_events *events, sl_t2v_result *result,
                      sl_error *err)
 {
-    const size_t mark = sl_scratch_mark(scratch);
-    const sl_component *encoder = components->text_encoder;
-    sl_t2v_result measured = { .phase_activation_bytes = { 0 } };
-    sl_status status = SL_OK;
-    sl_tensor latent, text;
+    sl_t2v_walk w = { .exec = exec,
+                      .scratch = scratch,
+                      .components = components,
+                      .arch = arch,
+                      .request = request,
+                      .ids = ids,
+                      .noises = noises,
+                      .events = events };
 
-    SL_TRY(sl_t2v_request_check(request, arch, err));
-    SL_TRY(begin_phase(exec, scratch, events, SL_PHASE_ENCODE_TEXT, err));
-    const int64_t T = 1 + (request->frames - 1) / frames_per_latent(arch);
-    SL_TRY(sl_scratch_tensor(scratch, &latent, err, SL_F64, 4, arch->dit.out_dim, T,
-                             request->height / LATENT_PIXELS, request->width / LATENT_PIXELS));
-    const size_t latent_mark = sl_scratch_mark(scratch);
-    SL_TRY(sl_scratch_tensor(scratch, &text, err, SL_F32, 2, arch->dit.text_len, arch->t5.dim));
-    SL_TRY(sl_umt5_encode(exec, scratch, sl_component_t5(encoder),
-                          &sl_component_get_spec(encoder)->config.t5, ids, request->token_count,
-                          &text, NULL, err));
-    measured.phase_activation_bytes[SL_PHASE_ENCODE_TEXT] = scratch->peak_bytes - mark;
-
-    SL_TRY(begin_phase(exec, scratch, events, SL_PHASE_DENOISE, err));
-    SL_TRY(sl_t2v_denoise(exec, scratch, components->dit, request, &text, noises, events, &latent,
-                          err));
-    measured.phase_activation_bytes[SL_PHASE_DENOISE] = scratch->peak_bytes - mark;
-
-    sl_scratch_release(scratch, latent_mark);
-    SL_TRY(begin_phase(exec, scratch, events, SL_PHASE_DECODE, err));
-    SL_TRY(sl_t2v_decode(exec, scratch, components->vae, &latent, events, err));
-    measured.phase_activation_bytes[SL_PHASE_DECODE] = scratch->peak_bytes - mark;
-    if (result)
-        *result = measured;
-done:
-    sl_scratch_release(scratch, mark);
-    return status;
+    return run_walk(&w, result, err);
 }
 
-/* Both sums of sizes that memory must hold; SIZE_MAX stands for "more than any". */
-static size_t add_saturated(size_t a, size_t b)
+sl_status sl_t2v_resume(sl_exec *exec, sl_scratch *scratch, const sl_t2v_components *components,
+                        const sl_arch *arch, const sl_t2v_request *request, const int32_t *ids,
+                        const float *const *noises, int steps_done, const double *latent,
+                        const sl_t2v_events *events, sl_t2v_result *result, sl_error *err)
 {
-    return a > SIZE_MAX - b ? SIZE_MAX : a + b;
-}
+    sl_t2v_walk w = { .exec = exec,
+                      .scratch = scratch,
+                      .components = components,
+                      .arch = arch,
+                      .request = request,
+                      .ids = ids,
+                      .noises = noises,
+                      .events = events,
+                      .steps_done = steps_done,
+                      .latent = latent };
 
-static void sum_up(sl_t2v_plan *plan, const sl_t2v_request *request, const sl_arch *arch,
-                   const sl_t2v_result *counted)
-{
-    size_t most = 0;
-
-    for (int phase = 0; phase < SL_PHASE_COUNT; phase++) {
-        plan->phase_activation_bytes[phase] = counted->phase_activation_bytes[phase];
-        if (counted->phase_activation_bytes[phase] > most)
-            most = counted->phase_activation_bytes[phase];
-    }
-    plan->activation_bytes = sl_granules(most);
-    plan->total_bytes = plan->activation_bytes;
-    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++)
-        plan->total_bytes = add_saturated(plan->total_bytes, plan->weight_bytes[kind]);
-    plan->output_frame_bytes =
-        chunk_rgb_bytes(&arch->vae, request->frames > 1 ? 2 : 1, request->height / LATENT_PIXELS,
-                        request->width / LATENT_PIXELS);
-}
-
-sl_status sl_t2v_plan_make(sl_t2v_plan *out, const sl_t2v_request *request, const sl_arch *arch,
-                           sl_error *err)
-{
-    static const sl_component_kind kinds[] = { SL_COMPONENT_TEXT_ENCODER, SL_COMPONENT_DIT,
-                                               SL_COMPONENT_VAE };
-    sl_component *parts[SL_COUNT(kinds)] = { NULL };
-    sl_t2v_plan plan = { .weight_bytes = { 0 } };
-    sl_exec *exec = NULL;
-    sl_status status = SL_OK;
-    sl_scratch scratch;
-    sl_t2v_result counted;
-
-    SL_TRY(sl_t2v_request_check(request, arch, err));
-    SL_TRY(sl_exec_create_counting(&exec, err));
-    sl_scratch_init_counting(&scratch);
-    for (size_t i = 0; i < SL_COUNT(kinds); i++) {
-        const sl_component_spec spec = sl_component_spec_of(arch, kinds[i], request->precision);
-
-        plan.weight_bytes[kinds[i]] = sl_component_plan_bytes(&spec);
-        SL_TRY(sl_component_create_counting(&parts[i], &spec, err));
-    }
-    const sl_t2v_components components = { .text_encoder = parts[0],
-                                           .dit = parts[1],
-                                           .vae = parts[2] };
-    SL_TRY(sl_t2v_run(exec, &scratch, &components, arch, request, NULL, NULL, NULL, &counted, err));
-    sum_up(&plan, request, arch, &counted);
-    *out = plan;
-done:
-    for (size_t i = 0; i < SL_COUNT(kinds); i++)
-        sl_component_destroy(parts[i]);
-    sl_exec_destroy(exec);
-    return status;
+    if (steps_done < 1 || steps_done > request->steps)
+        return sl_fail(err, SL_ERR_INVALID, "resumed behind step %d: expected 1 to %d", steps_done,
+                       request->steps);
+    return run_walk(&w, result, err);
 }

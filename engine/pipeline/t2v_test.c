@@ -2,223 +2,13 @@
  * uses, equal requests give equal bytes, and every way to stop it stops it. */
 #include "engine/pipeline/t2v.h"
 
-#include "engine/nets/net_test.h"
+#include "engine/pipeline/t2v_test.h"
 #include "kernels/ops.h"
 
-#include <stdio.h>
-#include <unistd.h>
+#include <pthread.h>
 
-static const sl_arch small = {
-    .name = "test-t2v",
-    .task = SL_TASK_T2V,
-    .expert_count = 1,
-    .dit = { .dim = 32,
-             .ffn_dim = 48,
-             .num_heads = 2,
-             .num_layers = 2,
-             .in_dim = 16,
-             .out_dim = 16,
-             .text_dim = 16,
-             .text_len = 8,
-             .freq_dim = 16,
-             .eps = 1e-6f },
-    .t5 = { .vocab = 40,
-            .dim = 16,
-            .dim_attn = 16,
-            .dim_ffn = 24,
-            .num_heads = 2,
-            .num_layers = 2,
-            .num_buckets = 32,
-            .max_distance = 128,
-            .eps = 1e-6f },
-    .vae = { .dim = 4,
-             .z_dim = 16,
-             .num_res_blocks = 2,
-             .dim_mult = { 1, 2, 4, 4 },
-             .temporal_down = { false, true, true },
-             .mean = { 0.1f, -0.2f },
-             .std = { 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2 } },
-    .sigma_max = 80,
-    .default_width = 48,
-    .default_height = 32,
-    .default_frames = 5,
-};
-
-static const int32_t ids[8] = { 4, 9, 39, 0, 7, 7, 12, 1 };
-
-/* ---- files with weights, through the ordinary writer and loader ---- */
-
-typedef struct {
-    sl_st_writer *writer;
-    bool declare; /* else write */
-} file_job;
-
-static sl_status file_visitor(void *arg, const sl_weight_spec *spec, sl_error *err)
-{
-    const file_job *job = arg;
-    const bool norm = strstr(spec->name, "norm") || strstr(spec->name, "gamma");
-    const bool small_value = strstr(spec->name, "bias") || strstr(spec->name, "modulation");
-    int64_t count = 1, fan_in = 1;
-    uint64_t seed = 0;
-    sl_status status;
-    float *v;
-
-    if (job->declare)
-        return sl_st_writer_declare(job->writer, spec->name, SL_F32, spec->rank, spec->dim, err);
-    for (const char *c = spec->name; *c; c++)
-        seed = seed * 131 + (uint64_t)(unsigned char)*c;
-    for (int i = 0; i < spec->rank; i++) {
-        count *= spec->dim[i];
-        fan_in *= i > 0 ? spec->dim[i] : 1;
-    }
-    v = malloc((size_t)count * sizeof *v);
-    SL_CHECK(v != NULL);
-    net_test_fill(v, count, seed, norm && !small_value ? 1.0f : 0.0f,
-                  norm || small_value ? 0.1f : sqrtf(3.0f / (float)fan_in));
-    status = sl_st_writer_write(job->writer, v, (size_t)count * sizeof *v, err);
-    free(v);
-    return status;
-}
-
-static sl_status visit(const sl_arch *arch, sl_component_kind kind, file_job *job, sl_error *err)
-{
-    switch (kind) {
-    case SL_COMPONENT_TEXT_ENCODER: {
-        static sl_t5_weights weights;
-        return sl_t5_visit(&weights, &arch->t5, SL_PRECISION_F32, file_visitor, job, err);
-    }
-    case SL_COMPONENT_VAE: {
-        static sl_vae_weights weights;
-        return sl_vae_visit(&weights, &arch->vae, SL_PRECISION_F32, file_visitor, job, err);
-    }
-    default: {
-        static sl_dit_weights weights;
-        return sl_dit_visit(&weights, &arch->dit, SL_LAYOUT_OFFICIAL, SL_PRECISION_F32,
-                            file_visitor, job, err);
-    }
-    }
-}
-
-static void write_file(const char *path, const sl_arch *arch, sl_component_kind kind)
-{
-    sl_error error = { .status = SL_OK }, *err = &error;
-    file_job job = { .declare = true };
-
-    SL_CHECK_OK(sl_st_writer_create(&job.writer, path, err));
-    SL_CHECK_OK(visit(arch, kind, &job, err));
-    job.declare = false;
-    SL_CHECK_OK(visit(arch, kind, &job, err));
-    SL_CHECK_OK(sl_st_writer_finish(job.writer, err));
-    sl_st_writer_destroy(job.writer);
-}
-
-/* ---- a worker in little ---- */
-
-enum { PARTS = 3 };
-static const sl_component_kind kinds[PARTS] = { SL_COMPONENT_TEXT_ENCODER, SL_COMPONENT_DIT,
-                                                SL_COMPONENT_VAE };
-
-typedef struct {
-    net_test net;
-    const sl_arch *arch;
-    sl_component *parts[PARTS];
-    sl_t2v_components components;
-} fixture;
-
-static void open_fixture(fixture *f, const sl_arch *arch, sl_precision precision)
-{
-    sl_error error = { .status = SL_OK }, *err = &error;
-    char dir[] = "/tmp/sl_t2v_test_XXXXXX", path[64];
-
-    net_test_open(&f->net);
-    f->arch = arch;
-    SL_CHECK(mkdtemp(dir) != NULL);
-    snprintf(path, sizeof path, "%s/w.safetensors", dir);
-    for (int i = 0; i < PARTS; i++) {
-        const sl_component_spec spec = sl_component_spec_of(arch, kinds[i], precision);
-        sl_ckpt *ckpt;
-
-        write_file(path, arch, kinds[i]);
-        SL_CHECK_OK(sl_ckpt_open(&ckpt, path, err));
-        SL_CHECK_OK(sl_component_load(&f->parts[i], &spec, f->net.device, f->net.exec, ckpt, err));
-        SL_CHECK(sl_component_mapped_bytes(f->parts[i]) == sl_component_plan_bytes(&spec));
-        sl_ckpt_close(ckpt);
-        unlink(path);
-    }
-    rmdir(dir);
-    f->components =
-        (sl_t2v_components){ .text_encoder = f->parts[0], .dit = f->parts[1], .vae = f->parts[2] };
-}
-
-static void close_fixture(fixture *f)
-{
-    for (int i = 0; i < PARTS; i++)
-        sl_component_destroy(f->parts[i]);
-    net_test_close(&f->net);
-}
-
-/* What a run told. */
-typedef struct {
-    uint8_t *rgb; /* [frames, height, width, 3] */
-    size_t frame_bytes;
-    int frames, steps, phases;
-    const char *fail_in; /* "phase", "step", "frames": answers with SL_ERR_BUSY */
-    atomic_uint *cancel; /* set in the first step */
-} record;
-
-static sl_status on_phase(void *arg, sl_phase phase, sl_error *err)
-{
-    record *r = arg;
-
-    SL_CHECK((int)phase == r->phases++);
-    if (r->fail_in && strcmp(r->fail_in, "phase") == 0)
-        return sl_fail(err, SL_ERR_BUSY, "asked to stop");
-    return SL_OK;
-}
-
-static sl_status on_step(void *arg, int step, int step_count, const sl_tensor *latent,
-                         sl_error *err)
-{
-    record *r = arg;
-
-    SL_CHECK(step == r->steps++ && step < step_count && latent->dtype == SL_F64);
-    if (r->cancel)
-        atomic_store(r->cancel, 1);
-    if (r->fail_in && strcmp(r->fail_in, "step") == 0)
-        return sl_fail(err, SL_ERR_BUSY, "asked to stop");
-    return SL_OK;
-}
-
-static sl_status on_frames(void *arg, const uint8_t *rgb, int first, int count, sl_error *err)
-{
-    record *r = arg;
-
-    SL_CHECK(first == r->frames);
-    r->frames += count;
-    r->rgb = realloc(r->rgb, (size_t)r->frames * r->frame_bytes);
-    SL_CHECK(r->rgb != NULL);
-    memcpy(r->rgb + (size_t)first * r->frame_bytes, rgb, (size_t)count * r->frame_bytes);
-    if (r->fail_in && strcmp(r->fail_in, "frames") == 0)
-        return sl_fail(err, SL_ERR_BUSY, "asked to stop");
-    return SL_OK;
-}
-
-static sl_status run(fixture *f, const sl_t2v_request *request, const float *const *noises,
-                     record *r, sl_t2v_result *result, sl_error *err)
-{
-    const sl_t2v_events events = {
-        .arg = r, .on_phase = on_phase, .on_step = on_step, .on_frames = on_frames
-    };
-
-    r->frame_bytes = (size_t)request->width * (size_t)request->height * 3;
-    net_test_reset(&f->net); /* NaN: nothing may be read before it is written */
-    const sl_status status = sl_t2v_run(f->net.exec, &f->net.scratch, &f->components, f->arch,
-                                        request, ids, noises, &events, result, err);
-    SL_CHECK(sl_scratch_mark(&f->net.scratch) == 0);
-    return status;
-}
-
-/* ---- tests ---- */
+static const unsigned t2v_phases =
+    PHASE_BIT(SL_PHASE_ENCODE_TEXT) | PHASE_BIT(SL_PHASE_DENOISE) | PHASE_BIT(SL_PHASE_DECODE);
 
 SL_TEST(plan_is_what_a_run_uses)
 {
@@ -233,7 +23,7 @@ SL_TEST(plan_is_what_a_run_uses)
         { 176, 160, 5, 1, SL_SAMPLER_SDE, 5 },
     };
 
-    for (int p = 0; p < SL_PRECISION_COUNT; p++) {
+    for (int p = 0; p < SMALL_PRECISIONS; p++) {
         fixture f;
 
         open_fixture(&f, &small, (sl_precision)p);
@@ -254,21 +44,23 @@ SL_TEST(plan_is_what_a_run_uses)
             SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, &small, err));
             SL_CHECK_OK(run(&f, &request, NULL, &r, &result, err));
             SL_CHECK(r.frames == rows[i].frames && r.steps == rows[i].steps);
-            SL_CHECK(r.phases == SL_PHASE_COUNT);
+            SL_CHECK(r.phases == t2v_phases && r.phases == phases_of(&plan));
             for (int phase = 0; phase < SL_PHASE_COUNT; phase++) {
                 if (plan.phase_activation_bytes[phase] != result.phase_activation_bytes[phase])
                     fail_msg("row %zu, %s: planned %zu bytes, used %zu", i,
                              sl_phase_name((sl_phase)phase), plan.phase_activation_bytes[phase],
                              result.phase_activation_bytes[phase]);
-                SL_CHECK(result.phase_activation_bytes[phase] > 0);
+                SL_CHECK((result.phase_activation_bytes[phase] > 0) ==
+                         ((t2v_phases & PHASE_BIT(phase)) != 0));
                 if (plan.phase_activation_bytes[phase] > most)
                     most = plan.phase_activation_bytes[phase];
             }
             SL_CHECK(plan.activation_bytes == sl_granules(most));
-            SL_CHECK(plan.total_bytes == plan.activation_bytes +
-                                             sl_component_mapped_bytes(f.parts[0]) +
-                                             sl_component_mapped_bytes(f.parts[1]) +
-                                             sl_component_mapped_bytes(f.parts[2]));
+            SL_CHECK(plan.total_bytes ==
+                     plan.activation_bytes +
+                         sl_component_mapped_bytes(f.parts[SL_COMPONENT_TEXT_ENCODER]) +
+                         sl_component_mapped_bytes(f.parts[SL_COMPONENT_DIT]) +
+                         sl_component_mapped_bytes(f.parts[SL_COMPONENT_VAE]));
             SL_CHECK(plan.output_frame_bytes == r.frame_bytes * (rows[i].frames > 1 ? 4 : 1));
             free(r.rgb);
         }
@@ -361,11 +153,14 @@ SL_TEST(callbacks_and_cancel_end_a_run)
 
     open_fixture(&f, &small, SL_PRECISION_BF16);
     for (int i = 0; i < 3; i++) {
+        const sl_phase phase =
+            (sl_phase[]){ SL_PHASE_ENCODE_TEXT, SL_PHASE_DENOISE, SL_PHASE_DECODE }[i];
         record r = { .fail_in = (const char *[]){ "phase", "step", "frames" }[i] };
 
         SL_CHECK_STATUS(run(&f, &request, NULL, &r, NULL, err), SL_ERR_BUSY);
         SL_CHECK(strcmp(err->message, "asked to stop") == 0);
-        SL_CHECK(r.phases == i + 1 && r.steps == (i == 2 ? 4 : i));
+        SL_CHECK(r.phases == (t2v_phases & (2 * PHASE_BIT(phase) - 1)));
+        SL_CHECK(r.steps == (i == 2 ? 4 : i));
         free(r.rgb);
     }
     record r = { .cancel = &f.net.cancel };
@@ -388,10 +183,10 @@ SL_TEST(broken_numbers_name_step_and_stage)
     record r = { .rgb = NULL }, q = { .rgb = NULL };
 
     open_fixture(&f, &small, SL_PRECISION_F32);
-    poison(&sl_component_vae(f.parts[2])->decoder.head.b);
+    poison(&sl_component_vae(f.parts[SL_COMPONENT_VAE])->decoder.head.b);
     SL_CHECK_STATUS(run(&f, &request, NULL, &r, NULL, err), SL_ERR_DATA);
     SL_CHECK(strstr(err->message, "decoding latent frame 1 of 2") && r.frames == 0);
-    poison(&sl_component_dit(f.parts[1])->head.b);
+    poison(&sl_component_dit(f.parts[SL_COMPONENT_DIT])->head.b);
     SL_CHECK_STATUS(run(&f, &request, NULL, &q, NULL, err), SL_ERR_DATA);
     SL_CHECK(strstr(err->message, "denoising step 1 of 4") && q.steps == 0);
     close_fixture(&f);
@@ -449,11 +244,6 @@ SL_TEST(published_models_can_be_planned)
         const sl_t2v_request request = sl_t2v_request_default(arch);
         sl_t2v_plan plan;
 
-        if (arch->task != SL_TASK_T2V) {
-            SL_CHECK_STATUS(sl_t2v_plan_make(&plan, &request, arch, err), SL_ERR_INVALID);
-            SL_CHECK(strstr(err->message, arch->name) && strstr(err->message, "from an image"));
-            continue;
-        }
         SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, arch, err));
         SL_CHECK(plan.total_bytes > plan.activation_bytes && plan.activation_bytes > 0);
     }
@@ -477,8 +267,233 @@ SL_TEST(decoding_longer_videos_takes_no_more)
              shorter.phase_activation_bytes[SL_PHASE_DECODE] + latent_bytes);
 }
 
+/* ---- streaming ---- */
+
+/* Three blocks: a walk does not begin in the slot where the one before did. */
+static sl_arch three_blocks(void)
+{
+    sl_arch arch = small;
+
+    arch.dit.num_layers = 3;
+    arch.t5.num_layers = 1;
+    return arch;
+}
+
+SL_TEST(streamed_runs_give_the_same_bytes)
+{
+    static const unsigned sets[] = { SL_COMPONENT_BIT(SL_COMPONENT_TEXT_ENCODER),
+                                     SL_COMPONENT_BIT(SL_COMPONENT_DIT),
+                                     SL_COMPONENT_BIT(SL_COMPONENT_TEXT_ENCODER) |
+                                         SL_COMPONENT_BIT(SL_COMPONENT_DIT) };
+    const sl_arch archs[] = { small, three_blocks() };
+
+    for (size_t a = 0; a < SL_COUNT(archs) * SMALL_PRECISIONS; a++) {
+        const sl_arch *arch = &archs[a / SMALL_PRECISIONS];
+        sl_t2v_request request = sl_t2v_request_default(arch);
+        record want = { .rgb = NULL };
+        fixture f;
+
+        request.precision = (sl_precision)(a % SMALL_PRECISIONS);
+        open_fixture(&f, arch, request.precision);
+        SL_CHECK_OK(run(&f, &request, NULL, &want, NULL, err));
+        close_fixture(&f);
+        for (size_t i = 0; i < SL_COUNT(sets); i++) {
+            sl_t2v_plan plan;
+            sl_t2v_result result;
+
+            request.streamed = sets[i];
+            SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, arch, err));
+            open_fixture_streamed(&f, arch, request.precision, sets[i]);
+            for (int again = 0; again < 2; again++) {
+                record got = { .rgb = NULL };
+
+                SL_CHECK_OK(run(&f, &request, NULL, &got, &result, err));
+                SL_CHECK(got.frames == want.frames);
+                SL_CHECK(memcmp(got.rgb, want.rgb, want.frame_bytes * (size_t)want.frames) == 0);
+                SL_CHECK(memcmp(result.phase_activation_bytes, plan.phase_activation_bytes,
+                                sizeof result.phase_activation_bytes) == 0);
+                free_record(&got);
+            }
+            for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++)
+                SL_CHECK(plan.weight_bytes[kind] ==
+                         (f.parts[kind] ? sl_component_mapped_bytes(f.parts[kind]) : 0));
+            close_fixture(&f);
+        }
+        free_record(&want);
+    }
+}
+
+/* A run that ends amid the blocks leaves nothing behind that the next one sees. */
+SL_TEST(a_cancelled_streamed_run_can_be_repeated)
+{
+    const sl_arch arch = three_blocks();
+    sl_t2v_request request = sl_t2v_request_default(&arch);
+    record want = { .rgb = NULL }, cut = { .rgb = NULL }, got = { .rgb = NULL };
+    fixture f;
+
+    request.streamed = SL_COMPONENT_BIT(SL_COMPONENT_DIT);
+    open_fixture_streamed(&f, &arch, request.precision, request.streamed);
+    SL_CHECK_OK(run(&f, &request, NULL, &want, NULL, err));
+    cut.cancel = &f.net.cancel;
+    SL_CHECK_STATUS(run(&f, &request, NULL, &cut, NULL, err), SL_ERR_CANCELLED);
+    SL_CHECK(cut.steps == 1);
+    atomic_store(&f.net.cancel, 0);
+    SL_CHECK_OK(run(&f, &request, NULL, &got, NULL, err));
+    SL_CHECK(memcmp(got.rgb, want.rgb, want.frame_bytes * (size_t)want.frames) == 0);
+    free_record(&want);
+    free_record(&cut);
+    free_record(&got);
+    close_fixture(&f);
+}
+
+typedef struct {
+    fixture f;
+    const sl_t2v_request *request;
+    record record;
+    sl_status status;
+    pthread_t thread;
+} lane;
+
+static void *lane_main(void *arg)
+{
+    lane *l = arg;
+    sl_error error = { .status = SL_OK };
+
+    l->status = run(&l->f, l->request, NULL, &l->record, NULL, &error);
+    return NULL;
+}
+
+/* Two jobs on the same components, each on an exec of its own. */
+SL_TEST(streamed_components_serve_two_lanes)
+{
+    const sl_arch arch = three_blocks();
+    sl_t2v_request requests[2] = { sl_t2v_request_default(&arch), sl_t2v_request_default(&arch) };
+    lane lanes[2] = { { .request = &requests[0] }, { .request = &requests[1] } };
+    record want[2] = { { .rgb = NULL }, { .rgb = NULL } };
+    fixture f;
+
+    requests[1].seed = 7;
+    requests[0].streamed = requests[1].streamed =
+        SL_COMPONENT_BIT(SL_COMPONENT_DIT) | SL_COMPONENT_BIT(SL_COMPONENT_TEXT_ENCODER);
+    open_fixture_streamed(&f, &arch, SL_PRECISION_BF16, requests[0].streamed);
+    for (int i = 0; i < 2; i++) {
+        SL_CHECK_OK(run(&f, &requests[i], NULL, &want[i], NULL, err));
+        lanes[i].f = f; /* the components of f on a device of its own */
+        net_test_open(&lanes[i].f.net);
+    }
+    for (int i = 0; i < 2; i++)
+        SL_CHECK(pthread_create(&lanes[i].thread, NULL, lane_main, &lanes[i]) == 0);
+    for (int i = 0; i < 2; i++) {
+        pthread_join(lanes[i].thread, NULL);
+        SL_CHECK(lanes[i].status == SL_OK);
+        SL_CHECK(memcmp(lanes[i].record.rgb, want[i].rgb,
+                        want[i].frame_bytes * (size_t)want[i].frames) == 0);
+    }
+    for (int i = 0; i < 2; i++) {
+        net_test_close(&lanes[i].f.net);
+        free_record(&lanes[i].record);
+        free_record(&want[i]);
+    }
+    close_fixture(&f);
+}
+
+SL_TEST(modes_are_checked)
+{
+    sl_t2v_request request = sl_t2v_request_default(&small);
+    record r = { .rgb = NULL };
+    fixture f;
+
+    open_fixture(&f, &small, SL_PRECISION_BF16);
+    request.streamed = SL_COMPONENT_BIT(SL_COMPONENT_DIT);
+    SL_CHECK_STATUS(run(&f, &request, NULL, &r, NULL, err), SL_ERR_INVALID);
+    SL_CHECK(strcmp(err->message, "dit is resident: the request was planned with it streamed") ==
+             0);
+    request.streamed = SL_COMPONENT_BIT(SL_COMPONENT_VAE);
+    SL_CHECK_STATUS(sl_t2v_request_check(&request, &small, err), SL_ERR_INVALID);
+    SL_CHECK(strstr(err->message, "vae cannot be streamed"));
+    request.streamed = SL_COMPONENT_BIT(SL_COMPONENT_DIT_LOW);
+    SL_CHECK_STATUS(sl_t2v_request_check(&request, &small, err), SL_ERR_INVALID);
+    request.streamed = 1u << 20;
+    SL_CHECK_STATUS(sl_t2v_request_check(&request, &small, err), SL_ERR_INVALID);
+    SL_CHECK(r.phases == 0);
+    free_record(&r);
+    close_fixture(&f);
+}
+
+/* ---- plans ---- */
+
+SL_TEST(plan_by_phase)
+{
+    const sl_arch *arch = sl_arch_find("wan2.1-t2v-14b");
+    sl_t2v_request request = sl_t2v_request_default(arch);
+    sl_t2v_plan resident, streamed;
+
+    SL_CHECK_OK(sl_t2v_plan_make(&resident, &request, arch, err));
+    request.streamed =
+        SL_COMPONENT_BIT(SL_COMPONENT_DIT) | SL_COMPONENT_BIT(SL_COMPONENT_TEXT_ENCODER);
+    SL_CHECK_OK(sl_t2v_plan_make(&streamed, &request, arch, err));
+
+    for (int phase = 0; phase < SL_PHASE_COUNT; phase++) {
+        size_t most = 0;
+
+        for (int later = phase; later < SL_PHASE_COUNT; later++)
+            if (resident.phase_activation_bytes[later] > most)
+                most = resident.phase_activation_bytes[later];
+        SL_CHECK(resident.remaining_bytes[phase] == sl_granules(most));
+        SL_CHECK(streamed.phase_components[phase] == resident.phase_components[phase]);
+    }
+    SL_CHECK(resident.phase_components[SL_PHASE_ENCODE_TEXT] ==
+             SL_COMPONENT_BIT(SL_COMPONENT_TEXT_ENCODER));
+    SL_CHECK(resident.phase_components[SL_PHASE_DENOISE] == SL_COMPONENT_BIT(SL_COMPONENT_DIT));
+    SL_CHECK(resident.phase_components[SL_PHASE_DECODE] == SL_COMPONENT_BIT(SL_COMPONENT_VAE));
+
+    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++) {
+        SL_CHECK(sl_granules(resident.image_bytes[kind]) == resident.weight_bytes[kind]);
+        SL_CHECK(resident.image_bytes[kind] == streamed.image_bytes[kind]);
+        SL_CHECK(resident.pass_bytes[kind] == 0);
+    }
+    /* 40 blocks of 0.7 GB and 24 of 0.4: two of each, and what is no block */
+    SL_CHECK(streamed.weight_bytes[SL_COMPONENT_DIT] <
+             resident.weight_bytes[SL_COMPONENT_DIT] / 10);
+    SL_CHECK(streamed.weight_bytes[SL_COMPONENT_TEXT_ENCODER] <
+             resident.weight_bytes[SL_COMPONENT_TEXT_ENCODER] / 13);
+    SL_CHECK(streamed.weight_bytes[SL_COMPONENT_VAE] == resident.weight_bytes[SL_COMPONENT_VAE]);
+    SL_CHECK(streamed.pass_bytes[SL_COMPONENT_DIT] < streamed.image_bytes[SL_COMPONENT_DIT]);
+    SL_CHECK(streamed.pass_bytes[SL_COMPONENT_DIT] >
+             streamed.image_bytes[SL_COMPONENT_DIT] / 100 * 97);
+    SL_CHECK(streamed.total_bytes < resident.total_bytes);
+}
+
+SL_TEST(estimate_of_streaming)
+{
+    sl_t2v_plan plan = {
+        .phase_components = { [SL_PHASE_ENCODE_TEXT] = SL_COMPONENT_BIT(SL_COMPONENT_TEXT_ENCODER),
+                              [SL_PHASE_DENOISE] = SL_COMPONENT_BIT(SL_COMPONENT_DIT),
+                              [SL_PHASE_DECODE] = SL_COMPONENT_BIT(SL_COMPONENT_VAE) },
+        .phase_steps = { [SL_PHASE_DENOISE] = 4 },
+    };
+    const sl_t2v_speed speed = { .copy_bytes_per_s = 10.0,
+                                 .phase_s = { [SL_PHASE_ENCODE_TEXT] = 1.0,
+                                              [SL_PHASE_DENOISE] = 40.0,
+                                              [SL_PHASE_DECODE] = 5.0 } };
+    sl_t2v_estimate e = sl_t2v_estimate_run(&plan, &speed);
+
+    SL_CHECK(e.resident_s == 46.0 && e.streamed_s == 46.0);
+    plan.pass_bytes[SL_COMPONENT_DIT] = 50; /* 5 s, behind 10 s of compute */
+    e = sl_t2v_estimate_run(&plan, &speed);
+    SL_CHECK(e.resident_s == 46.0 && e.streamed_s == 51.0);
+    plan.pass_bytes[SL_COMPONENT_DIT] = 200; /* 20 s a pass, five of them */
+    plan.pass_bytes[SL_COMPONENT_TEXT_ENCODER] = 30;
+    e = sl_t2v_estimate_run(&plan, &speed);
+    SL_CHECK(e.resident_s == 46.0 && e.streamed_s == 3.0 + 100.0 + 5.0);
+}
+
 SL_TEST_MAIN(SL_RUN(plan_is_what_a_run_uses), SL_RUN(plan_is_tight),
              SL_RUN(equal_requests_give_equal_bytes), SL_RUN(imported_noise_replaces_the_generator),
              SL_RUN(callbacks_and_cancel_end_a_run), SL_RUN(broken_numbers_name_step_and_stage),
              SL_RUN(requests_are_checked), SL_RUN(published_models_can_be_planned),
-             SL_RUN(decoding_longer_videos_takes_no_more))
+             SL_RUN(decoding_longer_videos_takes_no_more),
+             SL_RUN(streamed_runs_give_the_same_bytes),
+             SL_RUN(a_cancelled_streamed_run_can_be_repeated),
+             SL_RUN(streamed_components_serve_two_lanes), SL_RUN(modes_are_checked),
+             SL_RUN(plan_by_phase), SL_RUN(estimate_of_streaming))

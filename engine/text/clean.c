@@ -8,6 +8,8 @@
 #include "engine/text/clean.h"
 #include "engine/text/utext.h"
 
+#include "base/utf8.h"
+
 #include <utf8proc.h>
 
 #include <stdlib.h>

@@ -14,6 +14,8 @@
  */
 #include "engine/text/utext.h"
 
+#include "base/utf8.h"
+
 #include <string.h>
 
 typedef enum {

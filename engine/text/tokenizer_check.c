@@ -6,7 +6,8 @@
  * a Darts double array of that many bytes, and strings that end in NUL.
  */
 #include "engine/text/tokenizer_check.h"
-#include "engine/text/utext.h"
+
+#include "base/utf8.h"
 
 #include <math.h>
 #include <string.h>

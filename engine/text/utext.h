@@ -30,12 +30,6 @@ void sl_utext_append(sl_utext *text, const uint32_t *code_points, size_t count);
 void sl_utext_swap(sl_utext *a, sl_utext *b);
 bool sl_utext_equal(const sl_utext *a, const sl_utext *b);
 
-/* Strict UTF-8: no overlong forms, no surrogates, nothing above U+10FFFF.
- * Returns how many bytes the code point at `bytes` takes, 0 if it is not
- * valid; length is 1 or more. */
-size_t sl_utf8_decode(const uint8_t *bytes, size_t length, uint32_t *code_point);
-size_t sl_utf8_encode(uint32_t code_point, uint8_t bytes[4]);
-
 /* What str.isspace of Python says: Unicode White_Space and U+001C..U+001F. */
 bool sl_is_space(uint32_t code_point);
 

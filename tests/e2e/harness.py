@@ -124,7 +124,11 @@ class Daemon:
         os.makedirs(self.runtime, mode=0o700, exist_ok=True)
         os.makedirs(self.outputs, exist_ok=True)
         if start:
-            self.start()
+            try:
+                self.start()
+            except BaseException:  # there will be no __exit__
+                self.__exit__(*sys.exc_info())
+                raise
 
     def command(self):
         return [SLUICED, "--device", self.device, "--models", shared_model_root(), "--outputs",

@@ -1,6 +1,7 @@
 """What fits, what waits, what is refused; and that cancelling gives it all back."""
 import json
 import os
+import signal
 import subprocess
 import time
 
@@ -58,7 +59,7 @@ def test_the_edge_is_exact():
 
 def test_jobs_run_in_their_order():
     with Daemon() as d:
-        first = d.submit(*BIG)
+        first = d.submit("--width", "192", "--height", "192", "--frames", "17")
         others = [d.submit(*SMALL, "--seed", str(i)) for i in range(3)]
         waiting = [d.job(j) for j in others]
         if d.job(first)["state"] != "done":  # on a very fast machine it may be
@@ -116,12 +117,33 @@ def test_ctrl_c_cancels_the_job():
                              "--height", "512", "--frames", "81", "--request-id", "cc")
         wait_for("the job to run",
                  lambda: d.cli("job", "cc").code == 0 and d.job("cc")["state"] == "denoising")
-        client.send_signal(2)
+        client.send_signal(signal.SIGINT)
         _, err = client.communicate(timeout=20 * PATIENCE)
         assert client.returncode == 6, (client.returncode, err)
         assert "cancelling" in err, err
         assert d.job("cc")["state"] == "cancelled"
         assert not [n for n in os.listdir(d.folder) if n.startswith("a.mp4")]
+
+
+def test_ctrl_c_twice_leaves_the_job():
+    with Daemon() as d:
+        client = d.cli_start("generate", "x", "--model", MODEL, "-o", "a.mp4", "--width", "512",
+                             "--height", "512", "--frames", "81", "--request-id", "cc")
+        wait_for("the job to run",
+                 lambda: d.cli("job", "cc").code == 0 and d.job("cc")["state"] == "denoising")
+        d.process.send_signal(signal.SIGSTOP)  # so that the cancel is not answered
+        try:
+            client.send_signal(signal.SIGINT)
+            for line in client.stderr:
+                if "cancelling" in line:
+                    break
+            client.send_signal(signal.SIGINT)
+            _, err = client.communicate(timeout=20 * PATIENCE)
+        finally:
+            d.process.send_signal(signal.SIGCONT)
+        assert client.returncode == 130, (client.returncode, err)
+        assert "left to the daemon" in err, err
+        d.cli("cancel", "cc")
 
 
 def test_unload_of_a_model_in_use_is_refused():

@@ -2,6 +2,7 @@
 import hashlib
 import json
 import os
+import resource
 import shutil
 import struct
 import subprocess
@@ -120,17 +121,22 @@ def test_the_same_request_twice_is_the_same_bytes():
                 first["output_sha256"]
 
 
-def test_samplers_steps_and_precisions_differ():
+def test_samplers_steps_and_precisions():
+    tiny = ["--width", "64", "--height", "64", "--frames", "5"]
     with Daemon() as d:
-        seen = set()
-        for args in (["--sampler", "sde", "--steps", "4"], ["--sampler", "ode", "--steps", "4"],
-                     ["--steps", "1"], ["--steps", "2"], ["--steps", "3"],
-                     ["--steps", "3", "--sigma-max", "40"], ["--steps", "3", "--precision", "f32"]):
-            job = generate(d, "x.y4m", "--width", "64", "--height", "64", "--frames", "5", *args)
-            seen.add(job["output_sha256"])
-        assert len(seen) == 7, seen
-        sde = generate(d, "x.y4m", "--width", "64", "--height", "64", "--frames", "5", "--steps", "4")
-        assert sde["output_sha256"] in seen, "SDE and bf16 are not the defaults"
+        jobs = [generate(d, "x.y4m", *tiny, *args) for args in (
+            ["--sampler", "sde", "--steps", "4"], ["--sampler", "ode", "--steps", "4"],
+            ["--steps", "1"], ["--steps", "2"], ["--steps", "3"],
+            ["--steps", "3", "--sigma-max", "40"])]
+        seen = [job["output_sha256"] for job in jobs]
+        assert len(set(seen)) == len(seen), seen
+        defaults = generate(d, "x.y4m", *tiny)
+        assert defaults["output_sha256"] == seen[0], "SDE in 4 steps is not the default"
+        f32 = generate(d, "x.y4m", *tiny, "--precision", "f32")
+        assert f32["plan"]["weight_bytes"] > jobs[0]["plan"]["weight_bytes"], f32
+        assert f32["request"]["precision"] == "f32" and jobs[0]["request"]["precision"] == "bf16"
+        # Both precisions stay loaded while there is room: one model, two sets.
+        check_sums(d.memory())
 
 
 def test_formats():
@@ -218,6 +224,23 @@ def test_fetch_continues_and_refuses_what_is_not_done():
         assert d.cli("fetch", "no-such-job", "-o", "c.mp4").code == 1
 
 
+def test_a_fetch_that_cannot_write_leaves_what_it_has():
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+    with Daemon() as d:
+        job_id = d.submit(*SHAPE, "--format", "y4m")
+        size = d.wait_state(job_id, ["done"])["output_size_bytes"]
+        assert size > 5000
+        got = subprocess.run([SLUICE, "fetch", job_id, "-o", "a.y4m", "--socket", d.socket],
+                             capture_output=True, text=True, check=False, timeout=60, cwd=d.folder,
+                             preexec_fn=small_files)
+        assert got.returncode == 1 and "a.y4m.part" in got.stderr, got
+        assert sorted(n for n in os.listdir(d.folder) if n.startswith("a.")) == ["a.y4m.part"]
+        again = d.cli("fetch", job_id, "-o", "a.y4m", "--json")
+        assert again.code == 0 and again.json["output"]["size_bytes"] == size, again
+        assert os.path.getsize(os.path.join(d.folder, "a.y4m")) == size
+
+
 def test_a_request_id_names_one_job():
     with Daemon() as d:
         args = ["--request-id", "my-job.1", "--model", MODEL, "--detach", "--json", *SHAPE]
@@ -272,6 +295,9 @@ def test_components_one_by_one():
         assert [c["component"] for c in memory["components"]] == ["text_encoder"]
         assert d.cli("unload").code == 0
         assert d.memory()["weights_bytes"] == 0
+        for words in (["unload"], ["unload", MODEL], ["unload", MODEL, "-c", "dit"]):
+            nothing = d.cli(*words, "--json")  # idempotent
+            assert nothing.code == 0 and nothing.json["receipt"]["components"] == [], nothing
         assert d.cli("load", MODEL, "-c", "dit_high", "--json").code in (1, 2)
         assert d.cli("load", "no-such-model").code == 1
         assert d.cli("unload", MODEL, "-c", "engine").code == 2

@@ -1,0 +1,241 @@
+#include "service/config.h"
+
+#include "base/config.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* --- the file --- */
+
+typedef struct {
+    uint32_t connections, in_flight, queue, retry_limit;
+} file_limits;
+
+typedef struct {
+    char *device;
+    char **models;
+    uint32_t models_count;
+    char *outputs, *runtime, *socket, *budget, *worker;
+    uint32_t threads;
+    file_limits limits;
+    int local_users;
+    int log_level;
+} file_values;
+
+static const cyaml_strval_t role_words[] = {
+    { "none", SL_ROLE_NONE },
+    { "viewer", SL_ROLE_VIEWER },
+    { "user", SL_ROLE_USER },
+};
+static const cyaml_strval_t level_words[] = {
+    { "debug", SL_LOG_DEBUG },
+    { "info", SL_LOG_INFO },
+    { "warn", SL_LOG_WARN },
+    { "error", SL_LOG_ERROR },
+};
+static const cyaml_schema_value_t path_value = { CYAML_VALUE_STRING(CYAML_FLAG_POINTER, char, 1,
+                                                                    4095) };
+static const cyaml_schema_field_t limit_fields[] = {
+    CYAML_FIELD_UINT("connections", CYAML_FLAG_OPTIONAL, file_limits, connections),
+    CYAML_FIELD_UINT("in_flight", CYAML_FLAG_OPTIONAL, file_limits, in_flight),
+    CYAML_FIELD_UINT("queue", CYAML_FLAG_OPTIONAL, file_limits, queue),
+    CYAML_FIELD_UINT("retry_limit", CYAML_FLAG_OPTIONAL, file_limits, retry_limit),
+    CYAML_FIELD_END,
+};
+
+#define PATH_FIELD(key)                                                                            \
+    CYAML_FIELD_STRING_PTR(#key, CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, file_values, key, 1,    \
+                           4095)
+
+static const cyaml_schema_field_t fields[] = {
+    PATH_FIELD(device),
+    CYAML_FIELD_SEQUENCE("models", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, file_values, models,
+                         &path_value, 1, SL_SETTINGS_MAX_MODELS),
+    PATH_FIELD(outputs),
+    PATH_FIELD(runtime),
+    PATH_FIELD(socket),
+    PATH_FIELD(budget),
+    PATH_FIELD(worker),
+    CYAML_FIELD_UINT("threads", CYAML_FLAG_OPTIONAL, file_values, threads),
+    CYAML_FIELD_MAPPING("limits", CYAML_FLAG_OPTIONAL, file_values, limits, limit_fields),
+    CYAML_FIELD_ENUM("local_users", CYAML_FLAG_OPTIONAL | CYAML_FLAG_STRICT, file_values,
+                     local_users, role_words, SL_COUNT(role_words)),
+    CYAML_FIELD_ENUM("log_level", CYAML_FLAG_OPTIONAL | CYAML_FLAG_STRICT, file_values, log_level,
+                     level_words, SL_COUNT(level_words)),
+    CYAML_FIELD_END,
+};
+static const cyaml_schema_value_t schema = { CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, file_values,
+                                                                 fields) };
+
+/* --- defaults --- */
+
+/* in_flight + 4 handlers are started: see sluiced.c. */
+static const struct {
+    const char *key;
+    size_t from, to; /* offsets in file_limits and sl_settings */
+    int value, least, most;
+} limits[] = {
+    { "limits.connections", offsetof(file_limits, connections), offsetof(sl_settings, connections),
+      256, 1, 65536 },
+    { "limits.in_flight", offsetof(file_limits, in_flight), offsetof(sl_settings, in_flight), 20, 5,
+      1024 },
+    { "limits.queue", offsetof(file_limits, queue), offsetof(sl_settings, queue), 256, 1, 100000 },
+    { "limits.retry_limit", offsetof(file_limits, retry_limit), offsetof(sl_settings, retry_limit),
+      2, 0, 100 },
+};
+
+static char *below(const char *parent, const char *name)
+{
+    char *path = NULL;
+
+    return asprintf(&path, "%s/%s", parent, name) < 0 ? NULL : path;
+}
+
+static char *default_runtime(void)
+{
+    const char *dir = getenv("XDG_RUNTIME_DIR");
+    char *path = NULL;
+
+    if (getuid() == 0)
+        return strdup("/run/sluice");
+    if (dir && dir[0] == '/')
+        return below(dir, "sluice");
+    return asprintf(&path, "/tmp/sluice-%u", (unsigned)getuid()) < 0 ? NULL : path;
+}
+
+static char *default_data(const char *name)
+{
+    const char *data = getenv("XDG_DATA_HOME"), *home = getenv("HOME");
+    char *path = NULL;
+
+    if (getuid() == 0)
+        return below("/var/lib/sluice", name);
+    if (data && data[0] == '/')
+        return asprintf(&path, "%s/sluice/%s", data, name) < 0 ? NULL : path;
+    return asprintf(&path, "%s/.local/share/sluice/%s", home ? home : ".", name) < 0 ? NULL : path;
+}
+
+/* --- putting it together --- */
+
+/* flag, then file, then a default that the caller then owns */
+static char *choose(const char *flag, const char *file, char *fallback)
+{
+    if (!flag && !file)
+        return fallback;
+    free(fallback);
+    return strdup(flag ? flag : file);
+}
+
+static sl_status take_limits(sl_settings *out, const sl_config *config, sl_error *err)
+{
+    const file_values *file = config ? sl_config_values(config) : NULL;
+
+    for (size_t i = 0; i < SL_COUNT(limits); i++) {
+        int64_t value = limits[i].value;
+        if (file && sl_config_has(config, limits[i].key)) {
+            value = *(const uint32_t *)((const char *)&file->limits + limits[i].from);
+            if (value < limits[i].least || value > limits[i].most) {
+                sl_fail(err, SL_ERR_DATA, "%lld is not from %d to %d", (long long)value,
+                        limits[i].least, limits[i].most);
+                return sl_config_blame(config, limits[i].key, err);
+            }
+        }
+        *(int *)((char *)out + limits[i].to) = (int)value;
+    }
+    if (file && file->threads > 64) {
+        sl_fail(err, SL_ERR_DATA, "%u is more than 64", file->threads);
+        return sl_config_blame(config, "threads", err);
+    }
+    out->threads = file ? (int)file->threads : 0;
+    return SL_OK;
+}
+
+static sl_status take_device(sl_settings *out, const sl_flags *flags, const sl_config *config,
+                             sl_error *err)
+{
+    const file_values *file = config ? sl_config_values(config) : NULL;
+
+    if (flags->device)
+        return sl_device_spec_parse(flags->device, &out->device, err);
+    if (!file || !file->device)
+        return sl_device_spec_parse("cpu", &out->device, err);
+    if (sl_device_spec_parse(file->device, &out->device, err) == SL_OK)
+        return SL_OK;
+    sl_config_blame(config, "device", err);
+    err->status = SL_ERR_DATA; /* like every other wrong value in the file */
+    return SL_ERR_DATA;
+}
+
+static sl_status take_paths(sl_settings *out, const sl_flags *flags, const file_values *file,
+                            sl_error *err)
+{
+    bool complete = true;
+
+    for (int i = 0; i < flags->model_count; i++)
+        complete &= (out->models[out->model_count++] = strdup(flags->models[i])) != NULL;
+    for (uint32_t i = 0; i < file->models_count && flags->model_count == 0; i++)
+        complete &= (out->models[out->model_count++] = strdup(file->models[i])) != NULL;
+    if (out->model_count == 0)
+        complete &= (out->models[out->model_count++] = default_data("models")) != NULL;
+    out->outputs = choose(flags->outputs, file->outputs, default_data("outputs"));
+    out->runtime = choose(flags->runtime, file->runtime, default_runtime());
+    out->socket = choose(flags->socket, file->socket,
+                         out->runtime ? below(out->runtime, "sluice.sock") : NULL);
+    if (file->budget)
+        complete &= (out->budget = strdup(file->budget)) != NULL;
+    if (file->worker)
+        complete &= (out->worker = strdup(file->worker)) != NULL;
+    if (!complete || !out->outputs || !out->runtime || !out->socket)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the configuration");
+    return SL_OK;
+}
+
+sl_status sl_settings_init(sl_settings *out, const sl_flags *flags, sl_error *err)
+{
+    static const file_values nothing = { .device = NULL };
+    sl_settings settings = { .log_level = SL_LOG_INFO };
+    sl_config *config = NULL;
+    sl_status status = SL_OK;
+
+    if (flags->config)
+        status = sl_config_open(&config, flags->config, &schema, err);
+    if (status != SL_OK)
+        goto done;
+    const file_values *file = config ? sl_config_values(config) : &nothing;
+    status = take_limits(&settings, config, err);
+    if (status == SL_OK)
+        status = take_device(&settings, flags, config, err);
+    if (status == SL_OK)
+        status = take_paths(&settings, flags, file, err);
+    if (status != SL_OK)
+        goto done;
+    settings.local_users = (sl_role)file->local_users;
+    if (config && sl_config_has(config, "log_level"))
+        settings.log_level = (sl_log_level)file->log_level;
+    if (flags->log_level && !sl_log_level_parse(flags->log_level, &settings.log_level)) {
+        status = sl_fail(err, SL_ERR_INVALID,
+                         "log level \"%s\": expected debug, info, warn or error",
+                         flags->log_level);
+        goto done;
+    }
+    *out = settings;
+    settings = (sl_settings){ .model_count = 0 };
+done:
+    sl_settings_fini(&settings);
+    sl_config_close(config);
+    return status;
+}
+
+void sl_settings_fini(sl_settings *settings)
+{
+    for (int i = 0; i < settings->model_count; i++)
+        free(settings->models[i]);
+    free(settings->outputs);
+    free(settings->runtime);
+    free(settings->socket);
+    free(settings->budget);
+    free(settings->worker);
+    *settings = (sl_settings){ .model_count = 0 };
+}

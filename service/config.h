@@ -1,0 +1,55 @@
+/* config.h - what the operator says: configuration file and flags.
+ *
+ * Every key is explained in docs/sluice.yaml.example.  Flags win over the file,
+ * the file over the defaults.
+ *
+ * Ownership: init/fini, caller's storage; strings are owned by the struct.
+ * Threads:   one; read-only afterwards.
+ */
+#ifndef SL_SERVICE_CONFIG_H
+#define SL_SERVICE_CONFIG_H
+
+#include "base/log.h"
+#include "base/status.h"
+#include "kernels/device.h"
+#include "service/auth.h"
+
+enum { SL_SETTINGS_MAX_MODELS = 16 };
+
+typedef struct {
+    sl_device_spec device;
+    char *models[SL_SETTINGS_MAX_MODELS]; /* directories with models in them */
+    int model_count;
+    char *outputs;
+    char *runtime;
+    char *socket;
+    char *budget; /* table file; NULL: the built-in table */
+    char *worker; /* program; NULL: beside this one */
+    int threads;  /* of the worker's compute; 0: one per core */
+    int connections;
+    int in_flight;
+    int queue;
+    int retry_limit;
+    sl_role local_users;
+    sl_log_level log_level;
+} sl_settings;
+
+/* What the command line says; NULL or 0: not given. */
+typedef struct {
+    const char *config;
+    const char *device;
+    const char *models[SL_SETTINGS_MAX_MODELS];
+    int model_count;
+    const char *outputs;
+    const char *runtime;
+    const char *socket;
+    const char *log_level;
+} sl_flags;
+
+/* Reads flags->config if given, fills in defaults, checks everything.  Makes no
+ * directory.  Paths in the file are relative to the working directory, as on the
+ * command line. */
+sl_status sl_settings_init(sl_settings *out, const sl_flags *flags, sl_error *err) SL_MUST_CHECK;
+void sl_settings_fini(sl_settings *settings);
+
+#endif

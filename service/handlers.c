@@ -1,0 +1,30 @@
+#include "service/handlers.h"
+
+#include "base/clock.h"
+#include "service/sp.h"
+
+#define SMALL SL_SP_PEEK_BYTES
+#define LARGE SL_SP_MAX_MESSAGE_BYTES
+
+#define METHOD(name, role, bytes, seconds, request, handler)                                       \
+    {                                                                                              \
+        "sluice.v1.Inference/" name, SL_ROLE_##role, bytes, (seconds)*SL_NS_PER_S,                 \
+            &sluice__v1__##request##_request__descriptor, handler                                  \
+    }
+
+static const sl_rpc_method methods[] = {
+    METHOD("Health", NONE, SMALL, 10, health, sl_handle_health),
+    METHOD("GetMemoryStats", VIEWER, SMALL, 10, get_memory_stats, sl_handle_get_memory_stats),
+    METHOD("ListModels", VIEWER, SMALL, 60, list_models, sl_handle_list_models),
+    METHOD("PlanJob", VIEWER, LARGE, 60, plan_job, sl_handle_plan_job),
+    METHOD("Generate", USER, LARGE, 60, generate, sl_handle_generate),
+    METHOD("WatchJob", USER, SMALL, 30, watch_job, sl_handle_watch_job),
+    METHOD("GetJob", USER, SMALL, 10, get_job, sl_handle_get_job),
+    METHOD("ListJobs", USER, SMALL, 10, list_jobs, sl_handle_list_jobs),
+    METHOD("CancelJob", USER, SMALL, 10, cancel_job, sl_handle_cancel_job),
+    METHOD("FetchOutput", USER, SMALL, 30, fetch_output, sl_handle_fetch_output),
+    METHOD("LoadModel", ADMIN, SMALL, 600, load_model, sl_handle_load_model),
+    METHOD("UnloadModel", ADMIN, SMALL, 600, unload_model, sl_handle_unload_model),
+};
+
+const sl_rpc_table sl_handlers_table = { methods, SL_COUNT(methods) };

@@ -1,0 +1,163 @@
+/* handlers_health.c - the ledger and the state of things; from memory, at once. */
+#include "service/handlers.h"
+#include "service/service_state.h"
+#include "service/wire.h"
+
+#include "base/clock.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+static sl_status out_of_memory(sl_error *err)
+{
+    return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a reply");
+}
+
+/* --- GetMemoryStats --- */
+
+static bool add_components(sl_service *s, Sluice__V1__DeviceMemory *pb, sl_arena *arena)
+{
+    const int count = sl_core_component_count(s->core);
+
+    pb->components = sl_arena_alloc(arena, ((size_t)count + 1) * sizeof(void *));
+    if (!pb->components)
+        return false;
+    for (int i = 0; i < count; i++) {
+        sl_core_component c;
+        sl_core_get_component(s->core, i, &c);
+        pb->components[pb->n_components] = sl_component_bytes_to_pb(&c, arena);
+        if (!pb->components[pb->n_components++])
+            return false;
+    }
+    return true;
+}
+
+/* The one active job: its activations, or what is kept for them. */
+static bool add_job(sl_service *s, Sluice__V1__DeviceMemory *pb, sl_arena *arena)
+{
+    sl_core_active active;
+
+    sl_core_get_active(s->core, &active);
+    if (active.job_id[0] == '\0')
+        return true;
+    Sluice__V1__JobBytes *job = sl_rpc_new(arena, &sluice__v1__job_bytes__descriptor);
+    pb->jobs = sl_arena_alloc(arena, sizeof(void *));
+    if (!job || !pb->jobs || !(job->job_id = sl_arena_strdup(arena, active.job_id)))
+        return false;
+    if (active.started)
+        job->activation_bytes = active.activation_bytes;
+    else
+        job->reserved_bytes = active.activation_bytes;
+    pb->jobs[pb->n_jobs++] = job;
+    return true;
+}
+
+static Sluice__V1__DeviceMemory *device_to_pb(sl_service *s, sl_arena *arena)
+{
+    Sluice__V1__DeviceMemory *pb = sl_rpc_new(arena, &sluice__v1__device_memory__descriptor);
+    sl_core_ledger ledger;
+
+    if (!pb || !(pb->device = sl_arena_strdup(arena, s->device_text))
+        || !add_components(s, pb, arena) || !add_job(s, pb, arena))
+        return NULL;
+    sl_service_get_ledger(s, &ledger);
+    /* On cpu the process itself, beside the arena, is the context. */
+    if (ledger.worker_up && s->memory.rss_bytes > s->memory.rss_arena_bytes)
+        pb->context_bytes = s->memory.rss_bytes - s->memory.rss_arena_bytes;
+    pb->limit_bytes = ledger.limit_bytes;
+    pb->total_bytes = ledger.limit_bytes + pb->context_bytes;
+    pb->weights_bytes = ledger.weights_bytes;
+    pb->activations_bytes = ledger.activations_bytes;
+    pb->workspace_bytes = ledger.workspace_bytes;
+    pb->reserved_bytes = ledger.reserved_bytes;
+    pb->free_bytes = ledger.free_bytes;
+    pb->unexplained_bytes = ledger.unexplained_bytes;
+    pb->arena_mapped_bytes = s->memory.mapped_bytes;
+    pb->arena_peak_bytes = s->memory.peak_bytes;
+    pb->worker_up = s->worker_up;
+    pb->worker_restarts = sl_supervisor_restarts(s->supervisor);
+    pb->worker_pid = s->worker_pid;
+    return pb;
+}
+
+sl_status sl_handle_get_memory_stats(void *service, sl_rpc_call *call, sl_error *err)
+{
+    sl_service *s = service;
+    Sluice__V1__GetMemoryStatsReply *reply =
+        sl_rpc_new(call->arena, &sluice__v1__get_memory_stats_reply__descriptor);
+
+    if (!reply || !(reply->devices = sl_arena_alloc(call->arena, sizeof(void *))))
+        return out_of_memory(err);
+    pthread_mutex_lock(&s->lock);
+    reply->devices[0] = device_to_pb(s, call->arena);
+    pthread_mutex_unlock(&s->lock);
+    if (!reply->devices[0])
+        return out_of_memory(err);
+    reply->n_devices = 1;
+    call->reply = &reply->base;
+    return SL_OK;
+}
+
+/* --- Health --- */
+
+/* Beyond this the books and the device disagree for no small reason. */
+static bool is_leak(int64_t unexplained_bytes)
+{
+    const int64_t limit = 2 * (int64_t)SL_GRANULE_BYTES;
+
+    return unexplained_bytes > limit || unexplained_bytes < -limit;
+}
+
+static char *describe(sl_service *s, const sl_core_ledger *ledger, sl_arena *arena)
+{
+    if (s->stopping)
+        return sl_arena_strdup(arena, "shutting down");
+    if (!s->worker_up)
+        return sl_arena_printf(arena, "the worker is not up: %s", s->down_reason);
+    if (is_leak(ledger->unexplained_bytes))
+        return sl_arena_printf(arena, "%lld bytes of device memory are unexplained",
+                               (long long)ledger->unexplained_bytes);
+    return sl_arena_strdup(arena, "ok");
+}
+
+static sl_status fill_health(sl_service *s, Sluice__V1__HealthReply *reply, sl_arena *arena,
+                             sl_error *err)
+{
+    Sluice__V1__DeviceHealth *device = sl_rpc_new(arena, &sluice__v1__device_health__descriptor);
+    sl_core_ledger ledger;
+    sl_core_active active;
+
+    sl_service_get_ledger(s, &ledger);
+    sl_core_get_active(s->core, &active);
+    reply->status = describe(s, &ledger, arena);
+    reply->version = sl_arena_strdup(arena, SL_VERSION);
+    reply->devices = sl_arena_alloc(arena, sizeof(void *));
+    if (!device || !reply->status || !reply->version || !reply->devices
+        || !(device->device = sl_arena_strdup(arena, s->device_text)))
+        return out_of_memory(err);
+    device->worker_up = s->worker_up;
+    device->worker_restarts = sl_supervisor_restarts(s->supervisor);
+    device->unexplained_bytes = ledger.unexplained_bytes;
+    reply->devices[reply->n_devices++] = device;
+    reply->ready = s->worker_up && !s->stopping;
+    reply->api_version = SL_WIRE_API_VERSION;
+    reply->uptime_ns = sl_clock_now_ns() - s->started_ns;
+    reply->queued_jobs = (uint32_t)sl_core_queued_count(s->core);
+    reply->running_jobs = active.job_id[0] ? 1 : 0;
+    return SL_OK;
+}
+
+sl_status sl_handle_health(void *service, sl_rpc_call *call, sl_error *err)
+{
+    sl_service *s = service;
+    Sluice__V1__HealthReply *reply =
+        sl_rpc_new(call->arena, &sluice__v1__health_reply__descriptor);
+
+    if (!reply)
+        return out_of_memory(err);
+    pthread_mutex_lock(&s->lock);
+    const sl_status status = fill_health(s, reply, call->arena, err);
+    pthread_mutex_unlock(&s->lock);
+    call->reply = &reply->base;
+    return status;
+}

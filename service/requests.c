@@ -1,0 +1,405 @@
+/* requests.c - what a request comes to: sizes, ids, plan, what the core asks. */
+#include "service/service_state.h"
+
+#include "engine/text/clean.h"
+
+#include <openssl/sha.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+sl_component_kind sl_component_from_pb(Sluice__V1__Component component)
+{
+    return (sl_component_kind)((int)component - SLUICE__V1__COMPONENT__TEXT_ENCODER);
+}
+
+sl_precision sl_precision_from_pb(Sluice__V1__Precision precision)
+{
+    switch (precision) {
+    case SLUICE__V1__PRECISION__F32:
+        return SL_PRECISION_F32;
+    case SLUICE__V1__PRECISION__INT8:
+        return SL_PRECISION_INT8;
+    default:
+        return SL_PRECISION_BF16;
+    }
+}
+
+void sl_request_hash(const Sluice__V1__GenerateRequest *request, sl_arena *arena,
+                     uint8_t out[SL_BODY_HASH_BYTES])
+{
+    const size_t size = sluice__v1__generate_request__get_packed_size(request);
+    uint8_t *bytes = sl_arena_alloc(arena, size ? size : 1);
+
+    /* Without memory every body differs: the same id is then refused, not mixed up. */
+    memset(out, 0, SL_BODY_HASH_BYTES);
+    if (!bytes)
+        return;
+    sluice__v1__generate_request__pack(request, bytes);
+    SHA256(bytes, size, out);
+}
+
+sl_status sl_request_need(const sl_model_info *info, sl_component_kind kind,
+                          sl_precision precision, sl_core_need *out, sl_error *err)
+{
+    if (!sl_arch_has_component(info->arch, kind))
+        return sl_fail(err, SL_ERR_INVALID, "model \"%s\" has no component %s", info->name,
+                       sl_component_name(kind));
+    if (!info->files[kind])
+        return sl_fail(err, SL_ERR_PRECONDITION, "model \"%s\" lacks the file of its %s",
+                       info->name, sl_component_name(kind));
+    const sl_component_spec spec = sl_component_spec_of(info->arch, kind, precision);
+    *out = (sl_core_need){
+        .key = { .component = kind, .precision = spec.precision },
+        .size_bytes = sl_component_plan_bytes(&spec),
+    };
+    snprintf(out->key.model, sizeof out->key.model, "%s", info->name);
+    return SL_OK;
+}
+
+/* --- checking --- */
+
+/* Which field a failed check is about: the one that fails when the others are
+ * the model's defaults. */
+static const char *find_field(const sl_t2v_request *request, const sl_arch *arch)
+{
+    static const char *const names[] = { "width", "height", "frames", "steps", "sigma_max" };
+
+    for (size_t i = 0; i < SL_COUNT(names); i++) {
+        sl_t2v_request one = sl_t2v_request_default(arch);
+        sl_error ignored = { .status = SL_OK };
+        switch (i) {
+        case 0:
+            one.width = request->width;
+            break;
+        case 1:
+            one.height = request->height;
+            break;
+        case 2:
+            one.frames = request->frames;
+            break;
+        case 3:
+            one.steps = request->steps;
+            break;
+        default:
+            one.sigma_max = request->sigma_max;
+        }
+        if (sl_t2v_request_check(&one, arch, &ignored) != SL_OK)
+            return names[i];
+    }
+    return NULL;
+}
+
+static sl_status check_sizes(sl_rpc_call *call, const sl_t2v_request *request, const sl_arch *arch,
+                             sl_error *err)
+{
+    static const char says[] = "the nearest is ";
+    sl_error why = { .status = SL_OK };
+    const sl_status status = sl_t2v_request_check(request, arch, &why);
+
+    if (status == SL_OK)
+        return SL_OK;
+    const char *nearest = strstr(why.message, says);
+    const char *field = status == SL_ERR_INVALID ? find_field(request, arch) : NULL;
+    if (!field)
+        return sl_fail(err, status, "%s", why.message);
+    return sl_rpc_fail_field(call, field, nearest ? nearest + sizeof says - 1 : NULL, err, "%s",
+                             why.message);
+}
+
+/* --- from the wire --- */
+
+static sl_t2v_request read_numbers(const Sluice__V1__GenerateRequest *pb, const sl_arch *arch)
+{
+    sl_t2v_request out = sl_t2v_request_default(arch);
+
+    if (pb->width)
+        out.width = pb->width;
+    if (pb->height)
+        out.height = pb->height;
+    if (pb->frames)
+        out.frames = pb->frames;
+    out.steps = pb->steps ? pb->steps : 4;
+    out.mode = pb->sampler == SLUICE__V1__SAMPLER__ODE ? SL_SAMPLER_ODE : SL_SAMPLER_SDE;
+    if (pb->sigma_max != 0.0)
+        out.sigma_max = pb->sigma_max;
+    out.seed = pb->seed;
+    out.precision = sl_precision_from_pb(pb->precision);
+    out.token_count = arch->dit.text_len;
+    return out;
+}
+
+static sl_media_format read_format(Sluice__V1__OutputFormat format)
+{
+    switch (format) {
+    case SLUICE__V1__OUTPUT_FORMAT__Y4M:
+        return SL_MEDIA_Y4M;
+    case SLUICE__V1__OUTPUT_FORMAT__PNG:
+        return SL_MEDIA_PNG;
+    default:
+        return SL_MEDIA_MP4;
+    }
+}
+
+static sl_status read_prompt(sl_service *s, sl_rpc_call *call, sl_model *model, const char *prompt,
+                             sl_job_spec *out, sl_error *err)
+{
+    const int max_ids = (int)sl_model_get_info(model)->arch->dit.text_len;
+    int count = 0;
+
+    if (strlen(prompt) > SL_PROMPT_MAX_BYTES)
+        return sl_rpc_fail_field(call, "prompt", NULL, err,
+                                 "the prompt has %zu bytes, at most %d are taken", strlen(prompt),
+                                 SL_PROMPT_MAX_BYTES);
+    if (prompt[strspn(prompt, " \t\r\n")] == '\0')
+        return sl_rpc_fail_field(call, "prompt", NULL, err, "the prompt is empty");
+    out->ids = malloc((size_t)max_ids * sizeof *out->ids);
+    if (!out->ids)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the prompt's tokens");
+    const sl_status status =
+        sl_models_tokenize(s->models, model, prompt, out->ids, max_ids, &count, err);
+    if (status == SL_ERR_INVALID)
+        call->field = "prompt";
+    out->request.token_count = count;
+    return status;
+}
+
+/* Plan, components and facts of spec->request. */
+static sl_status make_plan(const sl_model_info *info, sl_job_spec *spec, sl_error *err)
+{
+    unsigned components = 0;
+    sl_status status = sl_t2v_plan_make(&spec->plan, &spec->request, info->arch, err);
+
+    if (status != SL_OK)
+        return status;
+    spec->core.need_count = 0;
+    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++) {
+        if (spec->plan.weight_bytes[kind] == 0)
+            continue;
+        sl_core_need *need = &spec->core.needs[spec->core.need_count];
+        status = sl_request_need(info, (sl_component_kind)kind, spec->request.precision, need, err);
+        if (status != SL_OK)
+            return status;
+        need->size_bytes = spec->plan.weight_bytes[kind];
+        spec->core.need_count++;
+        components |= 1u << kind;
+    }
+    spec->core.activation_bytes = spec->plan.activation_bytes;
+    return sl_budget_facts_make(&spec->core.facts, info->name, info->arch, components,
+                                spec->request.precision, &spec->request, err);
+}
+
+static sl_status check_model_name(sl_rpc_call *call, const char *name, sl_error *err)
+{
+    if (name[0] == '\0')
+        return sl_rpc_fail_field(call, "model", NULL, err, "no model is named");
+    if (strlen(name) >= SL_CORE_NAME_BYTES)
+        return sl_rpc_fail_field(call, "model", NULL, err, "the model's name is longer than %d bytes",
+                                 SL_CORE_NAME_BYTES - 1);
+    return SL_OK;
+}
+
+sl_status sl_request_get_model(sl_service *s, sl_rpc_call *call, const char *name, sl_model **out,
+                               sl_error *err)
+{
+    sl_status status = check_model_name(call, name, err);
+
+    if (status != SL_OK)
+        return status;
+    status = sl_models_get(s->models, out, name, err);
+    if (status == SL_ERR_INVALID)
+        call->field = "model";
+    /* A broken directory is the operator's to mend, not data that was lost. */
+    if (status == SL_ERR_DATA)
+        return sl_fail(err, SL_ERR_PRECONDITION, "%s", err->message);
+    return status;
+}
+
+sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
+                             const Sluice__V1__GenerateRequest *request, bool with_prompt,
+                             sl_job_spec *out, sl_error *err)
+{
+    sl_model *model = NULL;
+    sl_job_spec spec = { .model_path = NULL };
+    sl_status status = sl_request_get_model(s, call, request->model, &model, err);
+
+    if (status != SL_OK)
+        goto done;
+    const sl_model_info *info = sl_model_get_info(model);
+    snprintf(spec.model, sizeof spec.model, "%s", info->name);
+    spec.format = read_format(request->output);
+    spec.model_path = strdup(info->path);
+    if (!spec.model_path) {
+        status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a request");
+        goto done;
+    }
+    if (info->arch->task != SL_TASK_T2V) {
+        status = sl_fail(err, SL_ERR_UNIMPLEMENTED,
+                         "model \"%s\" makes videos from images, which is not supported yet",
+                         info->name);
+        goto done;
+    }
+    spec.request = read_numbers(request, info->arch);
+    status = check_sizes(call, &spec.request, info->arch, err);
+    if (status == SL_OK && with_prompt)
+        status = read_prompt(s, call, model, request->prompt, &spec, err);
+    if (status == SL_OK)
+        status = make_plan(info, &spec, err);
+    if (status != SL_OK)
+        goto done;
+    *out = spec;
+    spec = (sl_job_spec){ .model_path = NULL };
+done:
+    sl_job_spec_fini(&spec);
+    sl_models_release(s->models, model);
+    return status;
+}
+
+/* --- from the store --- */
+
+void sl_request_numbers_from_pb(sl_job_spec *spec, const Sluice__V1__GenerateRequest *pb)
+{
+    const int64_t token_count = spec->request.token_count;
+
+    spec->format = read_format(pb->output);
+    spec->request = (sl_t2v_request){
+        .width = pb->width,
+        .height = pb->height,
+        .frames = pb->frames,
+        .steps = pb->steps,
+        .mode = pb->sampler == SLUICE__V1__SAMPLER__ODE ? SL_SAMPLER_ODE : SL_SAMPLER_SDE,
+        .sigma_max = pb->sigma_max,
+        .seed = pb->seed,
+        .precision = sl_precision_from_pb(pb->precision),
+        .token_count = token_count,
+    };
+}
+
+sl_status sl_request_respec(sl_service *s, sl_job_spec *spec, sl_error *err)
+{
+    sl_model *model = NULL;
+    sl_status status = sl_models_get(s->models, &model, spec->model, err);
+
+    if (status != SL_OK)
+        return status;
+    const sl_model_info *info = sl_model_get_info(model);
+    sl_t2v_request request = sl_t2v_request_default(info->arch);
+    char *path = strdup(info->path);
+    request.width = spec->request.width;
+    request.height = spec->request.height;
+    request.frames = spec->request.frames;
+    request.steps = spec->request.steps;
+    request.mode = spec->request.mode;
+    request.sigma_max = spec->request.sigma_max;
+    request.seed = spec->request.seed;
+    request.precision = spec->request.precision;
+    request.token_count = spec->request.token_count;
+    if (!path) {
+        status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a job of the store");
+        goto done;
+    }
+    if (request.token_count < 1 || !spec->ids) {
+        status = sl_fail(err, SL_ERR_DATA, "its token ids are not in the job store");
+        goto done;
+    }
+    spec->request = request;
+    status = sl_t2v_request_check(&request, info->arch, err);
+    if (status == SL_OK)
+        status = make_plan(info, spec, err);
+    if (status == SL_OK) {
+        free(spec->model_path);
+        spec->model_path = path;
+        path = NULL;
+    }
+done:
+    free(path);
+    sl_models_release(s->models, model);
+    return status;
+}
+
+/* --- the nearest request that can ever be done --- */
+
+static int scale_side(int side, int num, int den)
+{
+    const int scaled = side * num / den / 16 * 16;
+
+    return scaled < 16 ? 16 : scaled;
+}
+
+/* Can the device ever do it?  Fills try's plan. */
+static bool can_ever(sl_service *s, const sl_model_info *info, sl_job_spec *try)
+{
+    sl_error ignored = { .status = SL_OK };
+    sl_core_answer *answer = malloc(sizeof *answer);
+    bool can = false;
+
+    if (answer && sl_t2v_request_check(&try->request, info->arch, &ignored) == SL_OK
+        && make_plan(info, try, &ignored) == SL_OK) {
+        pthread_mutex_lock(&s->lock);
+        can = sl_core_plan(s->core, &try->core, answer, &ignored) == SL_OK
+              && answer->when != SL_CORE_NEVER;
+        pthread_mutex_unlock(&s->lock);
+    }
+    free(answer);
+    return can;
+}
+
+/* The most frames, 4m + 1 and at most as many as asked for; 0: not even one. */
+static int most_frames(sl_service *s, const sl_model_info *info, sl_job_spec *try, int asked)
+{
+    int low = -1, high = (asked - 1) / 4; /* 4 low + 1 frames can be done */
+
+    while (low < high) {
+        const int middle = low + (high - low + 1) / 2;
+        try->request.frames = 4 * middle + 1;
+        if (can_ever(s, info, try))
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    if (low < 0)
+        return 0;
+    try->request.frames = 4 * low + 1;
+    return can_ever(s, info, try) ? try->request.frames : 0;
+}
+
+sl_status sl_request_nearest(sl_service *s, const sl_job_spec *spec,
+                             Sluice__V1__NearestRequest *out, sl_error *err)
+{
+    enum { SCALES = 16 };
+    sl_model *model = NULL;
+    int64_t best = 0;
+    bool best_is_video = false;
+    const sl_status status = sl_models_get(s->models, &model, spec->model, err);
+
+    if (status != SL_OK)
+        return status;
+    const sl_model_info *info = sl_model_get_info(model);
+    /* The precision asked for first; a lower one only where that never fits. */
+    for (int precision = (int)spec->request.precision; precision < SL_PRECISION_COUNT && !best;
+         precision++) {
+        for (int scale = SCALES; scale > 0; scale--) {
+            sl_job_spec try = { .request = spec->request, .core = spec->core };
+            try.request.precision = (sl_precision)precision;
+            try.request.width = scale_side(spec->request.width, scale, SCALES);
+            try.request.height = scale_side(spec->request.height, scale, SCALES);
+            const int frames = most_frames(s, info, &try, spec->request.frames);
+            const int64_t volume = (int64_t)try.request.width * try.request.height * frames;
+            /* Who asked for a video is not helped by a large picture. */
+            const bool is_video = 2 * frames >= spec->request.frames;
+            if (frames == 0 || is_video < best_is_video
+                || (is_video == best_is_video && volume <= best))
+                continue;
+            best = volume;
+            best_is_video = is_video;
+            out->exists = true;
+            out->width = try.request.width;
+            out->height = try.request.height;
+            out->frames = frames;
+            out->precision = sl_precision_to_pb(try.request.precision);
+            out->need_bytes = try.plan.total_bytes;
+        }
+    }
+    sl_models_release(s->models, model);
+    return SL_OK;
+}

@@ -1,0 +1,886 @@
+#include "service/persist.h"
+#include "service/service_state.h"
+
+#include "base/clock.h"
+#include "kernels/exec.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PARTIAL_PREFIX ".partial-"
+#define LATENT_PREFIX  ".latent-"
+
+#define STATE(name) SLUICE__V1__JOB_STATE__##name
+
+enum { MAX_PATHS = 4096 };
+
+/* --- files --- */
+
+char *sl_service_output_path(const sl_service *s, const sl_job *job)
+{
+    char *path = NULL;
+
+    return asprintf(&path, "%s/%s%s", s->outputs, job->job_id,
+                    sl_media_extension(job->spec.format))
+                   < 0
+               ? NULL
+               : path;
+}
+
+char *sl_service_partial_path(const sl_service *s, const sl_job *job)
+{
+    char *path = NULL;
+
+    return asprintf(&path, "%s/" PARTIAL_PREFIX "%s-%d%s", s->outputs, job->job_id, job->attempt,
+                    sl_media_extension(job->spec.format))
+                   < 0
+               ? NULL
+               : path;
+}
+
+char *sl_service_latent_path(const sl_service *s, const sl_job *job)
+{
+    char *path = NULL;
+
+    return asprintf(&path, "%s/" LATENT_PREFIX "%s", s->outputs, job->job_id) < 0 ? NULL : path;
+}
+
+static void remove_latent(const sl_service *s, const sl_job *job)
+{
+    char *path = sl_service_latent_path(s, job);
+
+    if (path && unlink(path) != 0 && errno != ENOENT)
+        sl_log(SL_LOG_ERROR, "latent_left", "path=\"%s\" reason=\"%s\"", path, strerror(errno));
+    free(path);
+}
+
+/* Of jobs that have ended or are unknown. */
+static void remove_stray_latents(const sl_service *s)
+{
+    struct dirent *entry;
+    DIR *dir = opendir(s->outputs);
+
+    if (!dir)
+        return;
+    while ((entry = readdir(dir)) != NULL) {
+        const size_t skip = sizeof LATENT_PREFIX - 1;
+        if (strncmp(entry->d_name, LATENT_PREFIX, skip) != 0)
+            continue;
+        const sl_job *job = sl_jobs_find(s->jobs, entry->d_name + skip);
+        if ((!job || sl_job_has_ended(job)) && unlinkat(dirfd(dir), entry->d_name, 0) != 0)
+            sl_log(SL_LOG_ERROR, "latent_left", "path=\"%s/%s\" reason=\"%s\"", s->outputs,
+                   entry->d_name, strerror(errno));
+    }
+    closedir(dir);
+}
+
+static void remove_partials(const sl_service *s)
+{
+    struct dirent *entry;
+    DIR *dir = opendir(s->outputs);
+
+    if (!dir)
+        return;
+    while ((entry = readdir(dir)) != NULL) {
+        if (strncmp(entry->d_name, PARTIAL_PREFIX, sizeof PARTIAL_PREFIX - 1) == 0
+            && unlinkat(dirfd(dir), entry->d_name, 0) != 0)
+            sl_log(SL_LOG_ERROR, "partial_left", "path=\"%s/%s\" reason=\"%s\"", s->outputs,
+                   entry->d_name, strerror(errno));
+    }
+    closedir(dir);
+}
+
+/* The name becomes the file's only when the file is whole; it stays so through
+ * a power cut. */
+sl_status sl_service_publish(const sl_service *s, const char *partial, const char *final,
+                             sl_error *err)
+{
+    sl_status status = SL_OK;
+    const int dir = open(s->outputs, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+    if (dir < 0)
+        return sl_fail_errno(err, "could not open the outputs directory \"%s\"", s->outputs);
+    if (rename(partial, final) != 0)
+        status = sl_fail_errno(err, "could not rename \"%s\" to \"%s\"", partial, final);
+    else if (fsync(dir) != 0)
+        status = sl_fail_errno(err, "could not flush the outputs directory \"%s\"", s->outputs);
+    close(dir);
+    return status;
+}
+
+/* --- small things --- */
+
+size_t sl_service_workspace_bytes(sl_service *s)
+{
+    sl_core_ledger ledger;
+
+    sl_service_get_ledger(s, &ledger);
+    return ledger.workspace_bytes ? ledger.workspace_bytes : s->expected_workspace_bytes;
+}
+
+void sl_service_get_ledger(sl_service *s, sl_core_ledger *out)
+{
+    sl_core_get_ledger(s->core, s->calm_mapped_bytes, out);
+}
+
+bool sl_service_wait(sl_service *s, int64_t deadline_ns)
+{
+    if (deadline_ns == INT64_MAX) {
+        pthread_cond_wait(&s->changed, &s->lock);
+        return true;
+    }
+    const struct timespec until = { deadline_ns / SL_NS_PER_S, deadline_ns % SL_NS_PER_S };
+    return pthread_cond_timedwait(&s->changed, &s->lock, &until) != ETIMEDOUT;
+}
+
+sl_status sl_service_note_path(sl_service *s, const char *model, const char *path, sl_error *err)
+{
+    char *copy = strdup(path);
+
+    if (!copy)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for model \"%s\"", model);
+    for (int i = 0; i < s->path_count; i++) {
+        if (strcmp(s->paths[i].model, model) == 0) {
+            free(s->paths[i].path);
+            s->paths[i].path = copy;
+            return SL_OK;
+        }
+    }
+    if (s->path_count == MAX_PATHS) {
+        free(copy);
+        return sl_fail(err, SL_ERR_BUSY, "more than %d models have been used", MAX_PATHS);
+    }
+    snprintf(s->paths[s->path_count].model, sizeof s->paths[0].model, "%s", model);
+    s->paths[s->path_count++].path = copy;
+    return SL_OK;
+}
+
+static const char *find_path(const sl_service *s, const char *model)
+{
+    for (int i = 0; i < s->path_count; i++) {
+        if (strcmp(s->paths[i].model, model) == 0)
+            return s->paths[i].path;
+    }
+    return NULL;
+}
+
+void sl_service_note(sl_job *job, sl_log_level level, const char *event, const char *fmt, ...)
+{
+    char text[1024], line[1200];
+    va_list args;
+
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    snprintf(line, sizeof line, "%s id=%s %s", event, job->job_id, text);
+    sl_jobs_add_line(job, 0, line);
+    sl_log(level, event, "id=%s %s", job->job_id, text);
+}
+
+static void clear_running(sl_service *s)
+{
+    free(s->running.partial);
+    free(s->running.final);
+    s->running = (running_job){ .command_id = 0 };
+}
+
+/* --- actions of the core --- */
+
+/* A command that could not even be sent has ended badly.  SL_ERR_UNAVAILABLE is no
+ * such case: that worker is gone, and on_down tells the core. */
+static void send_command(sl_service *s, const Sluice__Worker__Command *command)
+{
+    sl_error err = { .status = SL_OK };
+    const sl_status status = sl_supervisor_send(s->supervisor, s->generation, command, &err);
+
+    if (status == SL_OK || status == SL_ERR_UNAVAILABLE)
+        return;
+    sl_log(SL_LOG_ERROR, "worker_send", "id=%llu reason=\"%s\"", (unsigned long long)command->id,
+           err.message);
+    if (command->id == 0 || status == SL_ERR_BUSY) {
+        sl_supervisor_kill(s->supervisor, s->generation, err.message);
+        return;
+    }
+    const sl_core_done done = { .status = status, .message = err.message };
+    sl_core_command_done(s->core, command->id, &done, sl_clock_now_ns());
+}
+
+static void set_key(Sluice__Worker__ComponentKey *pb, const sl_core_key *key)
+{
+    sluice__worker__component_key__init(pb);
+    pb->model = (char *)key->model;
+    pb->component = (int32_t)key->component;
+    pb->precision = (int32_t)key->precision;
+}
+
+/* For the log line when it is done; without a place there is none. */
+static void note_command(sl_service *s, const sl_core_action *action)
+{
+    for (int i = 0; i < SL_SERVICE_COMMANDS; i++) {
+        if (s->commands[i].command_id != 0)
+            continue;
+        s->commands[i] = (component_command){ .command_id = action->command_id,
+                                              .load = action->kind == SL_CORE_LOAD,
+                                              .key = action->key };
+        snprintf(s->commands[i].job_id, sizeof s->commands[i].job_id, "%s", action->job_id);
+        return;
+    }
+}
+
+static void do_load(sl_service *s, const sl_core_action *action)
+{
+    Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
+    Sluice__Worker__Load load = SLUICE__WORKER__LOAD__INIT;
+    Sluice__Worker__ComponentKey key;
+    const char *path = find_path(s, action->key.model);
+    char text[256];
+    sl_job *job = action->job_id[0] ? sl_jobs_find(s->jobs, action->job_id) : NULL;
+
+    if (job)
+        sl_jobs_move(s->jobs, job, STATE(LOADING), "loading %s",
+                     sl_core_key_text(&action->key, text, sizeof text));
+    set_key(&key, &action->key);
+    load.key = &key;
+    load.model_path = (char *)(path ? path : "");
+    load.planned_bytes = action->size_bytes;
+    command.id = action->command_id;
+    command.kind_case = SLUICE__WORKER__COMMAND__KIND_LOAD;
+    command.load = &load;
+    note_command(s, action);
+    send_command(s, &command);
+}
+
+static void do_unload(sl_service *s, const sl_core_action *action)
+{
+    Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
+    Sluice__Worker__Unload unload = SLUICE__WORKER__UNLOAD__INIT;
+    Sluice__Worker__ComponentKey key;
+
+    set_key(&key, &action->key);
+    unload.key = &key;
+    command.id = action->command_id;
+    command.kind_case = SLUICE__WORKER__COMMAND__KIND_UNLOAD;
+    command.unload = &unload;
+    note_command(s, action);
+    send_command(s, &command);
+}
+
+static void do_run(sl_service *s, const sl_core_action *action)
+{
+    Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
+    Sluice__Worker__Run run = SLUICE__WORKER__RUN__INIT;
+    sl_job *job = sl_jobs_find(s->jobs, action->job_id);
+
+    SL_ASSERT(job);
+    const sl_t2v_request *request = &job->spec.request;
+    char *latent = sl_service_latent_path(s, job);
+    clear_running(s);
+    s->running.partial = sl_service_partial_path(s, job);
+    s->running.final = sl_service_output_path(s, job);
+    if (!s->running.partial || !s->running.final || !latent) {
+        const sl_core_done done = { .status = SL_ERR_IO, .message = "out of memory for a path" };
+        free(latent);
+        clear_running(s);
+        sl_core_command_done(s->core, action->command_id, &done, sl_clock_now_ns());
+        return;
+    }
+    s->running.command_id = action->command_id;
+    snprintf(s->running.job_id, sizeof s->running.job_id, "%s", job->job_id);
+    run.job_id = job->job_id;
+    run.model = job->spec.model;
+    run.model_path = job->spec.model_path;
+    run.precision = (int32_t)request->precision;
+    run.width = request->width;
+    run.height = request->height;
+    run.frames = request->frames;
+    run.steps = request->steps;
+    run.sampler = (int32_t)request->mode;
+    run.sigma_max = request->sigma_max;
+    run.seed = request->seed;
+    run.ids = job->spec.ids;
+    run.n_ids = (size_t)request->token_count;
+    run.activation_bytes = action->size_bytes;
+    run.output_path = s->running.partial;
+    run.output_format = (int32_t)job->spec.format;
+    run.latent_path = latent;
+    run.resume = job->attempt > 1;
+    command.id = action->command_id;
+    command.kind_case = SLUICE__WORKER__COMMAND__KIND_RUN;
+    command.run = &run;
+    send_command(s, &command);
+    free(latent);
+}
+
+static void do_cancel(sl_service *s, const sl_core_action *action)
+{
+    Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
+    Sluice__Worker__Cancel cancel = SLUICE__WORKER__CANCEL__INIT;
+
+    cancel.job_id = (char *)action->job_id;
+    command.kind_case = SLUICE__WORKER__COMMAND__KIND_CANCEL;
+    command.cancel = &cancel;
+    send_command(s, &command);
+}
+
+static void on_admitted(sl_service *s, const sl_core_action *action)
+{
+    sl_job *job = sl_jobs_find(s->jobs, action->job_id);
+
+    SL_ASSERT(job);
+    job->position = 0;
+    job->attempt = job->attempt_base + action->attempt;
+    job->started_ns = sl_clock_wall_ns();
+    job->admitted_ns = sl_clock_now_ns();
+    sl_jobs_move(s->jobs, job, STATE(ADMITTED), "admitted");
+    sl_service_note(job, SL_LOG_INFO, "job_admitted", "attempt=%d planned_bytes=%zu", job->attempt,
+                    action->size_bytes);
+}
+
+static void on_requeued(sl_service *s, const sl_core_action *action)
+{
+    sl_job *job = sl_jobs_find(s->jobs, action->job_id);
+
+    SL_ASSERT(job);
+    clear_running(s);
+    job->attempt = job->attempt_base + action->attempt;
+    job->step = 0;
+    sl_jobs_move(s->jobs, job, STATE(QUEUED), "queued again: %s", action->message);
+    sl_service_note(job, SL_LOG_WARN, "job_requeued", "attempt=%d reason=\"%s\"", job->attempt,
+                    action->message);
+}
+
+void sl_service_log_end(sl_job *job)
+{
+    char quoted[600];
+
+    sl_service_note(
+        job, job->status == SL_OK || job->status == SL_ERR_CANCELLED ? SL_LOG_INFO : SL_LOG_WARN,
+        "job_done",
+        "status=%s model=%s steps=%d run_ms=%lld planned_peak_bytes=%zu "
+        "measured_peak_bytes=%zu device_before=%zu device_after=%zu message=%s",
+        sl_grpc_code_name(sl_status_grpc_code(job->status)), job->spec.model,
+        job->spec.request.steps, (long long)(job->run_ns / SL_NS_PER_MS),
+        sl_job_planned_peak_bytes(job), job->measured_peak_bytes, job->device_before_bytes,
+        job->device_after_bytes, sl_log_quote(quoted, sizeof quoted, job->message));
+}
+
+static void on_ended(sl_service *s, const sl_core_action *action)
+{
+    sl_job *job = sl_jobs_find(s->jobs, action->job_id);
+    Sluice__V1__JobState state = STATE(DONE);
+
+    SL_ASSERT(job);
+    if (job->withdrawn) {
+        sl_jobs_remove(s->jobs, job);
+        return;
+    }
+    job->attempt = job->attempt_base + action->attempt;
+    job->position = 0;
+    job->status = action->status;
+    snprintf(job->message, sizeof job->message, "%s", action->message);
+    if (job->admitted_ns)
+        job->run_ns = sl_clock_now_ns() - job->admitted_ns;
+    if (action->status == SL_ERR_CANCELLED)
+        state = STATE(CANCELLED_STATE);
+    else if (action->status != SL_OK)
+        state = STATE(FAILED);
+    if (state != STATE(DONE) && job->output_size_bytes) {
+        /* Its file was published, and then it was cancelled after all. */
+        char *path = sl_service_output_path(s, job);
+        if (path)
+            unlink(path);
+        free(path);
+        job->output_size_bytes = 0;
+        job->output_sha256[0] = '\0';
+    }
+    remove_latent(s, job);
+    sl_jobs_move(s->jobs, job, state, "%s", state == STATE(DONE) ? "done" : job->message);
+    sl_service_log_end(job);
+}
+
+static void on_ticket_ended(sl_service *s, const sl_core_action *action)
+{
+    ticket_wait *wait = s->tickets;
+
+    while (wait && wait->ticket != action->ticket)
+        wait = wait->next;
+    if (wait) {
+        wait->action = *action;
+        wait->ended = true;
+    }
+}
+
+static void act(sl_service *s, const sl_core_action *action)
+{
+    char text[256];
+
+    switch (action->kind) {
+    case SL_CORE_LOAD:
+        do_load(s, action);
+        break;
+    case SL_CORE_UNLOAD:
+        do_unload(s, action);
+        break;
+    case SL_CORE_RUN:
+        do_run(s, action);
+        break;
+    case SL_CORE_CANCEL:
+        do_cancel(s, action);
+        break;
+    case SL_CORE_RESTART:
+        sl_supervisor_kill(s->supervisor, s->generation, action->message);
+        break;
+    case SL_CORE_JOB_ADMITTED:
+        on_admitted(s, action);
+        break;
+    case SL_CORE_JOB_REQUEUED:
+        on_requeued(s, action);
+        break;
+    case SL_CORE_JOB_ENDED:
+        on_ended(s, action);
+        break;
+    case SL_CORE_TICKET_ENDED:
+        on_ticket_ended(s, action);
+        break;
+    case SL_CORE_PIN_LOST:
+        sl_log(SL_LOG_ERROR, "pin_lost", "component=\"%s\" reason=\"%s\"",
+               sl_core_key_text(&action->key, text, sizeof text), action->message);
+        break;
+    case SL_CORE_NONE:
+        break;
+    }
+}
+
+static void update_positions(sl_service *s)
+{
+    const int count = sl_jobs_count(s->jobs);
+
+    for (int i = 0; i < count && sl_core_queued_count(s->core) > 0; i++) {
+        sl_job *job = sl_jobs_get(s->jobs, i);
+        if (job->state != STATE(QUEUED))
+            continue;
+        const int position = sl_core_position(s->core, job->job_id);
+        if (position < 1 || position == job->position)
+            continue;
+        job->position = position;
+        sl_jobs_move(s->jobs, job, STATE(QUEUED), "number %d in the queue", position);
+    }
+}
+
+void sl_service_pump(sl_service *s)
+{
+    while (sl_core_next(s->core, sl_clock_now_ns(), &s->action)) {
+        /* While stopping, what is done is done, and nothing else begins or ends. */
+        if (!s->stopping || (s->action.kind == SL_CORE_JOB_ENDED && s->action.status == SL_OK)
+            || s->action.kind == SL_CORE_TICKET_ENDED)
+            act(s, &s->action);
+    }
+    if (!s->stopping)
+        update_positions(s);
+    sl_persist_flush(s);
+    pthread_cond_broadcast(&s->changed);
+}
+
+/* --- events of the worker, on the supervisor's thread --- */
+
+static void take_memory(sl_service *s, const Sluice__Worker__Memory *memory)
+{
+    if (!memory)
+        return;
+    s->memory = *memory;
+    s->memory.base.unknown_fields = NULL; /* the event's */
+    s->memory.base.n_unknown_fields = 0;
+    if (!memory->changing)
+        s->calm_mapped_bytes = memory->mapped_bytes;
+}
+
+static void on_hello(sl_service *s, uint64_t generation, const Sluice__Worker__Event *event)
+{
+    s->generation = generation;
+    s->worker_up = true;
+    s->worker_pid = event->hello->pid;
+    sl_core_worker_up(s->core, event->memory ? event->memory->workspace_bytes : 0);
+}
+
+/* The job of an event, told to the core as started; NULL: not the running one. */
+static sl_job *running_of(sl_service *s, const char *job_id)
+{
+    if (s->running.command_id == 0 || strcmp(s->running.job_id, job_id) != 0)
+        return NULL;
+    sl_job *job = sl_jobs_find(s->jobs, job_id);
+    if (!job || sl_job_has_ended(job))
+        return NULL;
+    if (!s->running.started) {
+        s->running.started = true;
+        sl_core_job_started(s->core, job_id);
+    }
+    return job;
+}
+
+static void on_phase(sl_service *s, const Sluice__Worker__Phase *phase)
+{
+    static const struct {
+        Sluice__V1__JobState state;
+        const char *text;
+    } moves[SL_PHASE_COUNT] = {
+        [SL_PHASE_ENCODE_TEXT] = { STATE(ENCODING), "encoding the prompt" },
+        [SL_PHASE_ENCODE_IMAGE] = { STATE(ENCODING), "encoding the image" },
+        [SL_PHASE_DENOISE] = { STATE(DENOISING), "denoising" },
+        [SL_PHASE_DENOISE_HIGH] = { STATE(DENOISING), "denoising" },
+        [SL_PHASE_DENOISE_LOW] = { STATE(DENOISING), "denoising" },
+        [SL_PHASE_DECODE] = { STATE(DECODING), "decoding" },
+    };
+    sl_job *job = running_of(s, phase->job_id);
+
+    if (job && phase->phase >= 0 && phase->phase < SL_PHASE_COUNT)
+        sl_jobs_move(s->jobs, job, moves[phase->phase].state, "%s", moves[phase->phase].text);
+    if (job)
+        s->running.phase_ns = sl_clock_now_ns();
+}
+
+static void on_step(sl_service *s, const Sluice__Worker__Step *step)
+{
+    sl_job *job = running_of(s, step->job_id);
+
+    if (!job)
+        return;
+    job->step = step->step;
+    job->step_count = step->step_count;
+    sl_service_note(job, SL_LOG_DEBUG, "job_step", "step=%d of=%d ms=%lld", step->step,
+                    step->step_count,
+                    (long long)((sl_clock_now_ns() - s->running.phase_ns) / SL_NS_PER_MS));
+    s->running.phase_ns = sl_clock_now_ns();
+    sl_jobs_move(s->jobs, job, STATE(DENOISING), "step %d of %d", step->step, step->step_count);
+}
+
+static void on_decoded(sl_service *s, const Sluice__Worker__Decoded *decoded)
+{
+    sl_job *job = running_of(s, decoded->job_id);
+
+    if (!job)
+        return;
+    sl_jobs_move(s->jobs, job,
+                 decoded->frames < decoded->frame_count ? STATE(DECODING) : STATE(MUXING),
+                 "%d of %d frames", decoded->frames, decoded->frame_count);
+}
+
+/* What the arena held at most for the job itself and the workspace: without the
+ * components of others, which did not change while it ran. */
+static size_t own_peak(const sl_service *s, const sl_job *job, size_t peak_bytes)
+{
+    size_t others = 0;
+
+    for (int i = 0; i < sl_core_component_count(s->core); i++) {
+        sl_core_component c;
+        bool needed = false;
+        sl_core_get_component(s->core, i, &c);
+        for (int k = 0; k < job->spec.core.need_count; k++)
+            needed |= sl_core_key_equal(&c.key, &job->spec.core.needs[k].key);
+        if (!needed && (c.state == SL_CORE_READY || c.state == SL_CORE_UNLOADING))
+            others += c.measured_bytes;
+    }
+    return peak_bytes > others ? peak_bytes - others : 0;
+}
+
+/* A Run has ended well or badly: its numbers, and its file's name.  Unlocks
+ * while it touches the file. */
+static sl_status finish_run(sl_service *s, const Sluice__Worker__Done *done, sl_error *err)
+{
+    sl_status status = (unsigned)done->status < SL_STATUS_COUNT ? (sl_status)done->status
+                                                                : SL_ERR_INTERNAL;
+    sl_job *job = sl_jobs_find(s->jobs, s->running.job_id);
+    char *partial = s->running.partial, *final = s->running.final;
+
+    SL_ASSERT(job);
+    s->running.partial = s->running.final = NULL;
+    clear_running(s);
+    job->device_before_bytes = done->before_bytes;
+    job->device_after_bytes = done->after_bytes;
+    job->run_ns = sl_clock_now_ns() - job->admitted_ns;
+    job->measured_peak_bytes = own_peak(s, job, done->peak_bytes);
+    for (size_t i = 0; i < done->n_phase_activation_bytes && i < SL_PHASE_COUNT; i++)
+        job->measured_phase_bytes[i] = done->phase_activation_bytes[i];
+    if (status != SL_OK)
+        sl_fail(err, status, "%s", done->message);
+    else
+        status = sl_persist_output(s, job, done->output_size_bytes, done->output_sha256, err);
+    pthread_mutex_unlock(&s->lock);
+    if (status == SL_OK)
+        status = sl_service_publish(s, partial, final, err);
+    if (status != SL_OK && unlink(partial) != 0 && errno != ENOENT)
+        sl_log(SL_LOG_ERROR, "partial_left", "path=\"%s\" reason=\"%s\"", partial, strerror(errno));
+    pthread_mutex_lock(&s->lock);
+    if (status == SL_OK) {
+        job->output_size_bytes = done->output_size_bytes;
+        snprintf(job->output_sha256, sizeof job->output_sha256, "%s", done->output_sha256);
+    }
+    free(partial);
+    free(final);
+    return status;
+}
+
+static void note_component(sl_service *s, uint64_t id, const Sluice__Worker__Done *done)
+{
+    char name[256], text[600];
+
+    for (int i = 0; i < SL_SERVICE_COMMANDS; i++) {
+        component_command *c = &s->commands[i];
+        if (c->command_id != id || id == 0)
+            continue;
+        const char *event = c->load ? "component_load" : "component_unload";
+        sl_job *job = c->job_id[0] ? sl_jobs_find(s->jobs, c->job_id) : NULL;
+        snprintf(text, sizeof text,
+                 "component=\"%s\" status=%s device_before=%zu device_after=%zu peak=%zu ms=%lld",
+                 sl_core_key_text(&c->key, name, sizeof name),
+                 sl_grpc_code_name(sl_status_grpc_code((sl_status)done->status)),
+                 (size_t)done->before_bytes, (size_t)done->after_bytes, (size_t)done->peak_bytes,
+                 (long long)(done->duration_ns / SL_NS_PER_MS));
+        if (job && !sl_job_has_ended(job))
+            sl_service_note(job, SL_LOG_INFO, event, "%s", text);
+        else
+            sl_log(SL_LOG_INFO, event, "%s", text);
+        c->command_id = 0;
+        return;
+    }
+}
+
+static void on_done(sl_service *s, const Sluice__Worker__Event *event)
+{
+    const Sluice__Worker__Done *done = event->done;
+    sl_error err = { .status = SL_OK };
+    sl_status status = (unsigned)done->status < SL_STATUS_COUNT ? (sl_status)done->status
+                                                                : SL_ERR_INTERNAL;
+    const char *message = done->message;
+
+    if (event->id == s->running.command_id && event->id != 0) {
+        status = finish_run(s, done, &err);
+        message = err.message;
+        if (s->stopping && status != SL_OK)
+            return; /* the store has it as unfinished: it runs when the daemon is back */
+    } else {
+        note_component(s, event->id, done);
+    }
+    /* Only now: finish_run lets others look, and the books still say "running". */
+    take_memory(s, event->memory);
+    const sl_core_done end = {
+        .status = status,
+        .message = message,
+        .before_bytes = done->before_bytes,
+        .after_bytes = done->after_bytes,
+        .peak_bytes = done->peak_bytes,
+        .component_bytes = done->component_bytes,
+        .duration_ns = done->duration_ns,
+    };
+    if (!sl_core_command_done(s->core, event->id, &end, sl_clock_now_ns()))
+        sl_log(SL_LOG_WARN, "worker_stray_done", "id=%llu", (unsigned long long)event->id);
+}
+
+static void on_event(void *arg, uint64_t generation, const Sluice__Worker__Event *event)
+{
+    sl_service *s = arg;
+    bool moved = true;
+
+    pthread_mutex_lock(&s->lock);
+    if (event->kind_case != SLUICE__WORKER__EVENT__KIND_DONE)
+        take_memory(s, event->memory);
+    switch (event->kind_case) {
+    case SLUICE__WORKER__EVENT__KIND_HELLO:
+        on_hello(s, generation, event);
+        break;
+    case SLUICE__WORKER__EVENT__KIND_DONE:
+        on_done(s, event);
+        break;
+    case SLUICE__WORKER__EVENT__KIND_PHASE:
+        on_phase(s, event->phase);
+        break;
+    case SLUICE__WORKER__EVENT__KIND_STEP:
+        on_step(s, event->step);
+        break;
+    case SLUICE__WORKER__EVENT__KIND_DECODED:
+        on_decoded(s, event->decoded);
+        break;
+    default:
+        moved = false; /* a pong */
+    }
+    if (moved)
+        sl_service_pump(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void on_down(void *arg, uint64_t generation, const char *reason)
+{
+    sl_service *s = arg;
+
+    (void)generation;
+    remove_partials(s); /* nobody writes now */
+    pthread_mutex_lock(&s->lock);
+    s->worker_up = false;
+    s->worker_pid = 0;
+    s->calm_mapped_bytes = 0;
+    sluice__worker__memory__init(&s->memory);
+    snprintf(s->down_reason, sizeof s->down_reason, "%s", reason);
+    clear_running(s);
+    memset(s->commands, 0, sizeof s->commands);
+    sl_core_worker_down(s->core, reason);
+    sl_service_pump(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* --- the clock --- */
+
+static void *run_timer(void *arg)
+{
+    sl_service *s = arg;
+
+    pthread_mutex_lock(&s->lock);
+    while (!s->quit) {
+        const int64_t wake_ns = sl_core_wake_ns(s->core);
+        if (wake_ns <= sl_clock_now_ns())
+            sl_service_pump(s);
+        else
+            sl_service_wait(s, wake_ns);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}
+
+/* --- life --- */
+
+static sl_status start_threads(sl_service *s, sl_error *err)
+{
+    const sl_supervisor_events events = { s, on_event, on_down };
+    const sl_supervisor_config config = {
+        .worker_path = s->worker,
+        .device = s->device_text,
+        .threads = s->config.threads,
+        .lock_fd = s->config.lock_fd,
+    };
+    const int code = pthread_create(&s->timer, NULL, run_timer, s);
+
+    if (code != 0) {
+        errno = code;
+        return sl_fail_errno(err, "could not start the service's thread");
+    }
+    s->timer_started = true;
+    /* The first callback may come before `supervisor` is known: it waits. */
+    pthread_mutex_lock(&s->lock);
+    const sl_status status = sl_supervisor_create(&s->supervisor, &config, &events, err);
+    pthread_mutex_unlock(&s->lock);
+    return status;
+}
+
+static sl_status create_state(sl_service *s, const sl_service_config *config, sl_error *err)
+{
+    long threads = config->threads ? config->threads : sysconf(_SC_NPROCESSORS_ONLN);
+
+    threads = threads < 1 ? 1 : threads > 64 ? 64 : threads;
+    s->expected_workspace_bytes = (size_t)threads * SL_CPU_WORKSPACE_PER_THREAD;
+    sl_device_spec_format(&config->device, s->device_text, sizeof s->device_text);
+    s->outputs = strdup(config->outputs);
+    s->worker = config->worker ? strdup(config->worker) : NULL;
+    s->paths = calloc(MAX_PATHS, sizeof *s->paths);
+    if (!s->outputs || (config->worker && !s->worker) || !s->paths)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the service");
+    sl_core_config core = sl_core_config_default(config->device.kind, config->device.limit_bytes,
+                                                 s->expected_workspace_bytes);
+    core.retry_limit = config->retry_limit;
+    sl_status status = SL_OK;
+    if (config->store)
+        status = sl_store_open(&s->store, config->store, err);
+    int unfinished = 0;
+    if (status == SL_OK)
+        status = sl_persist_count_unfinished(s, &unfinished, err);
+    if (status != SL_OK)
+        return status;
+    /* What was acknowledged is queued again, however much that is. */
+    core.queue_limit = config->queue > unfinished ? config->queue : unfinished;
+    core.table = config->table;
+    status = sl_core_create(&s->core, &core, err);
+    if (status == SL_OK)
+        status = sl_jobs_create(&s->jobs, config->keep_jobs, err);
+    if (status == SL_OK)
+        status = sl_models_create(&s->models, config->models, config->model_count, err);
+    return status;
+}
+
+sl_status sl_service_create(sl_service **out, const sl_service_config *config, sl_error *err)
+{
+    pthread_condattr_t attr;
+    sl_status status = SL_OK;
+    sl_service *s = calloc(1, sizeof *s);
+
+    if (!s)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the service");
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&s->changed, &attr);
+    pthread_condattr_destroy(&attr);
+    s->config = *config;
+    s->started_ns = sl_clock_now_ns();
+    sluice__worker__memory__init(&s->memory);
+    snprintf(s->down_reason, sizeof s->down_reason, "starting");
+    status = create_state(s, config, err);
+    if (status == SL_OK)
+        status = sl_persist_restore(s, err);
+    if (status == SL_OK) {
+        remove_partials(s);
+        remove_stray_latents(s);
+        status = start_threads(s, err);
+    }
+    if (status != SL_OK) {
+        sl_service_destroy(s);
+        return status;
+    }
+    *out = s;
+    return SL_OK;
+}
+
+void sl_service_begin_stop(sl_service *s)
+{
+    pthread_mutex_lock(&s->lock);
+    s->stopping = true;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+}
+
+void sl_service_stop(sl_service *s, int64_t grace_ns)
+{
+    if (s->supervisor)
+        sl_supervisor_stop(s->supervisor, grace_ns);
+    pthread_mutex_lock(&s->lock);
+    s->quit = true;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+    if (s->timer_started)
+        pthread_join(s->timer, NULL);
+    s->timer_started = false;
+}
+
+void sl_service_destroy(sl_service *s)
+{
+    if (!s)
+        return;
+    sl_service_stop(s, 0);
+    sl_supervisor_destroy(s->supervisor);
+    clear_running(s);
+    sl_core_destroy(s->core);
+    sl_jobs_destroy(s->jobs);
+    sl_store_close(s->store);
+    sl_models_destroy(s->models);
+    for (int i = 0; i < s->path_count; i++)
+        free(s->paths[i].path);
+    free(s->paths);
+    free(s->outputs);
+    free(s->worker);
+    pthread_cond_destroy(&s->changed);
+    pthread_mutex_destroy(&s->lock);
+    free(s);
+}

@@ -1,0 +1,54 @@
+/* service.h - the state behind the methods: jobs, memory, one worker.
+ *
+ * Decisions are the core's, work is the worker's; the service carries actions to
+ * the one and events from the other, keeps the jobs' stories, and wakes those who
+ * wait for them.
+ *
+ * Ownership: main creates and destroys it; what the configuration points to is
+ *            copied, but for the table and lock_fd, which outlive it.
+ * Threads:   handlers call side by side (handlers.h); one mutex and one
+ *            condition; a thread for what is due by the clock; the supervisor's
+ *            thread calls back.  Files are touched without the mutex.
+ */
+#ifndef SL_SERVICE_SERVICE_H
+#define SL_SERVICE_SERVICE_H
+
+#include "base/status.h"
+#include "kernels/device.h"
+#include "service/budget.h"
+
+#include <stdint.h>
+
+typedef struct sl_service sl_service;
+
+typedef struct {
+    sl_device_spec device;
+    const char *const *models; /* roots */
+    int model_count;
+    const char *outputs;       /* directory; exists */
+    const char *store;         /* file of jobs, on the same disk; NULL: they end with the process */
+    const char *worker;        /* program; NULL: beside this one */
+    int threads;               /* of the worker; 0: one per core */
+    int queue;
+    int retry_limit;
+    int watchers;              /* long polls at once */
+    int load_waiters;          /* calls that wait for loads and unloads at once */
+    int keep_jobs;             /* ended ones that are remembered */
+    int lock_fd;               /* the device lock; -1: none */
+    const sl_budget_table *table;
+} sl_service_config;
+
+/* Queues the jobs of the store again, removes partial outputs of an earlier process,
+ * and starts the worker. */
+sl_status sl_service_create(sl_service **out, const sl_service_config *config,
+                            sl_error *err) SL_MUST_CHECK;
+
+/* No new jobs from now on, whoever waits is answered.  Jobs that have not ended
+ * when the worker does stay in the store and run when the daemon starts again. */
+void sl_service_begin_stop(sl_service *service);
+/* Ends the worker, at most after grace_ns by force. */
+void sl_service_stop(sl_service *service, int64_t grace_ns);
+/* No handler runs any more.  NULL is fine. */
+void sl_service_destroy(sl_service *service);
+
+#endif

@@ -1,0 +1,146 @@
+/* service_state.h - what service.c and the handlers share. */
+#ifndef SL_SERVICE_SERVICE_STATE_H
+#define SL_SERVICE_SERVICE_STATE_H
+
+#include "api/worker.pb-c.h"
+#include "service/core.h"
+#include "service/jobs.h"
+#include "service/models.h"
+#include "service/rpc.h"
+#include "service/service.h"
+#include "service/store.h"
+#include "service/supervisor.h"
+
+#include "base/log.h"
+
+#include <pthread.h>
+
+/* Somebody waits for a ticket of LoadModel or UnloadModel. */
+typedef struct ticket_wait {
+    struct ticket_wait *next;
+    uint64_t ticket;
+    bool ended;
+    sl_core_action action; /* TICKET_ENDED, once ended */
+} ticket_wait;
+
+typedef struct {
+    char model[SL_CORE_NAME_BYTES];
+    char *path;
+} model_path;
+
+/* A Load or Unload that the worker has. */
+typedef struct {
+    uint64_t command_id; /* 0: none */
+    bool load;
+    sl_core_key key;
+    char job_id[SL_CORE_ID_BYTES]; /* "": for no job */
+} component_command;
+
+enum { SL_SERVICE_COMMANDS = 16 };
+
+/* The Run that the worker has. */
+typedef struct {
+    uint64_t command_id; /* 0: none */
+    bool started;        /* its first event has come */
+    int64_t phase_ns;    /* when its phase or step began; monotonic */
+    char job_id[SL_CORE_ID_BYTES];
+    char *partial, *final; /* paths */
+} running_job;
+
+struct sl_service {
+    sl_service_config config; /* strings are ours */
+    char *outputs, *worker;
+    char device_text[64];
+    size_t expected_workspace_bytes;
+    int64_t started_ns;
+    sl_models *models; /* has its own lock */
+    sl_supervisor *supervisor;
+
+    pthread_mutex_t lock; /* guards everything below */
+    pthread_cond_t changed; /* a job moved, a ticket ended, stopping; monotonic clock */
+    sl_core *core;
+    sl_jobs *jobs;
+    sl_core_action action; /* the one at hand in pump: large */
+    ticket_wait *tickets;
+    model_path *paths; /* of every model that the core knows */
+    int path_count;
+    running_job running;
+    component_command commands[SL_SERVICE_COMMANDS];
+    sl_store *store;         /* or NULL */
+    char store_problem[SL_ERROR_MESSAGE_BYTES]; /* why the last write did not succeed; "": it did */
+    uint64_t generation; /* of the worker that is up */
+    bool worker_up;
+    int64_t worker_pid;
+    char down_reason[256];
+    Sluice__Worker__Memory memory; /* the latest; plain numbers only */
+    size_t calm_mapped_bytes;      /* arena mapped when no command was changing it */
+    int watchers, load_waiters;
+    bool stopping, quit;
+    pthread_t timer;
+    bool timer_started;
+};
+
+/* --- service.c; all with the lock held --- */
+
+/* Does what the core wants next, and wakes whoever waits. */
+void sl_service_pump(sl_service *s);
+/* Waits for a change until the deadline; false when it has passed. */
+bool sl_service_wait(sl_service *s, int64_t deadline_ns);
+/* Where the worker finds this model. */
+sl_status sl_service_note_path(sl_service *s, const char *model, const char *path,
+                               sl_error *err) SL_MUST_CHECK;
+void sl_service_get_ledger(sl_service *s, sl_core_ledger *out);
+/* A line for the log and for `explain`: event id=... and what fmt says. */
+void sl_service_note(sl_job *job, sl_log_level level, const char *event, const char *fmt, ...)
+    SL_PRINTF(4, 5);
+void sl_service_log_end(sl_job *job);
+/* malloc'd; NULL: out of memory. */
+char *sl_service_output_path(const sl_service *s, const sl_job *job);
+char *sl_service_partial_path(const sl_service *s, const sl_job *job); /* of its attempt */
+char *sl_service_latent_path(const sl_service *s, const sl_job *job);
+/* Gives a whole file its name, for good. */
+sl_status sl_service_publish(const sl_service *s, const char *partial, const char *final,
+                             sl_error *err) SL_MUST_CHECK;
+size_t sl_service_workspace_bytes(sl_service *s); /* the worker's, or what is expected */
+
+/* --- requests.c; without the lock --- */
+
+/* Checks a request and works out what it comes to.  with_prompt: its prompt is
+ * there and is tokenized; else the longest is assumed.  The caller frees *out. */
+sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
+                             const Sluice__V1__GenerateRequest *request, bool with_prompt,
+                             sl_job_spec *out, sl_error *err) SL_MUST_CHECK;
+/* A reference to the model of that name, which the caller releases. */
+sl_status sl_request_get_model(sl_service *s, sl_rpc_call *call, const char *name, sl_model **out,
+                               sl_error *err) SL_MUST_CHECK;
+/* The component's place in a model and what it maps; the model must have it. */
+sl_status sl_request_need(const sl_model_info *info, sl_component_kind kind,
+                          sl_precision precision, sl_core_need *out, sl_error *err) SL_MUST_CHECK;
+/* The largest request below this one that the device can ever do. */
+sl_status sl_request_nearest(sl_service *s, const sl_job_spec *spec,
+                             Sluice__V1__NearestRequest *out, sl_error *err) SL_MUST_CHECK;
+/* What a stored request says, for looking at; values are as they were filled in. */
+void sl_request_numbers_from_pb(sl_job_spec *spec, const Sluice__V1__GenerateRequest *pb);
+/* Checks and plans spec->request again, for the model as it is now. */
+sl_status sl_request_respec(sl_service *s, sl_job_spec *spec, sl_error *err) SL_MUST_CHECK;
+void sl_request_hash(const Sluice__V1__GenerateRequest *request, sl_arena *arena,
+                     uint8_t out[SL_BODY_HASH_BYTES]);
+sl_component_kind sl_component_from_pb(Sluice__V1__Component component);
+sl_precision sl_precision_from_pb(Sluice__V1__Precision precision);
+
+/* --- convert.c; results are in the arena, NULL: out of memory --- */
+
+Sluice__V1__Component sl_component_to_pb(sl_component_kind kind);
+Sluice__V1__Precision sl_precision_to_pb(sl_precision precision);
+Sluice__V1__Plan *sl_plan_to_pb(const sl_job_spec *spec, size_t workspace_bytes,
+                                size_t device_bytes, const char *table_row,
+                                const sl_core_answer *answer, sl_arena *arena);
+Sluice__V1__Refusal *sl_answer_to_pb(const sl_core_answer *answer, sl_arena *arena);
+Sluice__V1__GenerateRequest *sl_request_to_pb(const sl_job *job, sl_arena *arena);
+Sluice__V1__Job *sl_job_to_pb(sl_service *s, const sl_job *job, sl_arena *arena); /* locked */
+Sluice__V1__ComponentBytes *sl_component_bytes_to_pb(const sl_core_component *component,
+                                                     sl_arena *arena);
+Sluice__V1__Receipt *sl_receipt_to_pb(const sl_core_receipt *receipt, size_t limit_bytes,
+                                      sl_arena *arena);
+
+#endif

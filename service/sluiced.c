@@ -1,0 +1,327 @@
+/* sluiced.c - the daemon: configuration, locks, and the order of things.
+ *
+ * Up:   directories, device lock, outputs lock, service (and worker), rpc, front.
+ * Down: service begins to stop (jobs end cancelled, waits end), front delivers
+ *       and closes, worker ends, rpc, front, service.
+ *
+ * Exit codes: 0 stopped by SIGTERM or SIGINT, 1 could not start, 2 flags or
+ * configuration, 3 another daemon holds the device or the outputs.
+ */
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "service/config.h"
+#include "service/front.h"
+#include "service/handlers.h"
+#include "service/lock.h"
+#include "service/service.h"
+
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#define SERVICE_URL "inproc://sluice"
+#define STORE_NAME  ".jobs.db"
+
+enum {
+    EXIT_START = 1,
+    EXIT_USAGE = 2,
+    EXIT_LOCKED = 3,
+    SPARE_HANDLERS = 4, /* between a reply and its handler's next receive */
+    KEEP_JOBS = 1000,
+    SPARE_DESCRIPTORS = 128,
+    LAST_STEPS_S = 5,
+};
+#define LOCK_WAIT_NS      (2 * SL_NS_PER_S)
+#define DELIVERY_GRACE_NS (2 * SL_NS_PER_S)
+#define WORKER_GRACE_NS   (5 * SL_NS_PER_S)
+
+typedef struct {
+    sl_settings settings;
+    sl_budget_table *table;
+    sl_auth auth;
+    int device_lock, outputs_lock;
+    char *store;
+    sl_service *service;
+    sl_rpc *rpc;
+    sl_front *front;
+} daemon_state;
+
+static void print_help(void)
+{
+    puts("sluiced - the sluice daemon: serves video diffusion models from one device\n"
+         "\n"
+         "usage: sluiced [flags]\n"
+         "  --config FILE    settings (docs/sluice.yaml.example); flags win over it\n"
+         "  --device SPEC    cpu, cpu:8GiB, cuda:0, cuda:0:24GiB (default cpu)\n"
+         "  --models DIR     directory with models in it; may be given several times\n"
+         "  --outputs DIR    where finished videos go\n"
+         "  --runtime DIR    locks and the socket\n"
+         "  --socket PATH    the socket (default RUNTIME/sluice.sock)\n"
+         "  --log-level L    debug, info, warn, error (default info)\n"
+         "  --version        print the version\n"
+         "  --help           print this\n"
+         "\n"
+         "exit codes: 0 stopped by a signal, 1 could not start, 2 flags or configuration,\n"
+         "            3 another daemon holds the device or the outputs directory");
+}
+
+/* 0: go on; else 1 + the exit code. */
+static int parse_flags(sl_flags *out, int argc, char **argv)
+{
+    static const struct option options[] = {
+        { "config", required_argument, NULL, 'c' },  { "device", required_argument, NULL, 'd' },
+        { "models", required_argument, NULL, 'm' },  { "outputs", required_argument, NULL, 'o' },
+        { "runtime", required_argument, NULL, 'r' }, { "socket", required_argument, NULL, 's' },
+        { "log-level", required_argument, NULL, 'l' }, { "version", no_argument, NULL, 'V' },
+        { "help", no_argument, NULL, 'h' },          { NULL, 0, NULL, 0 },
+    };
+    int flag;
+
+    while ((flag = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        switch (flag) {
+        case 'c':
+            out->config = optarg;
+            break;
+        case 'd':
+            out->device = optarg;
+            break;
+        case 'm':
+            if (out->model_count == SL_SETTINGS_MAX_MODELS) {
+                fprintf(stderr, "sluiced: more than %d --models\n", SL_SETTINGS_MAX_MODELS);
+                return 1 + EXIT_USAGE;
+            }
+            out->models[out->model_count++] = optarg;
+            break;
+        case 'o':
+            out->outputs = optarg;
+            break;
+        case 'r':
+            out->runtime = optarg;
+            break;
+        case 's':
+            out->socket = optarg;
+            break;
+        case 'l':
+            out->log_level = optarg;
+            break;
+        case 'V':
+            puts("sluiced " SL_VERSION);
+            return 1;
+        case 'h':
+            print_help();
+            return 1;
+        default:
+            return 1 + EXIT_USAGE;
+        }
+    }
+    if (optind < argc) {
+        fprintf(stderr, "sluiced: what is \"%s\"? (--help lists the flags)\n", argv[optind]);
+        return 1 + EXIT_USAGE;
+    }
+    return 0;
+}
+
+/* Signals go to main alone, which waits for them; threads inherit the mask. */
+static void block_signals(sigset_t *out)
+{
+    sigemptyset(out);
+    sigaddset(out, SIGTERM);
+    sigaddset(out, SIGINT);
+    sigaddset(out, SIGHUP);
+    pthread_sigmask(SIG_BLOCK, out, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a file at its limit is a failed write */
+}
+
+static void raise_descriptor_limit(const sl_settings *settings)
+{
+    const rlim_t want = (rlim_t)settings->connections + SPARE_DESCRIPTORS;
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= want)
+        return;
+    limit.rlim_cur = want < limit.rlim_max ? want : limit.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur < want)
+        sl_log(SL_LOG_WARN, "few_descriptors", "limit=%llu wanted=%llu",
+               (unsigned long long)limit.rlim_cur, (unsigned long long)want);
+}
+
+/* Locks come before anything that looks at the device. */
+static sl_status take_locks(daemon_state *d, sl_error *err)
+{
+    const sl_settings *settings = &d->settings;
+    const unsigned runtime_mode = settings->local_users == SL_ROLE_NONE ? 0700 : 0711;
+    sl_status status = sl_make_directory(settings->runtime, runtime_mode, err);
+
+    if (status == SL_OK)
+        status = sl_lock_device(&d->device_lock, settings->runtime, &settings->device,
+                                LOCK_WAIT_NS, err);
+    if (status == SL_OK)
+        status = sl_make_directory(settings->outputs, 0700, err);
+    if (status == SL_OK)
+        status = sl_lock_directory(&d->outputs_lock, settings->outputs, err);
+    return status;
+}
+
+static sl_status make_table(daemon_state *d, sl_error *err)
+{
+    d->table = calloc(1, sizeof *d->table);
+    if (!d->table)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the budget table");
+    if (d->settings.budget)
+        return sl_budget_table_load(d->table, d->settings.budget, err);
+    sl_budget_table_default(d->table);
+    return SL_OK;
+}
+
+static sl_status start_service(daemon_state *d, sl_error *err)
+{
+    const sl_settings *settings = &d->settings;
+    /* In the outputs directory: its lock makes us the only one. */
+    if (asprintf(&d->store, "%s/" STORE_NAME, settings->outputs) < 0) {
+        d->store = NULL;
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the job store");
+    }
+    const sl_service_config config = {
+        .device = settings->device,
+        .models = (const char *const *)settings->models,
+        .model_count = settings->model_count,
+        .outputs = settings->outputs,
+        .store = d->store,
+        .worker = settings->worker,
+        .threads = settings->threads,
+        .queue = settings->queue,
+        .retry_limit = settings->retry_limit,
+        /* Calls that wait take three fifths of what may be under way, one identity
+         * may have four fifths (start_front): one fifth always remains to it for
+         * calls that are answered at once. */
+        .watchers = settings->in_flight * 2 / 5,
+        .load_waiters = settings->in_flight / 5,
+        .keep_jobs = KEEP_JOBS,
+        .lock_fd = d->device_lock,
+        .table = d->table,
+    };
+    sl_status status = sl_service_create(&d->service, &config, err);
+
+    if (status == SL_OK)
+        status = sl_rpc_create(&d->rpc, SERVICE_URL, &sl_handlers_table, d->service,
+                               settings->in_flight + SPARE_HANDLERS, err);
+    return status;
+}
+
+static sl_status start_front(daemon_state *d, sl_error *err)
+{
+    const sl_settings *settings = &d->settings;
+    sl_front_config config = sl_front_config_default();
+    sl_listener *listener = NULL;
+
+    config.service_url = SERVICE_URL;
+    config.connections = settings->connections;
+    config.in_flight = settings->in_flight;
+    config.in_flight_each = settings->in_flight - settings->in_flight / 5;
+    config.bound = sl_rpc_bound;
+    config.bound_arg = (void *)&sl_handlers_table;
+    d->auth = (sl_auth){ .daemon_uid = getuid(), .local_users = settings->local_users };
+    sl_status status = sl_front_create(&d->front, &config, err);
+    if (status == SL_OK)
+        status = sl_unix_listen(&listener, settings->socket,
+                                settings->local_users == SL_ROLE_NONE ? 0600 : 0666, &d->auth, err);
+    if (status == SL_OK)
+        status = sl_front_add(d->front, listener, err);
+    if (status == SL_OK)
+        status = sl_front_start(d->front, err);
+    return status;
+}
+
+static sl_status start(daemon_state *d, sl_error *err)
+{
+    char device[64];
+    sl_status status = take_locks(d, err);
+
+    if (status == SL_OK)
+        status = make_table(d, err);
+    if (status == SL_OK)
+        status = start_service(d, err);
+    if (status == SL_OK)
+        status = start_front(d, err);
+    if (status == SL_OK)
+        sl_log(SL_LOG_INFO, "daemon_start",
+               "version=" SL_VERSION " pid=%d device=%s socket=\"%s\" outputs=\"%s\" models=%d",
+               (int)getpid(), sl_device_spec_format(&d->settings.device, device, sizeof device),
+               d->settings.socket, d->settings.outputs, d->settings.model_count);
+    return status;
+}
+
+/* The sockets of nng 1.5 are known to hang in close at times.  By then the
+ * worker is reaped and the socket's file removed. */
+static void give_up(int signal_number)
+{
+    (void)signal_number;
+    _exit(EXIT_SUCCESS);
+}
+
+static void stop(daemon_state *d)
+{
+    if (d->service)
+        sl_service_begin_stop(d->service);
+    if (d->front)
+        sl_front_stop(d->front, DELIVERY_GRACE_NS);
+    if (d->service)
+        sl_service_stop(d->service, WORKER_GRACE_NS);
+    signal(SIGALRM, give_up);
+    alarm(LAST_STEPS_S);
+    sl_rpc_destroy(d->rpc);
+    sl_front_destroy(d->front);
+    sl_service_destroy(d->service);
+    alarm(0);
+    free(d->table);
+    free(d->store);
+    sl_lock_release(d->outputs_lock);
+    sl_lock_release(d->device_lock);
+}
+
+static int wait_for_signal(const sigset_t *signals)
+{
+    int number = 0;
+
+    while (sigwait(signals, &number) != 0 || number == SIGHUP)
+        ;
+    return number;
+}
+
+int main(int argc, char **argv)
+{
+    sl_flags flags = { .config = NULL };
+    sl_error err = { .status = SL_OK };
+    daemon_state d = { .device_lock = -1, .outputs_lock = -1 };
+    sigset_t signals;
+    int code = parse_flags(&flags, argc, argv);
+
+    if (code != 0)
+        return code - 1;
+    if (sl_settings_init(&d.settings, &flags, &err) != SL_OK) {
+        fprintf(stderr, "sluiced: %s\n", err.message);
+        return EXIT_USAGE;
+    }
+    sl_log_set_level(d.settings.log_level);
+    block_signals(&signals);
+    raise_descriptor_limit(&d.settings);
+    const sl_status status = start(&d, &err);
+    if (status == SL_OK) {
+        const int number = wait_for_signal(&signals);
+        sl_log(SL_LOG_INFO, "daemon_stop", "signal=%s", number == SIGINT ? "SIGINT" : "SIGTERM");
+    } else {
+        fprintf(stderr, "sluiced: could not start: %s\n", err.message);
+        code = d.device_lock < 0 || d.outputs_lock < 0
+                   ? (status == SL_ERR_EXISTS ? EXIT_LOCKED : EXIT_START)
+                   : EXIT_START;
+    }
+    stop(&d);
+    sl_settings_fini(&d.settings);
+    return code;
+}

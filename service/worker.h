@@ -1,0 +1,170 @@
+/* worker.h - what the sources of sluice-worker share.
+ *
+ * The main thread reads the channel and answers what acts at once (cancel,
+ * preempt, ping, shutdown).  Everything else waits in the queue of a lane: a
+ * thread with an exec, a cancel word and an order of its own.
+ *
+ *   without --lanes   one lane does every command, in the order of arrival
+ *   --lanes N         lane 0 is the loader's: it does all but Run; Run.lane 0 to
+ *                     N - 1 are job lanes beside it, and wait for nobody
+ *
+ * A component that a job holds is not unloaded, a host image that a streamed
+ * component reads is not forgotten (SL_ERR_PRECONDITION).
+ *
+ * The end of the stream, a broken frame and Shutdown end the process: running
+ * commands are cancelled, partial outputs removed, then exit.
+ *
+ *   worker.c         start, the main thread
+ *   worker_lane.c    lanes: queues, commands, their measured memory
+ *   worker_tell.c    events
+ *   worker_load.c    Load, Unload, Trim: components on the device
+ *   worker_host.c    HostSegments, HostFill, HostForget: images in host memory
+ *   worker_run.c     Run
+ *   worker_output.c  the output file of a Run
+ */
+#ifndef SL_SERVICE_WORKER_H
+#define SL_SERVICE_WORKER_H
+
+#include "api/worker.pb-c.h"
+#include "base/arena.h"
+#include "base/status.h"
+#include "engine/model/component.h"
+#include "kernels/device.h"
+#include "kernels/exec.h"
+#include "service/channel.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+typedef struct sl_worker sl_worker;
+
+/* A component on the device. */
+typedef struct sl_resident {
+    struct sl_resident *next;
+    char *model;
+    sl_component_kind kind;
+    sl_precision precision;
+    sl_component_mode mode;
+    sl_component *component;
+    int user_count; /* jobs that hold it; under the worker's lock */
+} sl_resident;
+
+/* A command that waits for a lane. */
+typedef struct sl_queued {
+    struct sl_queued *next;
+    sl_arena *arena; /* owns the message, and this */
+    const Sluice__Worker__Command *command;
+    bool cancelled, preempted;
+} sl_queued;
+
+typedef struct {
+    sl_worker *worker;
+    sl_exec *exec;
+    pthread_t thread;
+    bool started;
+    atomic_uint cancel;    /* the exec's cancel word */
+    atomic_bool preempt;   /* the running job is to stop at its next step */
+    bool changing;         /* the lane's thread's: it has begun a change that no event told yet */
+    atomic_size_t activations_bytes;
+
+    /* Under the worker's lock. */
+    sl_queued *queue;
+    int queue_length;
+    bool ended;              /* the thread has returned */
+    const char *running_job; /* of the Run in progress; NULL: none */
+    char *partial;           /* the output file being written; NULL: none */
+    bool busy;               /* with a command */
+    size_t peak_bytes;       /* mapped on the device at most, since its command began */
+} sl_lane;
+
+enum { SL_WORKER_MAX_LANES = 16 };
+
+struct sl_worker {
+    sl_device *device;
+    sl_channel *channel;
+    int lane_count;    /* all of them */
+    int job_lane_first; /* 0: the loader's lane runs jobs too */
+    sl_lane lanes[1 + SL_WORKER_MAX_LANES];
+
+    /* A change of what is mapped begins before the first byte and ends with the
+     * event that tells of it: when as many have ended as have begun, and none
+     * began meanwhile, the numbers in between belong together. */
+    atomic_uint changes_begun, changes_ended;
+    atomic_size_t weights_bytes;
+    pthread_mutex_t telling; /* events leave in the order in which they measured */
+
+    pthread_mutex_t lock; /* guards what follows */
+    pthread_cond_t arrived;
+    bool quit;
+    sl_resident *residents; /* the loader's lane alone adds and removes */
+};
+
+/* ---- worker_tell.c ---- */
+
+/* The lane is about to map or unmap. */
+void sl_worker_begin_change(sl_lane *lane);
+/* Adds memory to the event and sends it.  lane: whose event it is; a Done or a
+ * Phase ends its change.  NULL: the main thread's.  A channel that is gone is
+ * not an error here: the main thread sees its end. */
+void sl_worker_send(sl_worker *worker, sl_lane *lane, Sluice__Worker__Event *event,
+                    bool with_resident);
+size_t sl_worker_workspace_bytes(const sl_worker *worker);
+
+/* ---- worker_lane.c; the main thread ---- */
+
+/* Makes the lanes and their execs.  job_lanes 0: one lane for everything. */
+sl_status sl_worker_init_lanes(sl_worker *worker, int job_lanes, int threads,
+                               sl_error *err) SL_MUST_CHECK;
+sl_status sl_worker_start_lanes(sl_worker *worker, sl_error *err) SL_MUST_CHECK;
+/* Takes the arena.  SL_ERR_DATA: no such lane, or too much waits for it. */
+sl_status sl_worker_enqueue(sl_worker *worker, sl_arena *arena,
+                            const Sluice__Worker__Command *command, sl_error *err) SL_MUST_CHECK;
+void sl_worker_cancel(sl_worker *worker, const char *job_id);
+void sl_worker_preempt(sl_worker *worker, const char *job_id);
+/* Cancels what runs, drops what waits.  False: a thread has not ended in time,
+ * and the process must go without it. */
+bool sl_worker_stop_lanes(sl_worker *worker);
+/* After stop_lanes; also after an init or a start that did not succeed. */
+void sl_worker_fini_lanes(sl_worker *worker);
+
+/* ---- worker_load.c; the loader's lane ---- */
+
+sl_status sl_worker_check_key(const Sluice__Worker__ComponentKey *key, sl_error *err) SL_MUST_CHECK;
+sl_status sl_worker_load(sl_lane *lane, const Sluice__Worker__Load *load,
+                         Sluice__Worker__Done *done, sl_error *err) SL_MUST_CHECK;
+sl_status sl_worker_unload(sl_worker *worker, const Sluice__Worker__Unload *unload,
+                           sl_error *err) SL_MUST_CHECK;
+void sl_worker_unload_all(sl_worker *worker);
+
+/* Any lane.  NULL: not there.  Held until the release. */
+sl_resident *sl_worker_acquire(sl_worker *worker, const char *model, sl_component_kind kind,
+                               sl_precision precision, sl_component_mode mode);
+void sl_worker_release(sl_worker *worker, sl_resident *resident);
+
+/* ---- worker_run.c; a job lane ---- */
+
+/* Fills done's phase_activation_bytes (n and array, of `phases`), job_peak_bytes,
+ * output_size_bytes, output_sha256 (of `sha256`), preempted and
+ * resumed_from_step. */
+enum { SL_WORKER_MAX_PHASES = 8, SL_SHA256_HEX_BYTES = 65 };
+
+typedef struct {
+    uint64_t phases[SL_WORKER_MAX_PHASES];
+    char sha256[SL_SHA256_HEX_BYTES];
+} sl_worker_run_result;
+
+sl_status sl_worker_run(sl_lane *lane, const Sluice__Worker__Run *run,
+                        sl_worker_run_result *result, Sluice__Worker__Done *done,
+                        sl_error *err) SL_MUST_CHECK;
+
+/* ---- worker_output.c; a job lane ---- */
+
+/* From now on the file is removed whenever the job or the process ends without
+ * it being finished.  SL_ERR_CANCELLED: the worker is shutting down. */
+sl_status sl_worker_note_partial(sl_lane *lane, const char *path, sl_error *err) SL_MUST_CHECK;
+void sl_worker_forget_partial(sl_lane *lane, bool remove_it);
+sl_status sl_worker_hash_file(const char *path, char hex[SL_SHA256_HEX_BYTES], uint64_t *size_bytes,
+                              sl_error *err) SL_MUST_CHECK;
+
+#endif

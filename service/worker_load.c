@@ -1,0 +1,183 @@
+/* Load and Unload: components of models, on the device. */
+#include "service/worker.h"
+
+#include "engine/model/model_dir.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* The loader's lane, or under the lock. */
+static sl_resident **find_slot(sl_worker *worker, const char *model, int kind, int precision,
+                               int mode)
+{
+    sl_resident **at = &worker->residents;
+
+    while (*at && ((int)(*at)->kind != kind || (int)(*at)->precision != precision ||
+                   (int)(*at)->mode != mode || strcmp((*at)->model, model) != 0))
+        at = &(*at)->next;
+    return at;
+}
+
+static sl_resident **find_key(sl_worker *worker, const Sluice__Worker__ComponentKey *key)
+{
+    return find_slot(worker, key->model, key->component, key->precision, key->mode);
+}
+
+sl_resident *sl_worker_acquire(sl_worker *worker, const char *model, sl_component_kind kind,
+                               sl_precision precision, sl_component_mode mode)
+{
+    pthread_mutex_lock(&worker->lock);
+    sl_resident *r = *find_slot(worker, model, (int)kind, (int)precision, (int)mode);
+    if (r)
+        r->user_count++;
+    pthread_mutex_unlock(&worker->lock);
+    return r;
+}
+
+void sl_worker_release(sl_worker *worker, sl_resident *r)
+{
+    pthread_mutex_lock(&worker->lock);
+    r->user_count--;
+    pthread_mutex_unlock(&worker->lock);
+}
+
+static void free_resident(sl_resident *r)
+{
+    if (!r)
+        return;
+    sl_component_destroy(r->component);
+    free(r->model);
+    free(r);
+}
+
+/* What is asked for, checked against the model's files. */
+static sl_status make_spec(const sl_model_info *info, const Sluice__Worker__ComponentKey *key,
+                           uint64_t planned_bytes, sl_component_spec *out, sl_error *err)
+{
+    const sl_component_kind kind = (sl_component_kind)key->component;
+    const char *name = sl_component_name(kind);
+
+    if (!sl_arch_has_component(info->arch, kind) || !info->files[kind])
+        return sl_fail(err, SL_ERR_NOT_FOUND, "model \"%s\" has no component %s", key->model, name);
+    const sl_component_spec spec =
+        sl_component_spec_of(info->arch, kind, (sl_precision)key->precision);
+    const size_t plan_bytes = sl_component_plan_bytes(&spec);
+    if (plan_bytes != planned_bytes)
+        return sl_fail(err, SL_ERR_PRECONDITION,
+                       "component %s of \"%s\" needs %zu bytes, the plan said %llu: its files have "
+                       "changed",
+                       name, key->model, plan_bytes, (unsigned long long)planned_bytes);
+    *out = spec;
+    return SL_OK;
+}
+
+static sl_status load_component(sl_lane *lane, sl_resident *r, const Sluice__Worker__Load *load,
+                                sl_error *err)
+{
+    sl_model_dir *dir = NULL;
+    sl_ckpt *ckpt = NULL;
+    sl_component_spec spec;
+    sl_status status = sl_model_dir_open(&dir, load->model_path, err);
+
+    if (status == SL_OK)
+        status = make_spec(sl_model_dir_info(dir), load->key, load->planned_bytes, &spec, err);
+    if (status == SL_OK)
+        status = sl_ckpt_open(&ckpt, sl_model_dir_info(dir)->files[r->kind], err);
+    if (status == SL_OK)
+        status = sl_component_load(&r->component, &spec, lane->worker->device, lane->exec, ckpt, err);
+    sl_ckpt_close(ckpt);
+    sl_model_dir_close(dir);
+    return status;
+}
+
+sl_status sl_worker_check_key(const Sluice__Worker__ComponentKey *key, sl_error *err)
+{
+    if (!key || !key->model[0] || (unsigned)key->component >= SL_COMPONENT_COUNT ||
+        (unsigned)key->precision >= SL_PRECISION_COUNT || (unsigned)key->mode >= SL_MODE_COUNT)
+        return sl_fail(err, SL_ERR_INVALID, "a command without a valid component key");
+    return SL_OK;
+}
+
+static sl_status make_resident(sl_resident **out, const Sluice__Worker__ComponentKey *key,
+                               sl_error *err)
+{
+    sl_resident *r = calloc(1, sizeof *r);
+
+    if (r)
+        r->model = strdup(key->model);
+    if (!r || !r->model) {
+        free(r);
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory to load \"%s\"", key->model);
+    }
+    r->kind = (sl_component_kind)key->component;
+    r->precision = (sl_precision)key->precision;
+    r->mode = (sl_component_mode)key->mode;
+    *out = r;
+    return SL_OK;
+}
+
+sl_status sl_worker_load(sl_lane *lane, const Sluice__Worker__Load *load,
+                         Sluice__Worker__Done *done, sl_error *err)
+{
+    sl_worker *worker = lane->worker;
+    const Sluice__Worker__ComponentKey *key = load->key;
+    sl_resident *r = NULL;
+    sl_status status = sl_worker_check_key(key, err);
+
+    if (status != SL_OK)
+        return status;
+    if (*find_key(worker, key))
+        return sl_fail(err, SL_ERR_EXISTS, "component %s of \"%s\" is loaded already",
+                       sl_component_name((sl_component_kind)key->component), key->model);
+    status = make_resident(&r, key, err);
+    if (status == SL_OK)
+        status = load_component(lane, r, load, err);
+    if (status != SL_OK) {
+        free_resident(r);
+        return sl_error_prefix(err, "could not load %s of \"%s\"",
+                               sl_component_name((sl_component_kind)key->component), key->model);
+    }
+    done->component_bytes = sl_component_mapped_bytes(r->component);
+    done->unexpected_tensors = sl_component_unexpected(r->component);
+    atomic_fetch_add(&worker->weights_bytes, done->component_bytes);
+    pthread_mutex_lock(&worker->lock);
+    r->next = worker->residents;
+    worker->residents = r;
+    pthread_mutex_unlock(&worker->lock);
+    return SL_OK;
+}
+
+sl_status sl_worker_unload(sl_worker *worker, const Sluice__Worker__Unload *unload, sl_error *err)
+{
+    const Sluice__Worker__ComponentKey *key = unload->key;
+    const sl_status status = sl_worker_check_key(key, err);
+
+    if (status != SL_OK)
+        return status;
+    pthread_mutex_lock(&worker->lock);
+    sl_resident **at = find_key(worker, key), *r = *at;
+    const int user_count = r ? r->user_count : 0;
+    if (r && user_count == 0)
+        *at = r->next;
+    pthread_mutex_unlock(&worker->lock);
+
+    const char *name = sl_component_name((sl_component_kind)key->component);
+    if (!r)
+        return sl_fail(err, SL_ERR_NOT_FOUND, "component %s of \"%s\" is not loaded", name,
+                       key->model);
+    if (user_count > 0)
+        return sl_fail(err, SL_ERR_PRECONDITION, "component %s of \"%s\" is in use by %d jobs",
+                       name, key->model, user_count);
+    atomic_fetch_sub(&worker->weights_bytes, sl_component_mapped_bytes(r->component));
+    free_resident(r);
+    return SL_OK;
+}
+
+void sl_worker_unload_all(sl_worker *worker)
+{
+    while (worker->residents) {
+        sl_resident *r = worker->residents;
+        worker->residents = r->next;
+        free_resident(r);
+    }
+}
