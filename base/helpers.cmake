@@ -41,3 +41,8 @@ function(sl_test name)
   set_tests_properties(${name} PROPERTIES TIMEOUT ${A_TIMEOUT} SKIP_RETURN_CODE 77
                                           LABELS "${A_LABELS}")
 endfunction()
+
+# The test may let its own allocations fail: see base/test_alloc.h.
+function(sl_test_wrap_allocations name)
+  target_link_options(${name} PRIVATE -Wl,--wrap=malloc,--wrap=calloc,--wrap=reallocarray,--wrap=strdup)
+endfunction()

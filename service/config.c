@@ -1,6 +1,8 @@
 #include "service/config.h"
 
+#include "base/clock.h"
 #include "base/config.h"
+#include "base/size.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +20,7 @@ typedef struct {
     char **models;
     uint32_t models_count;
     char *outputs, *runtime, *socket, *budget, *worker;
+    char *outputs_quota, *outputs_retention;
     uint32_t threads;
     file_limits limits;
     int local_users;
@@ -54,6 +57,8 @@ static const cyaml_schema_field_t fields[] = {
     CYAML_FIELD_SEQUENCE("models", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, file_values, models,
                          &path_value, 1, SL_SETTINGS_MAX_MODELS),
     PATH_FIELD(outputs),
+    PATH_FIELD(outputs_quota),
+    PATH_FIELD(outputs_retention),
     PATH_FIELD(runtime),
     PATH_FIELD(socket),
     PATH_FIELD(budget),
@@ -152,6 +157,50 @@ static sl_status take_limits(sl_settings *out, const sl_config *config, sl_error
     return SL_OK;
 }
 
+/* "90s", "15m", "36h", "30d" */
+static bool parse_duration(const char *text, int64_t *out_ns)
+{
+    static const struct {
+        const char *unit;
+        int64_t seconds;
+    } units[] = { { "s", 1 }, { "m", 60 }, { "h", 3600 }, { "d", 86400 } };
+    char *end = NULL;
+
+    if (text[0] < '0' || text[0] > '9')
+        return false;
+    const unsigned long long number = strtoull(text, &end, 10);
+    for (size_t i = 0; i < SL_COUNT(units); i++) {
+        if (strcmp(end, units[i].unit) == 0
+            && number <= (unsigned long long)(INT64_MAX / SL_NS_PER_S / units[i].seconds)) {
+            *out_ns = (int64_t)number * units[i].seconds * SL_NS_PER_S;
+            return true;
+        }
+    }
+    return false;
+}
+
+static sl_status take_outputs(sl_settings *out, const sl_config *config, sl_error *err)
+{
+    const file_values *file = config ? sl_config_values(config) : NULL;
+    size_t quota = 0;
+
+    if (file && file->outputs_quota) {
+        if (!sl_size_parse(file->outputs_quota, &quota)) {
+            sl_fail(err, SL_ERR_DATA, "\"%s\" is no size: expected 500GiB or the like",
+                    file->outputs_quota);
+            return sl_config_blame(config, "outputs_quota", err);
+        }
+        out->outputs_quota_bytes = quota;
+    }
+    if (file && file->outputs_retention
+        && !parse_duration(file->outputs_retention, &out->outputs_retention_ns)) {
+        sl_fail(err, SL_ERR_DATA, "\"%s\" is no time: expected 30d, 36h or the like",
+                file->outputs_retention);
+        return sl_config_blame(config, "outputs_retention", err);
+    }
+    return SL_OK;
+}
+
 static sl_status take_device(sl_settings *out, const sl_flags *flags, const sl_config *config,
                              sl_error *err)
 {
@@ -205,6 +254,8 @@ sl_status sl_settings_init(sl_settings *out, const sl_flags *flags, sl_error *er
         goto done;
     const file_values *file = config ? sl_config_values(config) : &nothing;
     status = take_limits(&settings, config, err);
+    if (status == SL_OK)
+        status = take_outputs(&settings, config, err);
     if (status == SL_OK)
         status = take_device(&settings, flags, config, err);
     if (status == SL_OK)

@@ -30,6 +30,8 @@ typedef struct {
     int in_flight;
     int queue;
     int retry_limit;
+    uint64_t outputs_quota_bytes; /* 0: none */
+    int64_t outputs_retention_ns; /* 0: for ever */
     sl_role local_users;
     sl_log_level log_level;
 } sl_settings;

@@ -30,8 +30,7 @@ static bool key_valid(const sl_core_key *key)
 {
     return memchr(key->model, '\0', sizeof key->model) && key->model[0] &&
            (unsigned)key->component < SL_COMPONENT_COUNT &&
-           (unsigned)key->precision < SL_PRECISION_COUNT &&
-           (unsigned)key->mode < SL_MODE_COUNT;
+           (unsigned)key->precision < SL_PRECISION_COUNT && (unsigned)key->mode < SL_MODE_COUNT;
 }
 
 static sl_status check_need(const sl_core_need *need, int i, sl_error *err)
@@ -217,8 +216,7 @@ static void fill_host_holdings(const sl_core *core, const demand *d, sl_core_ans
 
 static bool is_pinned_other(const demand *d, const node *n)
 {
-    return n->pinned && !n->evict &&
-           (!sl_core_demand_has(d, &n->key) || sl_core_is_stale(d, n));
+    return n->pinned && !n->evict && (!sl_core_demand_has(d, &n->key) || sl_core_is_stale(d, n));
 }
 
 static const node *largest_pinned_other(const sl_core *core, const demand *d,
@@ -248,9 +246,9 @@ static void name_pinned(const sl_core *core, const demand *d, sl_core_answer *an
     char text[SL_CORE_TEXT_BYTES], key[SL_CORE_TEXT_BYTES];
     const node *named[SL_CORE_MAX_HOLDINGS];
     size_t length = 0;
-    size_t missing = less(sl_core_bytes_of(core, d, SCOPE_PINNED) +
-                              sl_core_bytes_besides(core, d, SCOPE_PINNED),
-                          core->config.limit_bytes);
+    size_t missing =
+        less(sl_core_bytes_of(core, d, SCOPE_PINNED) + sl_core_bytes_besides(core, d, SCOPE_PINNED),
+             core->config.limit_bytes);
     int count = 0;
 
     for (const node *n = core->nodes; n && count < SL_CORE_MAX_HOLDINGS; n = n->next) {
@@ -334,8 +332,8 @@ static bool has_to_wait(const sl_core *core, const sl_core_job *spec, int queue_
              sl_core_count_user(core->active, spec->user) >= limit)
         snprintf(answer->after, sizeof answer->after, "a job of user \"%s\" ends, who has %d",
                  spec->user, limit);
-    else if (spec && core->active_count >=
-                         core->config.max_running_jobs + core->config.prepare_jobs)
+    else if (spec &&
+             core->active_count >= core->config.max_running_jobs + core->config.prepare_jobs)
         name_jobs(core, answer);
     else
         return false;
@@ -349,8 +347,7 @@ static void fill_answer(const sl_core *core, const sl_core_job *spec, const dema
     answer->when = v.when;
     answer->need_bytes = v.need_bytes;
     answer->have_bytes = v.have_bytes;
-    answer->host =
-        v.block == BLOCK_HOST || v.block == BLOCK_HOST_PIN || v.block == BLOCK_HOST_JOB;
+    answer->host = v.block == BLOCK_HOST || v.block == BLOCK_HOST_PIN || v.block == BLOCK_HOST_JOB;
     answer->pinned = v.block == BLOCK_PIN || v.block == BLOCK_HOST_PIN;
     if (core->row)
         snprintf(answer->row, sizeof answer->row, "%s", core->row->name);

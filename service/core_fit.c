@@ -81,7 +81,8 @@ demand sl_core_demand_of_ticket(const ticket *t)
 
 static const sl_core_need *find_need(const demand *d, const sl_core_key *key)
 {
-    FOR_NEEDS(d, i) {
+    FOR_NEEDS(d, i)
+    {
         if (sl_core_key_equal(&d->needs[i].key, key))
             return &d->needs[i];
     }
@@ -127,7 +128,8 @@ static bool goes_by_phase(const job *j)
 
 bool sl_core_demand_has_image(const demand *d, const sl_core_key *key)
 {
-    FOR_NEEDS(d, i) {
+    FOR_NEEDS(d, i)
+    {
         if (sl_core_same_image(&d->needs[i].key, key))
             return true;
     }
@@ -215,7 +217,8 @@ size_t sl_core_bytes_of(const sl_core *core, const demand *d, scope s)
 {
     size_t sum = d->phases ? pool_bytes(core, d, NULL, s) : d->activation_bytes;
 
-    FOR_NEEDS(d, i) {
+    FOR_NEEDS(d, i)
+    {
         if (!d->phases || is_fixed_key(core, &d->needs[i].key, s))
             sum += d->needs[i].size_bytes;
     }
@@ -356,7 +359,8 @@ static bool has_conflict(const sl_core *core, const demand *d)
 {
     for (const job *j = core->active; j; j = j->next) {
         const demand left = sl_core_demand_left(j);
-        FOR_NEEDS(&left, i) {
+        FOR_NEEDS(&left, i)
+        {
             const sl_core_need *need = find_need(d, &left.needs[i].key);
             if (need && need->size_bytes != left.needs[i].size_bytes)
                 return true;
@@ -403,8 +407,7 @@ verdict sl_core_judge(const sl_core *core, const demand *d)
         return v;
     }
     v.when = SL_CORE_AFTER;
-    v.have_bytes =
-        less(core->config.limit_bytes, sl_core_bytes_besides(core, d, SCOPE_ACTIVE));
+    v.have_bytes = less(core->config.limit_bytes, sl_core_bytes_besides(core, d, SCOPE_ACTIVE));
     if (is_blocked(core, d, SCOPE_PINNED, &v))
         v.block = BLOCK_PIN;
     else if (is_host_blocked(core, d, SCOPE_PINNED, &v))

@@ -53,7 +53,8 @@ static bool is_fixed_image(const sl_core *core, const image *im, scope s)
             return true;
     for (const job *j = core->active; j && s == SCOPE_ACTIVE; j = j->next) {
         const demand left = sl_core_demand_left(j);
-        FOR_NEEDS(&left, i) {
+        FOR_NEEDS(&left, i)
+        {
             if (left.needs[i].key.mode == SL_MODE_STREAMED &&
                 left.needs[i].host_bytes == im->size_bytes &&
                 sl_core_same_image(&left.needs[i].key, &im->key))
@@ -84,7 +85,8 @@ bool sl_core_is_read(const sl_core *core, const image *im)
 /* d needs that image, and in which size. */
 static const sl_core_need *find_image_need(const demand *d, const sl_core_key *key, bool all)
 {
-    FOR_NEEDS(d, i) {
+    FOR_NEEDS(d, i)
+    {
         if ((all || d->needs[i].key.mode == SL_MODE_STREAMED) &&
             sl_core_same_image(&d->needs[i].key, key))
             return &d->needs[i];
@@ -98,7 +100,8 @@ bool sl_core_is_host_blocked(const sl_core *core, const demand *d, bool all, sco
     size_t besides = 0, need = 0;
     bool stale = false;
 
-    FOR_NEEDS(d, i) {
+    FOR_NEEDS(d, i)
+    {
         if (all || d->needs[i].key.mode == SL_MODE_STREAMED)
             need += d->needs[i].host_bytes;
     }
@@ -392,7 +395,8 @@ bool sl_core_want_images(sl_core *core, const demand *d, bool all, uint64_t for_
 {
     bool ok = true;
 
-    FOR_NEEDS(d, i) {
+    FOR_NEEDS(d, i)
+    {
         const sl_core_need *need = &d->needs[i];
         if (ok && (all || need->key.mode == SL_MODE_STREAMED))
             ok = want_image(core, need, true, for_ticket);
@@ -404,7 +408,8 @@ bool sl_core_want_images(sl_core *core, const demand *d, bool all, uint64_t for_
 
 bool sl_core_want_spare_images(sl_core *core, const demand *d)
 {
-    FOR_NEEDS(d, i) {
+    FOR_NEEDS(d, i)
+    {
         const sl_core_need *need = &d->needs[i];
         const node *n = sl_core_find(core, &need->key);
         if (need->key.mode == SL_MODE_RESIDENT && need->host_bytes > 0 && n &&

@@ -26,7 +26,8 @@ static bool is_ready(const sl_core *core, const job *j)
 {
     const demand now = sl_core_demand_now(j);
 
-    FOR_NEEDS(&now, i) {
+    FOR_NEEDS(&now, i)
+    {
         const node *n = sl_core_find(core, &now.needs[i].key);
         if (!n || n->state != SL_CORE_READY || n->size_bytes != now.needs[i].size_bytes)
             return false;
@@ -159,16 +160,15 @@ static bool send_load(sl_core *core, node *n, bool from_host, sl_core_action *ou
     if (sl_core_mapped(core) + n->size_bytes > core->config.limit_bytes)
         return false;
     n->state = SL_CORE_LOADING;
-    send_on_lane(core, out,
-                 (command){ .kind = SL_CORE_LOAD, .node = n, .from_host = from_host });
+    send_on_lane(core, out, (command){ .kind = SL_CORE_LOAD, .node = n, .from_host = from_host });
     name_user(core, &n->key, out);
     return true;
 }
 
 static demand demand_of_node(const node *n, sl_core_need *need)
 {
-    *need = (sl_core_need){ .key = n->key, .size_bytes = n->size_bytes,
-                            .host_bytes = n->host_bytes };
+    *need =
+        (sl_core_need){ .key = n->key, .size_bytes = n->size_bytes, .host_bytes = n->host_bytes };
     return (demand){ .needs = need, .count = 1, .set = 1 };
 }
 
@@ -199,8 +199,7 @@ void sl_core_give_up_streamed(sl_core *core)
         sl_core_need need;
         const demand d = demand_of_node(n, &need);
 
-        if (n->state != SL_CORE_WANTED || n->key.mode != SL_MODE_STREAMED ||
-            image_of(core, n) ||
+        if (n->state != SL_CORE_WANTED || n->key.mode != SL_MODE_STREAMED || image_of(core, n) ||
             !sl_core_is_host_blocked(core, &d, false, SCOPE_PINNED, &need_bytes, &have_bytes)) {
             n = n->next;
             continue;
@@ -248,7 +247,8 @@ static bool next_trim(sl_core *core, sl_core_action *out)
 /* The first image that d lacks and the tier has room for. */
 static bool prefetch(sl_core *core, const demand *d, sl_core_action *out)
 {
-    FOR_NEEDS(d, i) {
+    FOR_NEEDS(d, i)
+    {
         const sl_core_need *need = &d->needs[i];
         if (need->host_bytes == 0 || sl_core_find(core, &need->key))
             continue;
@@ -278,8 +278,9 @@ static bool come_early(sl_core *core, const job *j, sl_core_action *out)
         node *n = sl_core_add_node(core, need);
         if (!n)
             return false;
-        if (send_load(core, n, im && im->state == SL_CORE_HOST_READY &&
-                                   im->size_bytes == need->host_bytes, out))
+        if (send_load(core, n,
+                      im && im->state == SL_CORE_HOST_READY && im->size_bytes == need->host_bytes,
+                      out))
             return true;
         sl_core_remove(core, n);
     }
@@ -300,7 +301,8 @@ static bool next_ahead(sl_core *core, sl_core_action *out)
     for (job *j = core->queue; j; j = j->next) {
         const demand d = sl_core_demand_of(&j->spec.variants[j->variant], j->spec.first_phase);
         bool absent = false;
-        FOR_NEEDS(&d, i) {
+        FOR_NEEDS(&d, i)
+        {
             absent = absent || !sl_core_find(core, &d.needs[i].key);
         }
         if (absent && !j->no_prefetch)

@@ -2,8 +2,9 @@
 
 #include <string.h>
 
-static const sl_component_kind part_kind[PARTS] = { SL_COMPONENT_TEXT_ENCODER, SL_COMPONENT_DIT_HIGH,
-                                                    SL_COMPONENT_DIT_LOW, SL_COMPONENT_VAE };
+static const sl_component_kind part_kind[PARTS] = { SL_COMPONENT_TEXT_ENCODER,
+                                                    SL_COMPONENT_DIT_HIGH, SL_COMPONENT_DIT_LOW,
+                                                    SL_COMPONENT_VAE };
 
 void sim_trace(const sim *s, const char *fmt, ...)
 {
@@ -20,10 +21,10 @@ void sim_trace(const sim *s, const char *fmt, ...)
 
 static void trace_action(const sim *s, const sl_core_action *a)
 {
-    static const char *const names[] = {
-        "none", "load", "unload", "run", "cancel", "restart", "admitted", "requeued", "ended",
-        "ticket ended", "pin lost", "fill", "drop", "trim", "preempt", "go"
-    };
+    static const char *const names[] = { "none",   "load",         "unload",   "run",
+                                         "cancel", "restart",      "admitted", "requeued",
+                                         "ended",  "ticket ended", "pin lost", "fill",
+                                         "drop",   "trim",         "preempt",  "go" };
     char key[SL_CORE_TEXT_BYTES];
 
     sim_trace(s, "%-12s %s %s t%llu %zu%s %s %s", names[a->kind], a->job_id,
@@ -50,7 +51,9 @@ bool sim_has_part(int model, int part)
 
 sl_core_key sim_key(int model, int part, sl_component_mode mode)
 {
-    sl_core_key key = { .component = part_kind[part], .precision = SL_PRECISION_BF16, .mode = mode };
+    sl_core_key key = { .component = part_kind[part],
+                        .precision = SL_PRECISION_BF16,
+                        .mode = mode };
 
     snprintf(key.model, sizeof key.model, "m%d", model);
     return key;
@@ -185,8 +188,7 @@ static void on_load(sim *s, const sl_core_action *a)
     SIM_CHECK(s, !c->resident);
     SIM_CHECK(s, a->from_host || a->key.mode == SL_MODE_RESIDENT);
     SIM_CHECK(s, !a->from_host || image->there);
-    SIM_CHECK(s, !a->from_host || a->key.mode == SL_MODE_STREAMED ||
-                     image->size == a->size_bytes);
+    SIM_CHECK(s, !a->from_host || a->key.mode == SL_MODE_STREAMED || image->size == a->size_bytes);
     c->size = a->size_bytes;
     s->mapped += a->size_bytes;
     SIM_CHECK(s, s->mapped <= s->config.limit_bytes);
@@ -202,8 +204,8 @@ static bool is_meant(sim *s, uint64_t ticket, const sl_core_key *key, bool image
 
     SIM_CHECK(s, t != NULL);
     for (int i = 0; i < t->count; i++)
-        listed = listed || (image ? same_image(t->keys[i], key)
-                                  : sl_core_key_equal(&t->keys[i], key));
+        listed =
+            listed || (image ? same_image(t->keys[i], key) : sl_core_key_equal(&t->keys[i], key));
     return !t->is_load && !t->trim && listed != t->others;
 }
 
@@ -215,8 +217,8 @@ static void on_unload(sim *s, const sl_core_action *a)
     SIM_CHECK(s, !c->pinned || is_meant(s, a->ticket, &a->key, false));
     for (int i = 0; i < MAX_OPEN; i++)
         /* One that waits for it may have been admitted since: it is loaded again then. */
-        SIM_CHECK(s, s->jobs[i].state != RUNNING || s->jobs[i].waiting ||
-                         !uses(&s->jobs[i], &a->key));
+        SIM_CHECK(s,
+                  s->jobs[i].state != RUNNING || s->jobs[i].waiting || !uses(&s->jobs[i], &a->key));
     s->unloads++;
 }
 
@@ -399,11 +401,10 @@ static void on_ended(sim *s, const sl_core_action *a)
     SIM_CHECK(s, j && a->attempt <= j->attempt + 1);
     SIM_CHECK(s, (a->status == SL_ERR_CANCELLED) <= j->cancelled);
     SIM_CHECK(s, (a->status == SL_OK) <= (j->state == RUNNING));
-    SIM_CHECK(s, (a->status == SL_ERR_TIMEOUT) <=
-                     (j->state == QUEUED && j->spec.deadline_ns > 0 &&
-                      j->spec.deadline_ns <= s->now_ns));
-    SIM_CHECK(s, (a->status == SL_ERR_TOO_LARGE) <= (j->state == QUEUED && j->refusable &&
-                                                     a->answer.when == SL_CORE_NEVER));
+    SIM_CHECK(s, (a->status == SL_ERR_TIMEOUT) <= (j->state == QUEUED && j->spec.deadline_ns > 0 &&
+                                                   j->spec.deadline_ns <= s->now_ns));
+    SIM_CHECK(s, (a->status == SL_ERR_TOO_LARGE) <=
+                     (j->state == QUEUED && j->refusable && a->answer.when == SL_CORE_NEVER));
     SIM_CHECK(s, !strstr(a->message, "books")); /* there was memory */
     leave_device(s, j);
     j->state = FREE;

@@ -74,8 +74,8 @@ typedef struct {
     bool up, must_die;
     sim_component c[MODELS][PARTS][MODES];
     sim_image images_of[MODELS][PARTS]; /* of both modes */
-    size_t mapped, told, images; /* in truth; by the events; in the host tier */
-    sl_core_action command;      /* of the loader lane; NONE: idle */
+    size_t mapped, told, images;        /* in truth; by the events; in the host tier */
+    sl_core_action command;             /* of the loader lane; NONE: idle */
     uint64_t next_seq;
     sim_job jobs[MAX_OPEN];
     sim_ticket tickets[MAX_OPEN_TICKETS];
@@ -112,7 +112,7 @@ void sim_drain(sim *s);
 /* The worker's side. */
 void sim_worker_comes(sim *s);
 void sim_worker_dies(sim *s);
-bool sim_finish_command(sim *s, bool well);    /* of the loader lane; false: none */
+bool sim_finish_command(sim *s, bool well);      /* of the loader lane; false: none */
 bool sim_advance(sim *s, sim_job *j, bool well); /* a running job's next event */
 
 #endif

@@ -154,7 +154,8 @@ static bool is_in_the_way(const ticket *t, const job *j, const sl_core_key **key
     const sl_core_variant *v = &j->spec.variants[j->variant];
     const demand now = sl_core_demand_now(j);
 
-    FOR_NEEDS(&now, i) {
+    FOR_NEEDS(&now, i)
+    {
         *key = &v->needs[i].key;
         if (is_meant(t, *key))
             return true;

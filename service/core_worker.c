@@ -53,8 +53,8 @@ static void lose_nodes(sl_core *core, const image *filling, const char *reason)
             sl_core_remove(core, n);
             continue;
         }
-        n->deaths += n->state == SL_CORE_LOADING ||
-                     (filling && sl_core_same_image(&filling->key, &n->key));
+        n->deaths +=
+            n->state == SL_CORE_LOADING || (filling && sl_core_same_image(&filling->key, &n->key));
         n->state = SL_CORE_WANTED;
         n->measured_bytes = 0;
     }
@@ -187,8 +187,8 @@ static void retry_memory(sl_core *core, job *j, const char *message, int64_t now
 }
 
 /* A component of theirs is not coming.  One that runs has to be stopped first. */
-static void fail_users(sl_core *core, const sl_core_key *key, sl_status status,
-                       const char *message, int64_t now_ns)
+static void fail_users(sl_core *core, const sl_core_key *key, sl_status status, const char *message,
+                       int64_t now_ns)
 {
     for (job *j = core->active, *next; j; j = next) {
         const demand now = sl_core_demand_now(j);
@@ -291,8 +291,7 @@ static void run_done(sl_core *core, job *j, const sl_core_done *done, const char
     if (done->status == SL_ERR_DEVICE) {
         j->faulted = true;
         sl_core_want_restart(core, message);
-    } else if (stop == STOP_FAIL && done->status != SL_OK &&
-               j->stop_status != SL_ERR_NO_MEMORY) {
+    } else if (stop == STOP_FAIL && done->status != SL_OK && j->stop_status != SL_ERR_NO_MEMORY) {
         sl_core_end_active(core, j, j->stop_status, j->stop_message);
     } else if (stop == STOP_FAIL && done->status != SL_OK) {
         retry_memory(core, j, j->stop_message, now_ns);
@@ -305,8 +304,7 @@ static void run_done(sl_core *core, job *j, const sl_core_done *done, const char
     }
 }
 
-static void lane_done(sl_core *core, const sl_core_done *done, const char *message,
-                      int64_t now_ns)
+static void lane_done(sl_core *core, const sl_core_done *done, const char *message, int64_t now_ns)
 {
     const command ended = core->lane;
 

@@ -1,5 +1,6 @@
 /* handlers_generate.c - Generate and PlanJob: what becomes a job, or would. */
 #include "service/handlers.h"
+#include "service/outputs.h"
 #include "service/persist.h"
 #include "service/service_state.h"
 
@@ -103,6 +104,7 @@ static sl_status submit(sl_service *s, sl_rpc_call *call, const char *request_id
         return status;
     }
     memcpy(job->table_row, answer->row, sizeof job->table_row);
+    job->reserved_output_bytes = sl_outputs_bound(&job->spec);
     job->workspace_bytes = sl_service_workspace_bytes(s);
     job->step_count = job->spec.request.steps;
     job->position = sl_core_position(s->core, job->job_id);
@@ -129,6 +131,8 @@ sl_status sl_handle_generate(void *service, sl_rpc_call *call, sl_error *err)
     const Sluice__V1__GenerateRequest *request = (const void *)call->request;
     uint8_t hash[SL_BODY_HASH_BYTES];
     sl_job_spec spec = { .model_path = NULL };
+    sl_outputs_room room;
+    bool found = false;
     sl_core_answer *answer = sl_arena_alloc(call->arena, sizeof *answer);
     sl_status status = check_request_id(call, request->request_id, err);
 
@@ -144,16 +148,23 @@ sl_status sl_handle_generate(void *service, sl_rpc_call *call, sl_error *err)
         return status;
 
     status = sl_request_to_spec(s, call, request, true, &spec, err);
+    if (status == SL_OK)
+        status = sl_outputs_look(s, &room, err);
     if (status != SL_OK)
-        return status;
+        goto done;
     pthread_mutex_lock(&s->lock);
     /* The same request may have come twice at once. */
     status = find_earlier(s, call, request->request_id, hash, err);
     if (status == SL_ERR_NOT_FOUND)
+        status = sl_outputs_check_room(s, &room, sl_outputs_bound(&spec), err);
+    else
+        found = true;
+    if (status == SL_OK && !found)
         status = submit(s, call, request->request_id, hash, &spec, answer, err);
     pthread_mutex_unlock(&s->lock);
     if (status == SL_ERR_TOO_LARGE)
         status = refuse(s, call, &spec, answer, err);
+done:
     sl_job_spec_fini(&spec);
     return status;
 }

@@ -52,13 +52,29 @@ static bool add_job(sl_service *s, Sluice__V1__DeviceMemory *pb, sl_arena *arena
     return true;
 }
 
+static bool add_history(const sl_service *s, Sluice__V1__DeviceMemory *pb, sl_arena *arena)
+{
+    pb->history = sl_arena_alloc(arena, SL_SERVICE_HOURS * sizeof(void *));
+    for (int i = 0; i < s->hour_count && pb->history; i++) {
+        Sluice__V1__HourPeak *hour = sl_rpc_new(arena, &sluice__v1__hour_peak__descriptor);
+        if (!hour)
+            return false;
+        hour->hour_ns = s->hours[i].hour_ns;
+        hour->peak_bytes = s->hours[i].peak_bytes;
+        hour->host_peak_bytes = s->hours[i].host_peak_bytes;
+        hour->jobs = s->hours[i].jobs;
+        pb->history[pb->n_history++] = hour;
+    }
+    return pb->history != NULL;
+}
+
 static Sluice__V1__DeviceMemory *device_to_pb(sl_service *s, sl_arena *arena)
 {
     Sluice__V1__DeviceMemory *pb = sl_rpc_new(arena, &sluice__v1__device_memory__descriptor);
     sl_core_ledger ledger;
 
     if (!pb || !(pb->device = sl_arena_strdup(arena, s->device_text))
-        || !add_components(s, pb, arena) || !add_job(s, pb, arena))
+        || !add_components(s, pb, arena) || !add_job(s, pb, arena) || !add_history(s, pb, arena))
         return NULL;
     sl_service_get_ledger(s, &ledger);
     /* On cpu the process itself, beside the arena, is the context. */
@@ -100,23 +116,19 @@ sl_status sl_handle_get_memory_stats(void *service, sl_rpc_call *call, sl_error 
 
 /* --- Health --- */
 
-/* Beyond this the books and the device disagree for no small reason. */
-static bool is_leak(int64_t unexplained_bytes)
-{
-    const int64_t limit = 2 * (int64_t)SL_GRANULE_BYTES;
-
-    return unexplained_bytes > limit || unexplained_bytes < -limit;
-}
-
 static char *describe(sl_service *s, const sl_core_ledger *ledger, sl_arena *arena)
 {
     if (s->stopping)
         return sl_arena_strdup(arena, "shutting down");
     if (!s->worker_up)
         return sl_arena_printf(arena, "the worker is not up: %s", s->down_reason);
-    if (is_leak(ledger->unexplained_bytes))
+    if (sl_service_is_leak(ledger->unexplained_bytes))
         return sl_arena_printf(arena, "%lld bytes of device memory are unexplained",
                                (long long)ledger->unexplained_bytes);
+    if (s->store_problem[0])
+        return sl_arena_strdup(arena, s->store_problem);
+    if (s->draining)
+        return sl_arena_strdup(arena, "draining: no job is admitted");
     return sl_arena_strdup(arena, "ok");
 }
 

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -92,6 +93,49 @@ sl_status sl_handle_list_jobs(void *service, sl_rpc_call *call, sl_error *err)
         return out_of_memory(err);
     pthread_mutex_lock(&s->lock);
     const sl_status status = fill_list(s, call, request->active_only, limit, reply, err);
+    pthread_mutex_unlock(&s->lock);
+    call->reply = &reply->base;
+    return status;
+}
+
+/* --- ExplainJob --- */
+
+static sl_status add_lines(const sl_job *job, Sluice__V1__ExplainJobReply *reply, sl_arena *arena,
+                           sl_error *err)
+{
+    reply->lines = sl_arena_alloc(arena, SL_JOB_LINES * sizeof(char *));
+    for (int i = 0; i < job->line_count && reply->lines; i++) {
+        char when[40];
+        const time_t seconds = (time_t)(job->lines[i].time_ns / SL_NS_PER_S);
+        struct tm tm;
+        gmtime_r(&seconds, &tm);
+        strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%S", &tm);
+        reply->lines[i] = sl_arena_printf(
+            arena, "%s.%03dZ %s", when,
+            (int)(job->lines[i].time_ns % SL_NS_PER_S / SL_NS_PER_MS), job->lines[i].text);
+        if (!reply->lines[i])
+            return out_of_memory(err);
+        reply->n_lines++;
+    }
+    return reply->lines ? SL_OK : out_of_memory(err);
+}
+
+sl_status sl_handle_explain_job(void *service, sl_rpc_call *call, sl_error *err)
+{
+    sl_service *s = service;
+    const Sluice__V1__ExplainJobRequest *request = (const void *)call->request;
+    Sluice__V1__ExplainJobReply *reply =
+        sl_rpc_new(call->arena, &sluice__v1__explain_job_reply__descriptor);
+    sl_job *job = NULL;
+
+    if (!reply)
+        return out_of_memory(err);
+    pthread_mutex_lock(&s->lock);
+    sl_status status = get_job(s, call, request->job_id, &job, err);
+    if (status == SL_OK && !(reply->job = sl_job_to_pb(s, job, call->arena)))
+        status = out_of_memory(err);
+    if (status == SL_OK)
+        status = add_lines(job, reply, call->arena, err);
     pthread_mutex_unlock(&s->lock);
     call->reply = &reply->base;
     return status;

@@ -196,7 +196,13 @@ static inline bool do_fake_run(sl_supervisor *f, uint64_t id, const Sluice__Work
     pthread_mutex_unlock(&f->lock);
     if (dies)
         return false;
-    if (interrupted(f, run->job_id)) {
+    const bool early = interrupted(f, run->job_id);
+    pthread_mutex_lock(&f->lock);
+    const bool is_killed = f->killed[0] != '\0';
+    pthread_mutex_unlock(&f->lock);
+    if (is_killed)
+        return true; /* without a word */
+    if (early) {
         unlink(run->output_path);
         status = SL_ERR_CANCELLED;
     } else {

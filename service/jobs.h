@@ -68,6 +68,7 @@ typedef struct {
     sl_job_spec spec; /* ids are freed when the job ends */
     char table_row[SL_BUDGET_NAME_BYTES];
     size_t workspace_bytes; /* planned */
+    uint64_t reserved_output_bytes; /* the most its output can take */
 
     Sluice__V1__JobState state;
     int step, step_count, position, attempt;

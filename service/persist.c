@@ -1,5 +1,7 @@
 #include "service/persist.h"
 
+#include "service/outputs.h"
+
 #include "base/clock.h"
 #include "base/log.h"
 
@@ -74,6 +76,7 @@ static sl_status row_of(sl_service *s, const sl_job *job, sl_arena *arena, sl_st
         out->ids = (sl_store_blob){ job->spec.ids, (size_t)job->spec.request.token_count
                                                        * sizeof *job->spec.ids };
     out->workspace_bytes = job->workspace_bytes;
+    out->reserved_output_bytes = job->reserved_output_bytes;
     out->submitted_ns = job->submitted_ns;
     return SL_OK;
 }
@@ -235,6 +238,39 @@ sl_status sl_persist_remove(sl_service *s, sl_job *job, sl_error *err)
     return SL_OK;
 }
 
+void sl_persist_peak(sl_service *s)
+{
+    sl_error err = { .status = SL_OK };
+
+    if (!s->store || !s->hour_dirty || s->hour_count == 0)
+        return;
+    sl_status status = sl_store_begin(s->store, false, &err);
+    if (status == SL_OK)
+        status = sl_store_note_peak(s->store, &s->hours[0], &err);
+    if (status == SL_OK)
+        status = sl_store_forget_peaks(
+            s->store, s->hours[0].hour_ns - SL_SERVICE_HOURS * 3600 * SL_NS_PER_S, &err);
+    if (status == SL_OK)
+        status = sl_store_commit(s->store, &err);
+    if (status != SL_OK)
+        sl_store_rollback(s->store);
+    s->hour_dirty = status != SL_OK; /* tried again; jobs tell of a store that is broken */
+}
+
+static sl_status take_peak(void *arg, const sl_store_peak *peak, sl_error *err)
+{
+    sl_service *s = arg;
+
+    (void)err;
+    s->hours[s->hour_count++] = *peak;
+    return SL_OK;
+}
+
+sl_status sl_persist_take_peaks(sl_service *s, sl_error *err)
+{
+    return s->store ? sl_store_each_peak(s->store, SL_SERVICE_HOURS, take_peak, s, err) : SL_OK;
+}
+
 /* --- from the store --- */
 
 static sl_status count_row(void *arg, const sl_store_job *row, sl_error *err)
@@ -291,6 +327,7 @@ static void take_standing(sl_job *job, const sl_store_job *row)
     if (row->body_hash.size_bytes == sizeof job->body_hash)
         memcpy(job->body_hash, row->body_hash.data, sizeof job->body_hash);
     job->workspace_bytes = row->workspace_bytes;
+    job->reserved_output_bytes = row->reserved_output_bytes;
     job->submitted_ns = row->submitted_ns;
     job->cancel_asked = row->cancel_asked;
     job->step = row->step;
@@ -411,14 +448,14 @@ done:
 static bool has_output(sl_service *s, sl_job *job)
 {
     sl_error err = { .status = SL_OK };
-    char *final = sl_service_output_path(s, job);
-    char *partial = sl_service_partial_path(s, job);
+    char *final = sl_outputs_path(s, job);
+    char *partial = sl_outputs_partial_path(s, job);
     bool there = false;
 
     if (final && partial && job->output_sha256[0]) {
         there = file_is(final, job->output_size_bytes, job->output_sha256);
         if (!there && file_is(partial, job->output_size_bytes, job->output_sha256)) {
-            there = sl_service_publish(s, partial, final, &err) == SL_OK;
+            there = sl_outputs_publish(s, partial, final, &err) == SL_OK;
             if (!there)
                 sl_log(SL_LOG_ERROR, "job_repair", "id=%s reason=\"%s\"", job->job_id, err.message);
         }

@@ -33,6 +33,10 @@ sl_status sl_persist_output(sl_service *s, sl_job *job, size_t size_bytes, const
  * and tried again by the next call. */
 void sl_persist_flush(sl_service *s);
 
+/* The peak of the current hour; and, for take, those of the past. */
+void sl_persist_peak(sl_service *s);
+sl_status sl_persist_take_peaks(sl_service *s, sl_error *err) SL_MUST_CHECK;
+
 /* Forgets an ended job, here and in the store. */
 sl_status sl_persist_remove(sl_service *s, sl_job *job, sl_error *err) SL_MUST_CHECK;
 

@@ -211,7 +211,7 @@ sl_status sl_request_get_model(sl_service *s, sl_rpc_call *call, const char *nam
         call->field = "model";
     /* A broken directory is the operator's to mend, not data that was lost. */
     if (status == SL_ERR_DATA)
-        return sl_fail(err, SL_ERR_PRECONDITION, "%s", err->message);
+        return err->status = SL_ERR_PRECONDITION; /* with its message */
     return status;
 }
 

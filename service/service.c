@@ -1,3 +1,5 @@
+#include "service/evidence.h"
+#include "service/outputs.h"
 #include "service/persist.h"
 #include "service/service_state.h"
 
@@ -14,106 +16,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PARTIAL_PREFIX ".partial-"
-#define LATENT_PREFIX  ".latent-"
-
 #define STATE(name) SLUICE__V1__JOB_STATE__##name
 
 enum { MAX_PATHS = 4096 };
-
-/* --- files --- */
-
-char *sl_service_output_path(const sl_service *s, const sl_job *job)
-{
-    char *path = NULL;
-
-    return asprintf(&path, "%s/%s%s", s->outputs, job->job_id,
-                    sl_media_extension(job->spec.format))
-                   < 0
-               ? NULL
-               : path;
-}
-
-char *sl_service_partial_path(const sl_service *s, const sl_job *job)
-{
-    char *path = NULL;
-
-    return asprintf(&path, "%s/" PARTIAL_PREFIX "%s-%d%s", s->outputs, job->job_id, job->attempt,
-                    sl_media_extension(job->spec.format))
-                   < 0
-               ? NULL
-               : path;
-}
-
-char *sl_service_latent_path(const sl_service *s, const sl_job *job)
-{
-    char *path = NULL;
-
-    return asprintf(&path, "%s/" LATENT_PREFIX "%s", s->outputs, job->job_id) < 0 ? NULL : path;
-}
-
-static void remove_latent(const sl_service *s, const sl_job *job)
-{
-    char *path = sl_service_latent_path(s, job);
-
-    if (path && unlink(path) != 0 && errno != ENOENT)
-        sl_log(SL_LOG_ERROR, "latent_left", "path=\"%s\" reason=\"%s\"", path, strerror(errno));
-    free(path);
-}
-
-/* Of jobs that have ended or are unknown. */
-static void remove_stray_latents(const sl_service *s)
-{
-    struct dirent *entry;
-    DIR *dir = opendir(s->outputs);
-
-    if (!dir)
-        return;
-    while ((entry = readdir(dir)) != NULL) {
-        const size_t skip = sizeof LATENT_PREFIX - 1;
-        if (strncmp(entry->d_name, LATENT_PREFIX, skip) != 0)
-            continue;
-        const sl_job *job = sl_jobs_find(s->jobs, entry->d_name + skip);
-        if ((!job || sl_job_has_ended(job)) && unlinkat(dirfd(dir), entry->d_name, 0) != 0)
-            sl_log(SL_LOG_ERROR, "latent_left", "path=\"%s/%s\" reason=\"%s\"", s->outputs,
-                   entry->d_name, strerror(errno));
-    }
-    closedir(dir);
-}
-
-static void remove_partials(const sl_service *s)
-{
-    struct dirent *entry;
-    DIR *dir = opendir(s->outputs);
-
-    if (!dir)
-        return;
-    while ((entry = readdir(dir)) != NULL) {
-        if (strncmp(entry->d_name, PARTIAL_PREFIX, sizeof PARTIAL_PREFIX - 1) == 0
-            && unlinkat(dirfd(dir), entry->d_name, 0) != 0)
-            sl_log(SL_LOG_ERROR, "partial_left", "path=\"%s/%s\" reason=\"%s\"", s->outputs,
-                   entry->d_name, strerror(errno));
-    }
-    closedir(dir);
-}
-
-/* The name becomes the file's only when the file is whole; it stays so through
- * a power cut. */
-sl_status sl_service_publish(const sl_service *s, const char *partial, const char *final,
-                             sl_error *err)
-{
-    sl_status status = SL_OK;
-    const int dir = open(s->outputs, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-
-    if (dir < 0)
-        return sl_fail_errno(err, "could not open the outputs directory \"%s\"", s->outputs);
-    if (rename(partial, final) != 0)
-        status = sl_fail_errno(err, "could not rename \"%s\" to \"%s\"", partial, final);
-    else if (fsync(dir) != 0)
-        status = sl_fail_errno(err, "could not flush the outputs directory \"%s\"", s->outputs);
-    close(dir);
-    return status;
-}
+#define HOUSE_NS     (5 * SL_NS_PER_S)
+#define RETENTION_NS (60 * SL_NS_PER_S)
 
 /* --- small things --- */
 
@@ -189,6 +96,25 @@ static void clear_running(sl_service *s)
     free(s->running.partial);
     free(s->running.final);
     s->running = (running_job){ .command_id = 0 };
+}
+
+/* The highest of each hour. */
+static void note_peak(sl_service *s, size_t mapped_bytes, bool job_ended)
+{
+    const int64_t hour_ns = 3600 * SL_NS_PER_S, now_ns = sl_clock_wall_ns();
+    const int64_t begin_ns = now_ns / hour_ns * hour_ns;
+
+    if (s->hour_count == 0 || s->hours[0].hour_ns != begin_ns) {
+        sl_persist_peak(s);
+        s->hour_count += s->hour_count < SL_SERVICE_HOURS;
+        memmove(&s->hours[1], &s->hours[0], (size_t)(s->hour_count - 1) * sizeof s->hours[0]);
+        s->hours[0] = (sl_store_peak){ .hour_ns = begin_ns };
+        s->hour_dirty = true;
+    }
+    s->hour_dirty |= job_ended || mapped_bytes > s->hours[0].peak_bytes;
+    s->hours[0].jobs += job_ended;
+    if (mapped_bytes > s->hours[0].peak_bytes)
+        s->hours[0].peak_bytes = mapped_bytes;
 }
 
 /* --- actions of the core --- */
@@ -280,10 +206,10 @@ static void do_run(sl_service *s, const sl_core_action *action)
 
     SL_ASSERT(job);
     const sl_t2v_request *request = &job->spec.request;
-    char *latent = sl_service_latent_path(s, job);
+    char *latent = sl_outputs_latent_path(s, job);
     clear_running(s);
-    s->running.partial = sl_service_partial_path(s, job);
-    s->running.final = sl_service_output_path(s, job);
+    s->running.partial = sl_outputs_partial_path(s, job);
+    s->running.final = sl_outputs_path(s, job);
     if (!s->running.partial || !s->running.final || !latent) {
         const sl_core_done done = { .status = SL_ERR_IO, .message = "out of memory for a path" };
         free(latent);
@@ -393,16 +319,17 @@ static void on_ended(sl_service *s, const sl_core_action *action)
         state = STATE(FAILED);
     if (state != STATE(DONE) && job->output_size_bytes) {
         /* Its file was published, and then it was cancelled after all. */
-        char *path = sl_service_output_path(s, job);
+        char *path = sl_outputs_path(s, job);
         if (path)
             unlink(path);
         free(path);
         job->output_size_bytes = 0;
         job->output_sha256[0] = '\0';
     }
-    remove_latent(s, job);
+    sl_outputs_remove_latent(s, job);
     sl_jobs_move(s->jobs, job, state, "%s", state == STATE(DONE) ? "done" : job->message);
     sl_service_log_end(job);
+    note_peak(s, s->memory.mapped_bytes, true);
 }
 
 static void on_ticket_ended(sl_service *s, const sl_core_action *action)
@@ -490,6 +417,28 @@ void sl_service_pump(sl_service *s)
 
 /* --- events of the worker, on the supervisor's thread --- */
 
+bool sl_service_is_leak(int64_t unexplained_bytes)
+{
+    const int64_t limit = 2 * (int64_t)SL_GRANULE_BYTES;
+
+    return unexplained_bytes > limit || unexplained_bytes < -limit;
+}
+
+static void check_leak(sl_service *s)
+{
+    sl_core_ledger ledger;
+
+    sl_service_get_ledger(s, &ledger);
+    const bool leak = ledger.worker_up && sl_service_is_leak(ledger.unexplained_bytes);
+    if (leak && !s->leak_told) {
+        sl_event_add(s, "unexplained", "bytes=%lld mapped=%zu",
+                     (long long)ledger.unexplained_bytes, s->calm_mapped_bytes);
+        sl_log(SL_LOG_ERROR, "unexplained", "bytes=%lld mapped=%zu",
+               (long long)ledger.unexplained_bytes, s->calm_mapped_bytes);
+    }
+    s->leak_told = leak;
+}
+
 static void take_memory(sl_service *s, const Sluice__Worker__Memory *memory)
 {
     if (!memory)
@@ -499,6 +448,7 @@ static void take_memory(sl_service *s, const Sluice__Worker__Memory *memory)
     s->memory.base.n_unknown_fields = 0;
     if (!memory->changing)
         s->calm_mapped_bytes = memory->mapped_bytes;
+    note_peak(s, memory->mapped_bytes, false);
 }
 
 static void on_hello(sl_service *s, uint64_t generation, const Sluice__Worker__Event *event)
@@ -506,6 +456,9 @@ static void on_hello(sl_service *s, uint64_t generation, const Sluice__Worker__E
     s->generation = generation;
     s->worker_up = true;
     s->worker_pid = event->hello->pid;
+    s->worker_up_ns = sl_clock_now_ns();
+    sl_event_add(s, "worker_up", "pid=%lld generation=%llu", (long long)s->worker_pid,
+                 (unsigned long long)generation);
     sl_core_worker_up(s->core, event->memory ? event->memory->workspace_bytes : 0);
 }
 
@@ -613,7 +566,7 @@ static sl_status finish_run(sl_service *s, const Sluice__Worker__Done *done, sl_
         status = sl_persist_output(s, job, done->output_size_bytes, done->output_sha256, err);
     pthread_mutex_unlock(&s->lock);
     if (status == SL_OK)
-        status = sl_service_publish(s, partial, final, err);
+        status = sl_outputs_publish(s, partial, final, err);
     if (status != SL_OK && unlink(partial) != 0 && errno != ENOENT)
         sl_log(SL_LOG_ERROR, "partial_left", "path=\"%s\" reason=\"%s\"", partial, strerror(errno));
     pthread_mutex_lock(&s->lock);
@@ -646,6 +599,7 @@ static void note_component(sl_service *s, uint64_t id, const Sluice__Worker__Don
             sl_service_note(job, SL_LOG_INFO, event, "%s", text);
         else
             sl_log(SL_LOG_INFO, event, "%s", text);
+        sl_event_add(s, c->load ? "load_done" : "unload_done", "%s", text);
         c->command_id = 0;
         return;
     }
@@ -711,6 +665,8 @@ static void on_event(void *arg, uint64_t generation, const Sluice__Worker__Event
     }
     if (moved)
         sl_service_pump(s);
+    if (event->memory && !event->memory->changing)
+        check_leak(s);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -719,8 +675,14 @@ static void on_down(void *arg, uint64_t generation, const char *reason)
     sl_service *s = arg;
 
     (void)generation;
-    remove_partials(s); /* nobody writes now */
+    sl_outputs_remove_partials(s); /* nobody writes now */
     pthread_mutex_lock(&s->lock);
+    if (!s->stopping)
+        sl_event_add(s, "worker_exit", "pid=%lld reason=\"%s\" job=%s", (long long)s->worker_pid,
+                     reason, s->running.job_id);
+    sl_evidence *evidence =
+        s->stopping || s->resetting ? NULL : sl_evidence_take(s, reason);
+    s->resetting = false;
     s->worker_up = false;
     s->worker_pid = 0;
     s->calm_mapped_bytes = 0;
@@ -731,9 +693,28 @@ static void on_down(void *arg, uint64_t generation, const char *reason)
     sl_core_worker_down(s->core, reason);
     sl_service_pump(s);
     pthread_mutex_unlock(&s->lock);
+    sl_evidence_write(s, evidence);
 }
 
 /* --- the clock --- */
+
+/* What is done now and then.  Locked; unlocks for files. */
+static void keep_house(sl_service *s)
+{
+    const int64_t retention_ns = s->limits.outputs_retention_ns, now_ns = sl_clock_now_ns();
+    sl_error err = { .status = SL_OK };
+
+    s->house_ns = now_ns + HOUSE_NS;
+    sl_persist_peak(s);
+    sl_persist_flush(s); /* what could not be written before */
+    if (retention_ns == 0 || now_ns < s->retention_ns || s->stopping)
+        return;
+    s->retention_ns = now_ns + RETENTION_NS;
+    pthread_mutex_unlock(&s->lock);
+    if (sl_outputs_clean(s, retention_ns, false, NULL, NULL, &err) != SL_OK)
+        sl_log(SL_LOG_ERROR, "outputs_retention", "reason=\"%s\"", err.message);
+    pthread_mutex_lock(&s->lock);
+}
 
 static void *run_timer(void *arg)
 {
@@ -741,12 +722,16 @@ static void *run_timer(void *arg)
 
     pthread_mutex_lock(&s->lock);
     while (!s->quit) {
-        const int64_t wake_ns = sl_core_wake_ns(s->core);
-        if (wake_ns <= sl_clock_now_ns())
+        const int64_t wake_ns = sl_core_wake_ns(s->core), now_ns = sl_clock_now_ns();
+        if (wake_ns <= now_ns && !s->stopping)
             sl_service_pump(s);
+        else if (s->house_ns <= now_ns)
+            keep_house(s);
         else
-            sl_service_wait(s, wake_ns);
+            sl_service_wait(s, wake_ns < s->house_ns && !s->stopping ? wake_ns : s->house_ns);
     }
+    sl_persist_peak(s);
+    sl_persist_flush(s);
     pthread_mutex_unlock(&s->lock);
     return NULL;
 }
@@ -801,7 +786,14 @@ static sl_status create_state(sl_service *s, const sl_service_config *config, sl
         return status;
     /* What was acknowledged is queued again, however much that is. */
     core.queue_limit = config->queue > unfinished ? config->queue : unfinished;
-    core.table = config->table;
+    s->limits = config->limits;
+    if (config->table) {
+        s->table = malloc(sizeof *s->table);
+        if (!s->table)
+            return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the budget table");
+        memcpy(s->table, config->table, sizeof *s->table);
+    }
+    core.table = s->table;
     status = sl_core_create(&s->core, &core, err);
     if (status == SL_OK)
         status = sl_jobs_create(&s->jobs, config->keep_jobs, err);
@@ -825,14 +817,17 @@ sl_status sl_service_create(sl_service **out, const sl_service_config *config, s
     pthread_condattr_destroy(&attr);
     s->config = *config;
     s->started_ns = sl_clock_now_ns();
+    s->started_wall_ns = sl_clock_wall_ns();
     sluice__worker__memory__init(&s->memory);
     snprintf(s->down_reason, sizeof s->down_reason, "starting");
     status = create_state(s, config, err);
     if (status == SL_OK)
+        status = sl_persist_take_peaks(s, err);
+    if (status == SL_OK)
         status = sl_persist_restore(s, err);
     if (status == SL_OK) {
-        remove_partials(s);
-        remove_stray_latents(s);
+        sl_outputs_remove_partials(s);
+        sl_outputs_remove_stray_latents(s);
         status = start_threads(s, err);
     }
     if (status != SL_OK) {
@@ -841,6 +836,46 @@ sl_status sl_service_create(sl_service **out, const sl_service_config *config, s
     }
     *out = s;
     return SL_OK;
+}
+
+sl_status sl_service_reload(sl_service *s, void (*changed)(void *arg, const char *what), void *arg,
+                            sl_error *err)
+{
+    sl_service_settings *now = calloc(1, sizeof *now);
+    const char *what[4];
+    int count = 0;
+    sl_status status = SL_OK;
+
+    if (!now)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the configuration");
+    if (!s->config.read_settings)
+        status = sl_fail(err, SL_ERR_PRECONDITION, "there is no configuration to read again");
+    else
+        status = s->config.read_settings(s->config.read_arg, now, err);
+    if (status != SL_OK)
+        goto done;
+    pthread_mutex_lock(&s->lock);
+    if (s->table && memcmp(s->table, &now->table, sizeof now->table) != 0) {
+        memcpy(s->table, &now->table, sizeof now->table);
+        sl_core_set_table(s->core, s->table);
+        what[count++] = "budget";
+    }
+    if (s->limits.outputs_quota_bytes != now->limits.outputs_quota_bytes)
+        what[count++] = "outputs_quota";
+    if (s->limits.outputs_retention_ns != now->limits.outputs_retention_ns)
+        what[count++] = "outputs_retention";
+    s->limits = now->limits;
+    for (int i = 0; i < count; i++)
+        sl_event_add(s, "config_reloaded", "changed=%s", what[i]);
+    s->house_ns = s->retention_ns = 0;
+    sl_service_pump(s);
+    pthread_mutex_unlock(&s->lock);
+    for (int i = 0; i < count && changed; i++)
+        changed(arg, what[i]);
+    sl_log(SL_LOG_INFO, "config_reloaded", "changed=%d", count);
+done:
+    free(now);
+    return status;
 }
 
 void sl_service_begin_stop(sl_service *s)
@@ -878,6 +913,7 @@ void sl_service_destroy(sl_service *s)
     for (int i = 0; i < s->path_count; i++)
         free(s->paths[i].path);
     free(s->paths);
+    free(s->table);
     free(s->outputs);
     free(s->worker);
     pthread_cond_destroy(&s->changed);

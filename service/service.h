@@ -5,7 +5,7 @@
  * wait for them.
  *
  * Ownership: main creates and destroys it; what the configuration points to is
- *            copied, but for the table and lock_fd, which outlive it.
+ *            copied, but for lock_fd, which outlives it.
  * Threads:   handlers call side by side (handlers.h); one mutex and one
  *            condition; a thread for what is due by the clock; the supervisor's
  *            thread calls back.  Files are touched without the mutex.
@@ -21,6 +21,17 @@
 
 typedef struct sl_service sl_service;
 
+/* What can change while the service runs. */
+typedef struct {
+    uint64_t outputs_quota_bytes;  /* 0: as much as the disk has */
+    int64_t outputs_retention_ns;  /* ended jobs older than this go, with their files; 0: never */
+} sl_service_limits;
+
+typedef struct {
+    sl_budget_table table;
+    sl_service_limits limits;
+} sl_service_settings; /* some 60 KiB: not for the stack */
+
 typedef struct {
     sl_device_spec device;
     const char *const *models; /* roots */
@@ -35,13 +46,22 @@ typedef struct {
     int load_waiters;          /* calls that wait for loads and unloads at once */
     int keep_jobs;             /* ended ones that are remembered */
     int lock_fd;               /* the device lock; -1: none */
-    const sl_budget_table *table;
+    const sl_budget_table *table; /* copied; NULL: nothing is forbidden */
+    sl_service_limits limits;
+    /* Reads the configuration again; NULL: it cannot change.  Any thread. */
+    sl_status (*read_settings)(void *arg, sl_service_settings *out, sl_error *err);
+    void *read_arg;
 } sl_service_config;
 
 /* Queues the jobs of the store again, removes partial outputs of an earlier process,
  * and starts the worker. */
 sl_status sl_service_create(sl_service **out, const sl_service_config *config,
                             sl_error *err) SL_MUST_CHECK;
+
+/* Reads the configuration again and takes what has changed; nothing changes after a
+ * failure.  changed, if not NULL, is told about each thing. */
+sl_status sl_service_reload(sl_service *service, void (*changed)(void *arg, const char *what),
+                            void *arg, sl_error *err) SL_MUST_CHECK;
 
 /* No new jobs from now on, whoever waits is answered.  Jobs that have not ended
  * when the worker does stay in the store and run when the daemon starts again. */

@@ -36,7 +36,14 @@ typedef struct {
     char job_id[SL_CORE_ID_BYTES]; /* "": for no job */
 } component_command;
 
-enum { SL_SERVICE_COMMANDS = 16 };
+enum { SL_SERVICE_COMMANDS = 16, SL_SERVER_EVENTS = 512, SL_SERVICE_HOURS = 7 * 24 };
+
+typedef struct {
+    uint64_t seq; /* from 1; 0: none */
+    int64_t time_ns;
+    char kind[32];
+    char text[400]; /* key=value */
+} sl_server_event;
 
 /* The Run that the worker has. */
 typedef struct {
@@ -67,6 +74,18 @@ struct sl_service {
     running_job running;
     component_command commands[SL_SERVICE_COMMANDS];
     sl_store *store;         /* or NULL */
+    sl_server_event events[SL_SERVER_EVENTS];
+    uint64_t last_event;
+    sl_store_peak hours[SL_SERVICE_HOURS]; /* newest first */
+    int hour_count;
+    bool hour_dirty;          /* hours[0] is not in the store as it is */
+    sl_service_limits limits;
+    sl_budget_table *table;   /* ours; NULL: none */
+    bool draining, leak_told, resetting;
+    int64_t worker_up_ns;     /* since when; monotonic */
+    int64_t house_ns;         /* when things are looked after again; monotonic */
+    int64_t retention_ns;     /* when old outputs are looked for again; monotonic */
+    int64_t started_wall_ns;
     char store_problem[SL_ERROR_MESSAGE_BYTES]; /* why the last write did not succeed; "": it did */
     uint64_t generation; /* of the worker that is up */
     bool worker_up;
@@ -86,6 +105,8 @@ struct sl_service {
 void sl_service_pump(sl_service *s);
 /* Waits for a change until the deadline; false when it has passed. */
 bool sl_service_wait(sl_service *s, int64_t deadline_ns);
+/* The books and the device disagree for no small reason. */
+bool sl_service_is_leak(int64_t unexplained_bytes);
 /* Where the worker finds this model. */
 sl_status sl_service_note_path(sl_service *s, const char *model, const char *path,
                                sl_error *err) SL_MUST_CHECK;
@@ -94,13 +115,6 @@ void sl_service_get_ledger(sl_service *s, sl_core_ledger *out);
 void sl_service_note(sl_job *job, sl_log_level level, const char *event, const char *fmt, ...)
     SL_PRINTF(4, 5);
 void sl_service_log_end(sl_job *job);
-/* malloc'd; NULL: out of memory. */
-char *sl_service_output_path(const sl_service *s, const sl_job *job);
-char *sl_service_partial_path(const sl_service *s, const sl_job *job); /* of its attempt */
-char *sl_service_latent_path(const sl_service *s, const sl_job *job);
-/* Gives a whole file its name, for good. */
-sl_status sl_service_publish(const sl_service *s, const char *partial, const char *final,
-                             sl_error *err) SL_MUST_CHECK;
 size_t sl_service_workspace_bytes(sl_service *s); /* the worker's, or what is expected */
 
 /* --- requests.c; without the lock --- */

@@ -41,6 +41,7 @@ enum {
 #define WORKER_GRACE_NS   (5 * SL_NS_PER_S)
 
 typedef struct {
+    const sl_flags *flags;
     sl_settings settings;
     sl_budget_table *table;
     sl_auth auth;
@@ -168,15 +169,36 @@ static sl_status take_locks(daemon_state *d, sl_error *err)
     return status;
 }
 
+static sl_status fill_table(sl_budget_table *table, const sl_settings *settings, sl_error *err)
+{
+    if (settings->budget)
+        return sl_budget_table_load(table, settings->budget, err);
+    sl_budget_table_default(table);
+    return SL_OK;
+}
+
 static sl_status make_table(daemon_state *d, sl_error *err)
 {
     d->table = calloc(1, sizeof *d->table);
     if (!d->table)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the budget table");
-    if (d->settings.budget)
-        return sl_budget_table_load(d->table, d->settings.budget, err);
-    sl_budget_table_default(d->table);
-    return SL_OK;
+    return fill_table(d->table, &d->settings, err);
+}
+
+/* For sl_service_config: what may change is read again, the rest is ignored. */
+static sl_status read_settings(void *arg, sl_service_settings *out, sl_error *err)
+{
+    const daemon_state *d = arg;
+    sl_settings settings = { .model_count = 0 };
+    sl_status status = sl_settings_init(&settings, d->flags, err);
+
+    if (status != SL_OK)
+        return status;
+    status = fill_table(&out->table, &settings, err);
+    out->limits = (sl_service_limits){ settings.outputs_quota_bytes,
+                                       settings.outputs_retention_ns };
+    sl_settings_fini(&settings);
+    return status;
 }
 
 static sl_status start_service(daemon_state *d, sl_error *err)
@@ -205,6 +227,9 @@ static sl_status start_service(daemon_state *d, sl_error *err)
         .keep_jobs = KEEP_JOBS,
         .lock_fd = d->device_lock,
         .table = d->table,
+        .limits = { settings->outputs_quota_bytes, settings->outputs_retention_ns },
+        .read_settings = read_settings,
+        .read_arg = d,
     };
     sl_status status = sl_service_create(&d->service, &config, err);
 
@@ -285,13 +310,19 @@ static void stop(daemon_state *d)
     sl_lock_release(d->device_lock);
 }
 
-static int wait_for_signal(const sigset_t *signals)
+/* SIGTERM or SIGINT; SIGHUP reads the configuration again. */
+static int wait_for_signal(const daemon_state *d, const sigset_t *signals)
 {
-    int number = 0;
-
-    while (sigwait(signals, &number) != 0 || number == SIGHUP)
-        ;
-    return number;
+    for (;;) {
+        sl_error err = { .status = SL_OK };
+        int number = 0;
+        if (sigwait(signals, &number) != 0)
+            continue;
+        if (number != SIGHUP)
+            return number;
+        if (sl_service_reload(d->service, NULL, NULL, &err) != SL_OK)
+            sl_log(SL_LOG_ERROR, "config_refused", "reason=\"%s\"", err.message);
+    }
 }
 
 int main(int argc, char **argv)
@@ -308,12 +339,13 @@ int main(int argc, char **argv)
         fprintf(stderr, "sluiced: %s\n", err.message);
         return EXIT_USAGE;
     }
+    d.flags = &flags;
     sl_log_set_level(d.settings.log_level);
     block_signals(&signals);
     raise_descriptor_limit(&d.settings);
     const sl_status status = start(&d, &err);
     if (status == SL_OK) {
-        const int number = wait_for_signal(&signals);
+        const int number = wait_for_signal(&d, &signals);
         sl_log(SL_LOG_INFO, "daemon_stop", "signal=%s", number == SIGINT ? "SIGINT" : "SIGTERM");
     } else {
         fprintf(stderr, "sluiced: could not start: %s\n", err.message);

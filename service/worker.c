@@ -54,6 +54,10 @@ static sl_status handle(sl_worker *worker, sl_arena *arena, const Sluice__Worker
     case SLUICE__WORKER__COMMAND__KIND_LOAD:
     case SLUICE__WORKER__COMMAND__KIND_UNLOAD:
     case SLUICE__WORKER__COMMAND__KIND_RUN:
+    case SLUICE__WORKER__COMMAND__KIND_HOST_SEGMENTS:
+    case SLUICE__WORKER__COMMAND__KIND_HOST_FILL:
+    case SLUICE__WORKER__COMMAND__KIND_HOST_FORGET:
+    case SLUICE__WORKER__COMMAND__KIND_TRIM:
         return sl_worker_enqueue(worker, arena, command, err);
     case SLUICE__WORKER__COMMAND__KIND_CANCEL:
         sl_worker_cancel(worker, command->cancel->job_id);
@@ -166,6 +170,7 @@ static void settle_in(void)
     signal(SIGINT, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a file at its limit is a failed write */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
 }
 
@@ -201,6 +206,7 @@ static void init_worker(sl_worker *worker)
 static void fini_worker(sl_worker *worker)
 {
     sl_worker_unload_all(worker);
+    sl_worker_forget_all(worker);
     sl_worker_fini_lanes(worker);
     sl_device_destroy(worker->device);
     sl_channel_destroy(worker->channel);

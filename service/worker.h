@@ -29,6 +29,7 @@
 #include "base/arena.h"
 #include "base/status.h"
 #include "engine/model/component.h"
+#include "engine/model/model_dir.h"
 #include "kernels/device.h"
 #include "kernels/exec.h"
 #include "service/channel.h"
@@ -39,6 +40,18 @@
 
 typedef struct sl_worker sl_worker;
 
+/* The image of a component in host memory; the loader's lane's. */
+typedef struct sl_host_mapping {
+    struct sl_host_mapping *next;
+    char *model;
+    sl_component_kind kind;
+    sl_precision precision;
+    unsigned char *base; /* the daemon's segments, behind one another */
+    size_t image_bytes, mapped_bytes;
+    bool filled;
+    int user_count; /* streamed components that read it */
+} sl_host_mapping;
+
 /* A component on the device. */
 typedef struct sl_resident {
     struct sl_resident *next;
@@ -47,6 +60,7 @@ typedef struct sl_resident {
     sl_precision precision;
     sl_component_mode mode;
     sl_component *component;
+    sl_host_mapping *image; /* that it reads; NULL: none.  The loader's lane's */
     int user_count; /* jobs that hold it; under the worker's lock */
 } sl_resident;
 
@@ -55,6 +69,8 @@ typedef struct sl_queued {
     struct sl_queued *next;
     sl_arena *arena; /* owns the message, and this */
     const Sluice__Worker__Command *command;
+    int *fds; /* that came with it; closed with it */
+    int fd_count;
     bool cancelled, preempted;
 } sl_queued;
 
@@ -92,6 +108,7 @@ struct sl_worker {
      * began meanwhile, the numbers in between belong together. */
     atomic_uint changes_begun, changes_ended;
     atomic_size_t weights_bytes;
+    sl_host_mapping *images; /* the loader's lane's */
     pthread_mutex_t telling; /* events leave in the order in which they measured */
 
     pthread_mutex_t lock; /* guards what follows */
@@ -117,7 +134,8 @@ size_t sl_worker_workspace_bytes(const sl_worker *worker);
 sl_status sl_worker_init_lanes(sl_worker *worker, int job_lanes, int threads,
                                sl_error *err) SL_MUST_CHECK;
 sl_status sl_worker_start_lanes(sl_worker *worker, sl_error *err) SL_MUST_CHECK;
-/* Takes the arena.  SL_ERR_DATA: no such lane, or too much waits for it. */
+/* Takes the arena, and the command's descriptors from the channel.  SL_ERR_DATA:
+ * they are not there, there is no such lane, or too much waits for it. */
 sl_status sl_worker_enqueue(sl_worker *worker, sl_arena *arena,
                             const Sluice__Worker__Command *command, sl_error *err) SL_MUST_CHECK;
 void sl_worker_cancel(sl_worker *worker, const char *job_id);
@@ -131,6 +149,9 @@ void sl_worker_fini_lanes(sl_worker *worker);
 /* ---- worker_load.c; the loader's lane ---- */
 
 sl_status sl_worker_check_key(const Sluice__Worker__ComponentKey *key, sl_error *err) SL_MUST_CHECK;
+/* What is asked for, checked against the model's files. */
+sl_status sl_worker_make_spec(const sl_model_info *info, const Sluice__Worker__ComponentKey *key,
+                              sl_component_spec *out, sl_error *err) SL_MUST_CHECK;
 sl_status sl_worker_load(sl_lane *lane, const Sluice__Worker__Load *load,
                          Sluice__Worker__Done *done, sl_error *err) SL_MUST_CHECK;
 sl_status sl_worker_unload(sl_worker *worker, const Sluice__Worker__Unload *unload,
@@ -141,6 +162,24 @@ void sl_worker_unload_all(sl_worker *worker);
 sl_resident *sl_worker_acquire(sl_worker *worker, const char *model, sl_component_kind kind,
                                sl_precision precision, sl_component_mode mode);
 void sl_worker_release(sl_worker *worker, sl_resident *resident);
+
+void sl_worker_trim(sl_worker *worker);
+
+/* ---- worker_host.c; the loader's lane ---- */
+
+/* fds: one for each segment; they stay the caller's. */
+sl_status sl_worker_host_segments(sl_worker *worker, const Sluice__Worker__HostSegments *message,
+                                  const int *fds, sl_error *err) SL_MUST_CHECK;
+sl_status sl_worker_host_fill(sl_lane *lane, const Sluice__Worker__HostFill *message,
+                              Sluice__Worker__Done *done, sl_error *err) SL_MUST_CHECK;
+sl_status sl_worker_host_forget(sl_worker *worker, const Sluice__Worker__HostForget *message,
+                                sl_error *err) SL_MUST_CHECK;
+void sl_worker_forget_all(sl_worker *worker); /* behind unload_all */
+/* A filled image, which stays until the unuse. */
+sl_status sl_worker_use_image(sl_worker *worker, const Sluice__Worker__ComponentKey *key,
+                              sl_host_mapping **out, sl_error *err) SL_MUST_CHECK;
+void sl_worker_unuse_image(sl_host_mapping *image);
+void sl_worker_trim_images(sl_worker *worker);
 
 /* ---- worker_run.c; a job lane ---- */
 

@@ -13,8 +13,16 @@ enum { MAX_QUEUE = 64, LOADER_THREADS = 2 };
  * without them. */
 #define QUIT_DEADLINE_NS (800 * SL_NS_PER_MS)
 
+static void close_fds(sl_queued *q)
+{
+    for (int i = 0; i < q->fd_count; i++)
+        close(q->fds[i]);
+    q->fd_count = 0;
+}
+
 static void free_queued(sl_queued *q)
 {
+    close_fds(q);
     sl_arena_destroy(q->arena); /* q itself lives there */
 }
 
@@ -83,9 +91,11 @@ static size_t end_measuring(sl_lane *lane)
     return mapped_bytes;
 }
 
-static sl_status do_command(sl_lane *lane, const Sluice__Worker__Command *command,
-                            sl_worker_run_result *result, Sluice__Worker__Done *done, sl_error *err)
+static sl_status do_command(sl_lane *lane, const sl_queued *q, sl_worker_run_result *result,
+                            Sluice__Worker__Done *done, sl_error *err)
 {
+    const Sluice__Worker__Command *command = q->command;
+
     switch (command->kind_case) {
     case SLUICE__WORKER__COMMAND__KIND_RUN:
         return sl_worker_run(lane, command->run, result, done, err);
@@ -93,12 +103,21 @@ static sl_status do_command(sl_lane *lane, const Sluice__Worker__Command *comman
         return sl_worker_load(lane, command->load, done, err);
     case SLUICE__WORKER__COMMAND__KIND_UNLOAD:
         return sl_worker_unload(lane->worker, command->unload, err);
+    case SLUICE__WORKER__COMMAND__KIND_HOST_SEGMENTS:
+        return sl_worker_host_segments(lane->worker, command->host_segments, q->fds, err);
+    case SLUICE__WORKER__COMMAND__KIND_HOST_FILL:
+        return sl_worker_host_fill(lane, command->host_fill, done, err);
+    case SLUICE__WORKER__COMMAND__KIND_HOST_FORGET:
+        return sl_worker_host_forget(lane->worker, command->host_forget, err);
+    case SLUICE__WORKER__COMMAND__KIND_TRIM:
+        sl_worker_trim(lane->worker);
+        return SL_OK;
     default:
-        return sl_fail(err, SL_ERR_UNIMPLEMENTED, "this worker cannot do that command");
+        SL_ASSERT(!"a command that waits in a lane");
     }
 }
 
-static void perform(sl_lane *lane, const sl_queued *q)
+static void perform(sl_lane *lane, sl_queued *q)
 {
     Sluice__Worker__Event event = SLUICE__WORKER__EVENT__INIT;
     Sluice__Worker__Done done = SLUICE__WORKER__DONE__INIT;
@@ -113,8 +132,9 @@ static void perform(sl_lane *lane, const sl_queued *q)
         status = sl_fail(&error, SL_ERR_CANCELLED, "cancelled before it started");
         done.preempted = !q->cancelled;
     } else {
-        status = do_command(lane, q->command, &result, &done, &error);
+        status = do_command(lane, q, &result, &done, &error);
     }
+    close_fds(q);
     done.after_bytes = end_measuring(lane);
     done.status = (int32_t)status;
     done.message = status == SL_OK ? (char *)"" : error.message;
@@ -190,6 +210,22 @@ static sl_lane *lane_of(sl_worker *worker, const Sluice__Worker__Command *comman
     return &worker->lanes[worker->job_lane_first + command->run->lane];
 }
 
+static sl_status take_fds(sl_worker *worker, sl_queued *q, sl_error *err)
+{
+    if (q->command->kind_case != SLUICE__WORKER__COMMAND__KIND_HOST_SEGMENTS)
+        return SL_OK;
+    const size_t count = q->command->host_segments->n_segment_bytes;
+    if (count > SL_CHANNEL_MAX_FDS)
+        return sl_fail(err, SL_ERR_DATA, "the daemon sent an image of %zu segments", count);
+    q->fds = sl_arena_alloc(q->arena, count ? count * sizeof *q->fds : 1);
+    if (!q->fds)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a command");
+    const sl_status status = sl_channel_take_fds(worker->channel, q->fds, (int)count, err);
+    if (status == SL_OK)
+        q->fd_count = (int)count;
+    return status;
+}
+
 sl_status sl_worker_enqueue(sl_worker *worker, sl_arena *arena,
                             const Sluice__Worker__Command *command, sl_error *err)
 {
@@ -206,6 +242,11 @@ sl_status sl_worker_enqueue(sl_worker *worker, sl_arena *arena,
     }
     q->arena = arena;
     q->command = command;
+    status = take_fds(worker, q, err);
+    if (status != SL_OK) {
+        free_queued(q);
+        return status;
+    }
     pthread_mutex_lock(&worker->lock);
     if (lane->queue_length == MAX_QUEUE) {
         status =

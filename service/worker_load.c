@@ -1,8 +1,7 @@
-/* Load and Unload: components of models, on the device. */
+/* Load, Unload and Trim: components of models, on the device. */
 #include "service/worker.h"
 
-#include "engine/model/model_dir.h"
-
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -46,46 +45,98 @@ static void free_resident(sl_resident *r)
     if (!r)
         return;
     sl_component_destroy(r->component);
+    if (r->image)
+        sl_worker_unuse_image(r->image);
     free(r->model);
     free(r);
 }
 
-/* What is asked for, checked against the model's files. */
-static sl_status make_spec(const sl_model_info *info, const Sluice__Worker__ComponentKey *key,
-                           uint64_t planned_bytes, sl_component_spec *out, sl_error *err)
+sl_status sl_worker_make_spec(const sl_model_info *info, const Sluice__Worker__ComponentKey *key,
+                              sl_component_spec *out, sl_error *err)
 {
     const sl_component_kind kind = (sl_component_kind)key->component;
-    const char *name = sl_component_name(kind);
 
     if (!sl_arch_has_component(info->arch, kind) || !info->files[kind])
-        return sl_fail(err, SL_ERR_NOT_FOUND, "model \"%s\" has no component %s", key->model, name);
-    const sl_component_spec spec =
-        sl_component_spec_of(info->arch, kind, (sl_precision)key->precision);
-    const size_t plan_bytes = sl_component_plan_bytes(&spec);
-    if (plan_bytes != planned_bytes)
+        return sl_fail(err, SL_ERR_NOT_FOUND, "model \"%s\" has no component %s", key->model,
+                       sl_component_name(kind));
+    if (key->mode == SL_MODE_STREAMED && !sl_component_can_stream(kind))
+        return sl_fail(err, SL_ERR_INVALID, "component %s cannot be streamed",
+                       sl_component_name(kind));
+    if (sl_dit_precision_check(&info->arch->dit, (sl_precision)key->precision, err) != SL_OK)
+        return SL_ERR_INVALID;
+    *out = sl_component_spec_of(info->arch, kind, (sl_precision)key->precision);
+    out->mode = (sl_component_mode)key->mode;
+    return SL_OK;
+}
+
+static sl_status check_plan(const sl_component_spec *spec, const Sluice__Worker__Load *load,
+                            sl_error *err)
+{
+    const char *name = sl_component_name(spec->kind);
+
+    if (spec->mode == SL_MODE_STREAMED && !load->from_host)
+        return sl_fail(err, SL_ERR_INVALID, "component %s can be streamed from its image alone",
+                       name);
+    const size_t plan_bytes = sl_component_plan_bytes(spec);
+    if (plan_bytes != load->planned_bytes)
         return sl_fail(err, SL_ERR_PRECONDITION,
                        "component %s of \"%s\" needs %zu bytes, the plan said %llu: its files have "
                        "changed",
-                       name, key->model, plan_bytes, (unsigned long long)planned_bytes);
-    *out = spec;
+                       name, load->key->model, plan_bytes,
+                       (unsigned long long)load->planned_bytes);
     return SL_OK;
+}
+
+static sl_status load_file(sl_lane *lane, sl_resident *r, const sl_component_spec *spec,
+                           const char *path, sl_error *err)
+{
+    sl_ckpt *ckpt = NULL;
+    sl_status status = sl_ckpt_open(&ckpt, path, err);
+
+    if (status == SL_OK)
+        status =
+            sl_component_load(&r->component, spec, lane->worker->device, lane->exec, ckpt, err);
+    sl_ckpt_close(ckpt);
+    return status;
+}
+
+/* A streamed component goes on reading the image; a resident one is done with it. */
+static sl_status load_image(sl_lane *lane, sl_resident *r, const sl_component_spec *spec,
+                            const Sluice__Worker__ComponentKey *key, sl_error *err)
+{
+    sl_status status = sl_worker_use_image(lane->worker, key, &r->image, err);
+
+    if (status != SL_OK)
+        return status;
+    if (sl_component_image_bytes(spec) != r->image->image_bytes)
+        status = sl_fail(err, SL_ERR_PRECONDITION,
+                         "its image has %zu bytes, expected %zu: its files have changed",
+                         r->image->image_bytes, sl_component_image_bytes(spec));
+    else
+        status = sl_component_load_image(&r->component, spec, lane->worker->device, lane->exec,
+                                         r->image->base, r->image->image_bytes, err);
+    if (status != SL_OK || spec->mode != SL_MODE_STREAMED) {
+        sl_worker_unuse_image(r->image);
+        r->image = NULL;
+    }
+    return status;
 }
 
 static sl_status load_component(sl_lane *lane, sl_resident *r, const Sluice__Worker__Load *load,
                                 sl_error *err)
 {
     sl_model_dir *dir = NULL;
-    sl_ckpt *ckpt = NULL;
     sl_component_spec spec;
     sl_status status = sl_model_dir_open(&dir, load->model_path, err);
 
     if (status == SL_OK)
-        status = make_spec(sl_model_dir_info(dir), load->key, load->planned_bytes, &spec, err);
+        status = sl_worker_make_spec(sl_model_dir_info(dir), load->key, &spec, err);
     if (status == SL_OK)
-        status = sl_ckpt_open(&ckpt, sl_model_dir_info(dir)->files[r->kind], err);
-    if (status == SL_OK)
-        status = sl_component_load(&r->component, &spec, lane->worker->device, lane->exec, ckpt, err);
-    sl_ckpt_close(ckpt);
+        status = check_plan(&spec, load, err);
+    if (status == SL_OK && load->from_host)
+        status = load_image(lane, r, &spec, load->key, err);
+    else if (status == SL_OK)
+        status = load_file(lane, r, &spec, sl_model_dir_info(dir)->files[r->kind], err);
     sl_model_dir_close(dir);
     return status;
 }
@@ -180,4 +231,10 @@ void sl_worker_unload_all(sl_worker *worker)
         worker->residents = r->next;
         free_resident(r);
     }
+}
+
+void sl_worker_trim(sl_worker *worker)
+{
+    sl_worker_trim_images(worker);
+    malloc_trim(0);
 }

@@ -9,6 +9,7 @@
 #include "engine/model/synth.h"
 #include "engine/pipeline/t2v.h"
 #include "service/channel.h"
+#include "service/hosttier.h"
 #include "service/supervisor.h"
 
 #include <dirent.h>
@@ -216,18 +217,142 @@ static const Sluice__Worker__Done *load(worker *w, sl_component_kind kind, size_
     return wait_done(w, command.id, err);
 }
 
-static const Sluice__Worker__Done *unload(worker *w, sl_component_kind kind, sl_error *err)
+static const Sluice__Worker__Done *unload_mode(worker *w, sl_component_kind kind,
+                                               sl_component_mode mode, sl_error *err)
 {
     Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
     Sluice__Worker__Unload message = SLUICE__WORKER__UNLOAD__INIT;
     Sluice__Worker__ComponentKey key = key_of(kind);
 
+    key.mode = (int32_t)mode;
     message.key = &key;
     command.id = ++w->last_id;
     command.kind_case = SLUICE__WORKER__COMMAND__KIND_UNLOAD;
     command.unload = &message;
     send_command(w, &command, err);
     return wait_done(w, command.id, err);
+}
+
+static const Sluice__Worker__Done *unload(worker *w, sl_component_kind kind, sl_error *err)
+{
+    return unload_mode(w, kind, SL_MODE_RESIDENT, err);
+}
+
+/* ---- host memory ---- */
+
+static void send_with_fds(worker *w, Sluice__Worker__Command *command, const int *fds, int fd_count,
+                          sl_error *err)
+{
+    SL_CHECK_OK(sl_channel_push_fds(w->channel, &command->base, fds, fd_count, err));
+    SL_CHECK_OK(sl_channel_flush(w->channel, SL_NS_PER_S, err));
+}
+
+static size_t image_bytes(sl_component_kind kind)
+{
+    const sl_component_spec spec =
+        sl_component_spec_of(sl_arch_find("tiny-t2v"), kind, SL_PRECISION_BF16);
+    return sl_component_image_bytes(&spec);
+}
+
+static const Sluice__Worker__Done *host_segments(worker *w, sl_component_kind kind,
+                                                 const sl_host_image *image, sl_error *err)
+{
+    Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
+    Sluice__Worker__HostSegments message = SLUICE__WORKER__HOST_SEGMENTS__INIT;
+    Sluice__Worker__ComponentKey key = key_of(kind);
+    uint64_t segment_bytes[SL_HOST_MAX_SEGMENTS];
+
+    for (int i = 0; i < image->segment_count; i++)
+        segment_bytes[i] = image->segment_bytes[i];
+    message.key = &key;
+    message.image_bytes = image->image_bytes;
+    message.n_segment_bytes = (size_t)image->segment_count;
+    message.segment_bytes = segment_bytes;
+    message.filled = image->filled;
+    command.id = ++w->last_id;
+    command.kind_case = SLUICE__WORKER__COMMAND__KIND_HOST_SEGMENTS;
+    command.host_segments = &message;
+    send_with_fds(w, &command, image->fds, image->segment_count, err);
+    return wait_done(w, command.id, err);
+}
+
+static const Sluice__Worker__Done *host_fill(worker *w, sl_component_kind kind, sl_error *err)
+{
+    Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
+    Sluice__Worker__HostFill message = SLUICE__WORKER__HOST_FILL__INIT;
+    Sluice__Worker__ComponentKey key = key_of(kind);
+
+    message.key = &key;
+    message.model_path = model_path;
+    command.id = ++w->last_id;
+    command.kind_case = SLUICE__WORKER__COMMAND__KIND_HOST_FILL;
+    command.host_fill = &message;
+    send_command(w, &command, err);
+    return wait_done(w, command.id, err);
+}
+
+static const Sluice__Worker__Done *host_forget(worker *w, sl_component_kind kind, sl_error *err)
+{
+    Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
+    Sluice__Worker__HostForget message = SLUICE__WORKER__HOST_FORGET__INIT;
+    Sluice__Worker__ComponentKey key = key_of(kind);
+
+    message.key = &key;
+    command.id = ++w->last_id;
+    command.kind_case = SLUICE__WORKER__COMMAND__KIND_HOST_FORGET;
+    command.host_forget = &message;
+    send_command(w, &command, err);
+    return wait_done(w, command.id, err);
+}
+
+static const Sluice__Worker__Done *trim(worker *w, sl_error *err)
+{
+    Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
+    Sluice__Worker__Trim message = SLUICE__WORKER__TRIM__INIT;
+
+    command.id = ++w->last_id;
+    command.kind_case = SLUICE__WORKER__COMMAND__KIND_TRIM;
+    command.trim = &message;
+    send_command(w, &command, err);
+    return wait_done(w, command.id, err);
+}
+
+/* From the image; mode: sl_component_mode. */
+static const Sluice__Worker__Done *load_host(worker *w, sl_component_kind kind,
+                                             sl_component_mode mode, sl_error *err)
+{
+    Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
+    Sluice__Worker__Load message = SLUICE__WORKER__LOAD__INIT;
+    Sluice__Worker__ComponentKey key = key_of(kind);
+    sl_component_spec spec =
+        sl_component_spec_of(sl_arch_find("tiny-t2v"), kind, SL_PRECISION_BF16);
+
+    spec.mode = mode;
+    key.mode = (int32_t)mode;
+    message.key = &key;
+    message.model_path = model_path;
+    if (mode == SL_MODE_RESIDENT || sl_component_can_stream(kind))
+        message.planned_bytes = sl_component_plan_bytes(&spec);
+    message.from_host = true;
+    command.id = ++w->last_id;
+    command.kind_case = SLUICE__WORKER__COMMAND__KIND_LOAD;
+    command.load = &message;
+    send_command(w, &command, err);
+    return wait_done(w, command.id, err);
+}
+
+static int open_fd_count(pid_t pid)
+{
+    char path[64];
+    int count = 0;
+
+    snprintf(path, sizeof path, "/proc/%d/fd", (int)pid);
+    DIR *dir = opendir(path);
+    SL_CHECK(dir != NULL);
+    while (readdir(dir))
+        count++;
+    closedir(dir);
+    return count;
 }
 
 static const sl_component_kind kinds[] = { SL_COMPONENT_TEXT_ENCODER, SL_COMPONENT_DIT,
@@ -328,7 +453,7 @@ static void start_long_job(worker *w, job *j, const char *id, sl_error *err)
 {
     make_long_job(j, id, err);
     load_all(w, err);
-    send_run(w, j, err);
+    send_run(w, j, err); /* its id is last_id */
     for (int phase = -1; phase != SL_PHASE_DENOISE;)
         phase = wait_event(w, SLUICE__WORKER__EVENT__KIND_PHASE, err)->phase->phase;
     SL_CHECK(exists(j->output));
@@ -800,6 +925,322 @@ SL_TEST(a_broken_file_is_a_status)
     stop_worker(&w, err);
 }
 
+SL_TEST(host_images_survive_the_worker)
+{
+    const int open_before = open_fd_count(getpid());
+    char from_file[65], from_host[65];
+    sl_hosttier *tier = NULL;
+    sl_host_image *images[SL_COUNT(kinds)];
+    worker w = start_worker(err);
+    job j;
+
+    load_all(&w, err);
+    make_job(&j, "host", 64, 5, 2, err);
+    run_and_check(&w, &j, from_file, err);
+    SL_CHECK(unlink(j.output) == 0);
+
+    SL_CHECK_OK(sl_hosttier_create(&tier, 64 * SL_MIB, err));
+    const int worker_open = open_fd_count(w.pid);
+    for (size_t i = 0; i < SL_COUNT(kinds); i++) {
+        SL_CHECK_OK(sl_host_image_create(&images[i], tier, "tiny", image_bytes(kinds[i]), err));
+        SL_CHECK(host_segments(&w, kinds[i], images[i], err)->status == SL_OK);
+        SL_CHECK(host_segments(&w, kinds[i], images[i], err)->status == SL_ERR_EXISTS);
+        const Sluice__Worker__Done *done = host_fill(&w, kinds[i], err);
+        SL_CHECK(done->status == SL_OK && done->component_bytes == images[i]->image_bytes);
+        SL_CHECK(done->after_bytes == done->before_bytes); /* nothing on the device */
+        sl_host_image_set_filled(images[i]);
+    }
+    SL_CHECK(sl_hosttier_resident_bytes(tier) == sl_hosttier_booked_bytes(tier));
+    SL_CHECK(open_fd_count(w.pid) == worker_open);
+    SL_CHECK(kill(w.pid, SIGKILL) == 0 && wait_exit(&w, PATIENCE * SL_NS_PER_S) == -SIGKILL);
+
+    w = start_worker(err);
+    SL_CHECK(load_host(&w, SL_COMPONENT_DIT, SL_MODE_RESIDENT, err)->status ==
+             SL_ERR_PRECONDITION);
+    for (size_t i = 0; i < SL_COUNT(kinds); i++) {
+        SL_CHECK(host_segments(&w, kinds[i], images[i], err)->status == SL_OK);
+        const Sluice__Worker__Done *done = load_host(&w, kinds[i], SL_MODE_RESIDENT, err);
+        SL_CHECK(done->status == SL_OK && done->component_bytes == planned_bytes(kinds[i]));
+    }
+    /* A resident component has its bytes: the image may go. */
+    for (size_t i = 0; i < SL_COUNT(kinds); i++) {
+        SL_CHECK(host_forget(&w, kinds[i], err)->status == SL_OK);
+        SL_CHECK(host_forget(&w, kinds[i], err)->status == SL_ERR_NOT_FOUND);
+        sl_host_image_destroy(images[i]);
+    }
+    SL_CHECK(sl_hosttier_booked_bytes(tier) == 0);
+    run_and_check(&w, &j, from_host, err);
+    SL_CHECK(strcmp(from_file, from_host) == 0 && unlink(j.output) == 0);
+    stop_worker(&w, err);
+    sl_hosttier_destroy(tier);
+    SL_CHECK(open_fd_count(getpid()) == open_before);
+}
+
+static void make_streamed_job(job *j, const char *id, unsigned streamed, sl_error *err)
+{
+    const sl_arch *arch = sl_arch_find("tiny-t2v");
+    sl_t2v_request request = sl_t2v_request_default(arch);
+
+    make_job(j, id, 64, 5, 2, err);
+    request.width = request.height = 64;
+    request.frames = 5;
+    request.steps = 2;
+    request.token_count = SL_COUNT(prompt_ids);
+    request.streamed = streamed;
+    SL_CHECK_OK(sl_t2v_plan_make(&j->plan, &request, arch, err));
+    j->run.activation_bytes = j->plan.activation_bytes;
+    j->run.streamed = (int32_t)streamed;
+}
+
+SL_TEST(streamed_components_give_the_same_bytes)
+{
+    const sl_component_kind streamed[] = { SL_COMPONENT_TEXT_ENCODER, SL_COMPONENT_DIT };
+    char resident[65], from_host[65];
+    sl_hosttier *tier = NULL;
+    sl_host_image *images[SL_COUNT(streamed)];
+    worker w = start_worker(err);
+    job j;
+
+    load_all(&w, err);
+    make_job(&j, "resident", 64, 5, 2, err);
+    run_and_check(&w, &j, resident, err);
+    SL_CHECK(unlink(j.output) == 0);
+
+    make_streamed_job(&j, "streamed",
+                      SL_COMPONENT_BIT(streamed[0]) | SL_COMPONENT_BIT(streamed[1]), err);
+    expect_run(&w, &j, SL_ERR_PRECONDITION, "not loaded", err);
+    SL_CHECK_OK(sl_hosttier_create(&tier, 64 * SL_MIB, err));
+    for (size_t i = 0; i < SL_COUNT(streamed); i++) {
+        SL_CHECK_OK(sl_host_image_create(&images[i], tier, "tiny", image_bytes(streamed[i]), err));
+        SL_CHECK(host_segments(&w, streamed[i], images[i], err)->status == SL_OK);
+        SL_CHECK(load_host(&w, streamed[i], SL_MODE_STREAMED, err)->status ==
+                 SL_ERR_PRECONDITION); /* empty yet */
+        SL_CHECK(host_fill(&w, streamed[i], err)->status == SL_OK);
+        SL_CHECK(load_host(&w, streamed[i], SL_MODE_STREAMED, err)->status == SL_OK);
+        SL_CHECK(host_forget(&w, streamed[i], err)->status == SL_ERR_PRECONDITION);
+        SL_CHECK(host_fill(&w, streamed[i], err)->status == SL_ERR_PRECONDITION);
+        SL_CHECK(unload(&w, streamed[i], err)->status == SL_OK); /* the resident one */
+    }
+    SL_CHECK(trim(&w, err)->status == SL_OK);
+    run_and_check(&w, &j, from_host, err);
+    SL_CHECK(strcmp(resident, from_host) == 0 && unlink(j.output) == 0);
+    for (size_t i = 0; i < SL_COUNT(streamed); i++) {
+        SL_CHECK(unload_mode(&w, streamed[i], SL_MODE_STREAMED, err)->status == SL_OK);
+        SL_CHECK(host_forget(&w, streamed[i], err)->status == SL_OK);
+    }
+    SL_CHECK(load_host(&w, SL_COMPONENT_VAE, SL_MODE_STREAMED, err)->status == SL_ERR_INVALID);
+    stop_worker(&w, err);
+    sl_hosttier_destroy(tier);
+}
+
+SL_TEST(host_memory_that_is_not_as_told_is_refused)
+{
+    const sl_component_kind kind = SL_COMPONENT_VAE;
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    sl_hosttier *tier = NULL;
+    sl_host_image *image = NULL, bad;
+    worker w = start_worker(err);
+
+    SL_CHECK_OK(sl_hosttier_create(&tier, 64 * SL_MIB, err));
+    SL_CHECK_OK(sl_host_image_create(&image, tier, "tiny/vae", image_bytes(kind), err));
+    const int worker_open = open_fd_count(w.pid);
+    SL_CHECK(host_fill(&w, kind, err)->status == SL_ERR_NOT_FOUND);
+    bad = *image, bad.segment_bytes[0] += page; /* beyond the file */
+    SL_CHECK(host_segments(&w, kind, &bad, err)->status == SL_ERR_INVALID);
+    bad = *image, bad.segment_bytes[0] -= 1;
+    SL_CHECK(host_segments(&w, kind, &bad, err)->status == SL_ERR_INVALID);
+    bad = *image, bad.image_bytes = image->booked_bytes + 1;
+    SL_CHECK(host_segments(&w, kind, &bad, err)->status == SL_ERR_INVALID);
+    bad = *image, bad.segment_count = 2, bad.segment_bytes[1] = page, bad.fds[1] = bad.fds[0];
+    SL_CHECK(host_segments(&w, kind, &bad, err)->status == SL_ERR_INVALID);
+    bad = *image, bad.fds[0] = STDERR_FILENO; /* no memory, not sealed */
+    SL_CHECK(host_segments(&w, kind, &bad, err)->status == SL_ERR_INVALID);
+    SL_CHECK(open_fd_count(w.pid) == worker_open);
+
+    /* Of the right form, and of another size than the component. */
+    sl_host_image *other = NULL;
+    SL_CHECK_OK(sl_host_image_create(&other, tier, "tiny/vae", page, err));
+    SL_CHECK(host_segments(&w, kind, other, err)->status == SL_OK);
+    SL_CHECK(host_fill(&w, kind, err)->status == SL_ERR_PRECONDITION);
+    SL_CHECK(load_host(&w, kind, SL_MODE_RESIDENT, err)->status == SL_ERR_PRECONDITION);
+    SL_CHECK(host_forget(&w, kind, err)->status == SL_OK);
+    other->filled = true; /* which is a lie */
+    SL_CHECK(host_segments(&w, kind, other, err)->status == SL_OK);
+    SL_CHECK(load_host(&w, kind, SL_MODE_RESIDENT, err)->status == SL_ERR_PRECONDITION);
+    SL_CHECK(host_forget(&w, kind, err)->status == SL_OK);
+    SL_CHECK(open_fd_count(w.pid) == worker_open);
+    stop_worker(&w, err);
+    sl_hosttier_destroy(tier);
+}
+
+SL_TEST(segments_without_their_descriptors_are_garbage)
+{
+    worker w = start_worker(err);
+    Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
+    Sluice__Worker__HostSegments message = SLUICE__WORKER__HOST_SEGMENTS__INIT;
+    Sluice__Worker__ComponentKey key = key_of(SL_COMPONENT_VAE);
+    uint64_t segment_bytes[] = { 4096, 4096 };
+
+    message.key = &key;
+    message.image_bytes = 8192;
+    message.n_segment_bytes = 2;
+    message.segment_bytes = segment_bytes;
+    command.id = 1;
+    command.kind_case = SLUICE__WORKER__COMMAND__KIND_HOST_SEGMENTS;
+    command.host_segments = &message;
+    const int one = STDIN_FILENO;
+    send_with_fds(&w, &command, &one, 1, err);
+    SL_CHECK(wait_exit(&w, PATIENCE * SL_NS_PER_S) == 4);
+}
+
+/* ---- lanes ---- */
+
+/* A done of several that are awaited. */
+typedef struct {
+    uint64_t id;
+    bool seen;
+    sl_status status;
+    uint64_t job_peak_bytes;
+    char sha256[65];
+} awaited;
+
+/* Until all have come; events of jobs are counted into *events. */
+static void await(worker *w, awaited *list, int count, int *events, sl_error *err)
+{
+    for (int left = count; left > 0;) {
+        const Sluice__Worker__Event *event = next_event(w, err);
+        SL_CHECK(event != NULL);
+        if (event->kind_case != SLUICE__WORKER__EVENT__KIND_DONE) {
+            *events += left == count; /* before the first done */
+            continue;
+        }
+        for (int i = 0; i < count; i++)
+            if (list[i].id == event->id) {
+                SL_CHECK(!list[i].seen);
+                list[i].seen = true;
+                list[i].status = (sl_status)event->done->status;
+                list[i].job_peak_bytes = event->done->job_peak_bytes;
+                snprintf(list[i].sha256, sizeof list[i].sha256, "%s", event->done->output_sha256);
+                left--;
+            }
+    }
+}
+
+SL_TEST(jobs_side_by_side_give_the_bytes_that_each_gives_alone)
+{
+    worker w = start_worker_with(2, err);
+    char alone[2][65];
+    job jobs[2];
+
+    SL_CHECK(w.workspace_bytes == 6 * SL_CPU_WORKSPACE_PER_THREAD); /* 2 of the loader, 2 * 2 */
+    load_all(&w, err);
+    for (int i = 0; i < 2; i++) {
+        make_short_job(&jobs[i], i ? "right" : "left", err);
+        jobs[i].run.seed = (uint64_t)(40 + i);
+        jobs[i].run.lane = i;
+        run_and_check(&w, &jobs[i], alone[i], err);
+        SL_CHECK(unlink(jobs[i].output) == 0);
+    }
+    SL_CHECK(strcmp(alone[0], alone[1]) != 0);
+    for (int round = 0; round < 3; round++) {
+        awaited done[2] = { { .id = send_run(&w, &jobs[0], err) },
+                            { .id = send_run(&w, &jobs[1], err) } };
+        int events = 0;
+        await(&w, done, 2, &events, err);
+        SL_CHECK(events > 7); /* both were under way */
+        for (int i = 0; i < 2; i++) {
+            SL_CHECK(done[i].status == SL_OK && strcmp(done[i].sha256, alone[i]) == 0);
+            SL_CHECK(done[i].job_peak_bytes == jobs[i].plan.total_bytes + w.workspace_bytes);
+            SL_CHECK(unlink(jobs[i].output) == 0);
+        }
+    }
+    stop_worker(&w, err);
+}
+
+SL_TEST(components_come_and_go_beside_a_job)
+{
+    worker w = start_worker_with(1, err);
+    sl_hosttier *tier = NULL;
+    sl_host_image *image = NULL;
+    job j;
+
+    SL_CHECK_OK(sl_hosttier_create(&tier, 64 * SL_MIB, err));
+    SL_CHECK_OK(sl_host_image_create(&image, tier, "tiny", image_bytes(SL_COMPONENT_DIT), err));
+    start_long_job(&w, &j, "long", err); /* denoises now */
+    const uint64_t run_id = w.last_id;
+
+    const Sluice__Worker__Done *done = unload(&w, SL_COMPONENT_DIT, err);
+    SL_CHECK(done->status == SL_ERR_PRECONDITION && strstr(done->message, "in use"));
+    SL_CHECK(unload(&w, SL_COMPONENT_VAE, err)->status == SL_ERR_PRECONDITION);
+    done = unload(&w, SL_COMPONENT_TEXT_ENCODER, err);
+    SL_CHECK(done->status == SL_OK);
+    SL_CHECK(done->after_bytes ==
+             done->before_bytes - planned_bytes(SL_COMPONENT_TEXT_ENCODER));
+    SL_CHECK(host_segments(&w, SL_COMPONENT_DIT, image, err)->status == SL_OK);
+    SL_CHECK(host_fill(&w, SL_COMPONENT_DIT, err)->status == SL_OK);
+    SL_CHECK(load_host(&w, SL_COMPONENT_DIT, SL_MODE_STREAMED, err)->status == SL_OK);
+    SL_CHECK(trim(&w, err)->status == SL_OK);
+    SL_CHECK(unload_mode(&w, SL_COMPONENT_DIT, SL_MODE_STREAMED, err)->status == SL_OK);
+    cancel(&w, "long", err);
+    SL_CHECK(wait_done(&w, run_id, err)->status == SL_ERR_CANCELLED);
+    SL_CHECK(unload(&w, SL_COMPONENT_DIT, err)->status == SL_OK);
+    stop_worker(&w, err);
+    sl_hosttier_destroy(tier);
+}
+
+SL_TEST(a_cancel_and_a_preempt_reach_their_lane_alone)
+{
+    worker w = start_worker_with(2, err);
+    char alone[65];
+    job left, right;
+
+    load_all(&w, err);
+    make_short_job(&left, "left", err);
+    run_and_check(&w, &left, alone, err);
+    SL_CHECK(unlink(left.output) == 0);
+    make_job(&right, "right", 128, 17, 4, err);
+    right.run.lane = 1;
+    for (int round = 0; round < 2; round++) {
+        awaited done[2] = { { .id = send_run(&w, &right, err) },
+                            { .id = send_run(&w, &left, err) } };
+        int events = 0;
+        wait_event(&w, SLUICE__WORKER__EVENT__KIND_PHASE, err);
+        if (round == 0)
+            cancel(&w, "right", err);
+        else
+            preempt(&w, "right", err);
+        await(&w, done, 2, &events, err);
+        SL_CHECK(done[0].status == SL_ERR_CANCELLED && !exists(right.output));
+        SL_CHECK(done[1].status == SL_OK && strcmp(done[1].sha256, alone) == 0);
+        SL_CHECK(unlink(left.output) == 0);
+    }
+
+    make_long_job(&right, "right", err); /* the end of the stream, with a job in each lane */
+    send_run(&w, &right, err);
+    make_long_job(&left, "left", err);
+    left.run.lane = 1;
+    send_run(&w, &left, err);
+    while (!exists(left.output) || !exists(right.output))
+        SL_CHECK(next_event(&w, err) != NULL);
+    sl_channel_destroy(w.channel);
+    w.channel = NULL;
+    SL_CHECK(wait_exit(&w, PATIENCE * SL_NS_PER_S) == 0);
+    SL_CHECK(!exists(left.output) && !exists(right.output));
+}
+
+SL_TEST(a_lane_that_is_not_there_is_garbage)
+{
+    for (int lanes = 0; lanes < 2; lanes++) {
+        worker w = start_worker_with(lanes, err);
+        job j;
+
+        make_job(&j, "lost", 32, 5, 1, err);
+        j.run.lane = 1;
+        send_run(&w, &j, err);
+        SL_CHECK(wait_exit(&w, PATIENCE * SL_NS_PER_S) == 4);
+    }
+}
+
 /* ---- under the supervisor ---- */
 
 static struct {
@@ -945,6 +1386,14 @@ int main(void)
         SL_RUN(an_empty_command_is_garbage_too),
         SL_RUN(what_cannot_be_done_is_a_status),
         SL_RUN(a_broken_file_is_a_status),
+        SL_RUN(host_images_survive_the_worker),
+        SL_RUN(streamed_components_give_the_same_bytes),
+        SL_RUN(host_memory_that_is_not_as_told_is_refused),
+        SL_RUN(segments_without_their_descriptors_are_garbage),
+        SL_RUN(jobs_side_by_side_give_the_bytes_that_each_gives_alone),
+        SL_RUN(components_come_and_go_beside_a_job),
+        SL_RUN(a_cancel_and_a_preempt_reach_their_lane_alone),
+        SL_RUN(a_lane_that_is_not_there_is_garbage),
         SL_RUN(a_supervised_worker_may_die_and_be_shut_down),
     };
 

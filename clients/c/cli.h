@@ -42,7 +42,7 @@ typedef struct {
     const char *components[CLI_MAX_COMPONENTS];
     int component_count;
     const char *model, *precision, *sampler, *format, *output, *request_id;
-    const char *resolution, *device, *arch, *attention, *streaming, *residency;
+    const char *resolution, *device, *arch, *attention, *streaming, *residency, *to;
     bool soft, full, hard, now, off, once, follow, dry_run, no_pin, table;
     int64_t width, height, frames, steps, limit, threads, priority; /* 0: not given */
     int64_t deadline_ns, older_than_ns;                             /* 0: not given */
@@ -204,6 +204,7 @@ int cli_plan(cli *c);
 int cli_budget(cli *c);
 int cli_inspect(cli *c);
 int cli_synth_model(cli *c);
+int cli_convert(cli *c);
 void cli_print_archs(FILE *f);
 
 #endif

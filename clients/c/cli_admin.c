@@ -3,6 +3,7 @@
 #include "clients/c/cli.h"
 
 #include <inttypes.h>
+#include <poll.h>
 #include <string.h>
 
 /* A running job has to stop and a worker to come up. */
@@ -158,7 +159,8 @@ static void show_event(const cli *c, const Sluice__V1__ServerEvent *event)
     }
 }
 
-/* One answer's worth; *count of them were new. */
+/* One answer's worth; *count of them were new.  A daemon that was restarted
+ * counts from 1 again: its newest is then before ours. */
 static sl_status show_events(cli *c, uint64_t *seq, int64_t wait_ns, size_t *count)
 {
     Sluice__V1__WatchEventsRequest request = SLUICE__V1__WATCH_EVENTS_REQUEST__INIT;
@@ -171,6 +173,8 @@ static sl_status show_events(cli *c, uint64_t *seq, int64_t wait_ns, size_t *cou
     if (status != SL_OK)
         return status;
     *count = 0;
+    if (reply->n_events > 0 && reply->events[reply->n_events - 1]->seq < *seq)
+        *seq = 0;
     for (size_t i = 0; i < reply->n_events; i++) {
         if (reply->events[i]->seq <= *seq)
             continue;
@@ -183,14 +187,28 @@ static sl_status show_events(cli *c, uint64_t *seq, int64_t wait_ns, size_t *cou
     return SL_OK;
 }
 
+/* A daemon with too many watchers answers at once: it is not asked all the time. */
+static void pause_if_early(int64_t asked_ns)
+{
+    struct pollfd interrupt = { .fd = cli_interrupt_fd(), .events = POLLIN };
+
+    if (sl_clock_now_ns() - asked_ns < SL_NS_PER_S)
+        poll(&interrupt, 1, 1000);
+}
+
 int cli_events(cli *c)
 {
     uint64_t seq = 0;
     size_t count = 1;
     sl_status status = c->opt.follow ? cli_catch_interrupts(c) : SL_OK;
 
-    while (status == SL_OK && (count > 0 || c->opt.follow) && !ferror(stdout))
+    while (status == SL_OK && (count > 0 || c->opt.follow) && !ferror(stdout)) {
+        const int64_t asked_ns = sl_clock_now_ns();
+
         status = show_events(c, &seq, c->opt.follow ? LONG_WAIT_NS : 0, &count);
+        if (status == SL_OK && count == 0 && c->opt.follow)
+            pause_if_early(asked_ns);
+    }
     if (status == SL_ERR_CANCELLED && !c->details.answered)
         return CLI_OK; /* Ctrl-C is how it ends */
     return status == SL_OK ? CLI_OK : cli_fail(c, status);

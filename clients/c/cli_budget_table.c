@@ -64,7 +64,7 @@ static const char *verdict_text(const cli_verdict *v)
     return v->streamed ? "streams" : "fits";
 }
 
-static void print_cell(table *t, const cli_verdict *v)
+static void print_cell(table *t, const cli_verdict *v, bool is_last)
 {
     char text[32];
 
@@ -74,7 +74,7 @@ static void print_cell(table *t, const cli_verdict *v)
         snprintf(text, sizeof text, "streams %.2fx", v->slowdown);
     else
         snprintf(text, sizeof text, "%s", verdict_text(v));
-    printf(" %-*s", CELL, text);
+    printf(" %-*s", is_last ? 0 : CELL, text);
 }
 
 static cJSON *cell_json(const cli_asked *asked, const cli_planner *planner, const cli_verdict *v)
@@ -124,7 +124,7 @@ static sl_status add_line(table *t, cli_asked *asked, sl_error *err)
         if (t->json)
             cJSON_AddItemToArray(t->json, cell_json(asked, &t->planners[i], &verdict));
         else
-            print_cell(t, &verdict);
+            print_cell(t, &verdict, i + 1 == t->card_count);
     }
     if (!t->json)
         putchar('\n');
@@ -179,7 +179,7 @@ static void print_head(const table *t)
 {
     printf("%-18s %-10s %-5s", "MODEL", "SIZE", "PREC");
     for (int i = 0; i < t->card_count; i++)
-        printf(" %-*s", CELL, t->cards[i]);
+        printf(" %-*s", i + 1 == t->card_count ? 0 : CELL, t->cards[i]);
     putchar('\n');
 }
 

@@ -1,6 +1,8 @@
 /* cli_call.c - asking the daemon: clean strings, and Ctrl-C. */
 #include "clients/c/cli.h"
 
+#include "base/utf8.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -9,38 +11,26 @@
 
 /* ---- clean text ---- */
 
-/* Bytes of the UTF-8 character at p, 0 if there is none. */
-static size_t character_bytes(const unsigned char *p)
-{
-    const size_t bytes = p[0] < 0x80                    ? 1
-                         : p[0] >= 0xc2 && p[0] <= 0xdf ? 2
-                         : (p[0] & 0xf0) == 0xe0        ? 3
-                         : p[0] >= 0xf0 && p[0] <= 0xf4 ? 4
-                                                        : 0;
-
-    for (size_t i = 1; i < bytes; i++)
-        if ((p[i] & 0xc0) != 0x80) /* also the end */
-            return 0;
-    return bytes;
-}
-
 void cli_clean(char *text)
 {
-    unsigned char *to = (unsigned char *)text;
+    uint8_t *to = (uint8_t *)text;
+    size_t left = strlen(text);
 
-    for (const unsigned char *p = to; *p;) {
-        const size_t bytes = character_bytes(p);
-        const bool is_c1 = bytes == 2 && p[0] == 0xc2 && p[1] < 0xa0;
+    for (const uint8_t *p = to; left > 0;) {
+        uint32_t code_point = 0;
+        const size_t bytes = sl_utf8_decode(p, left, &code_point);
+        const bool is_control = code_point < 0x20 || (code_point >= 0x7f && code_point < 0xa0);
 
         if (*p == '\n' || *p == '\t') {
             *to++ = ' ';
-        } else if (bytes == 0 || *p < 0x20 || *p == 0x7f || is_c1) {
+        } else if (bytes == 0 || is_control) {
             *to++ = '?';
         } else {
             memmove(to, p, bytes);
             to += bytes;
         }
         p += bytes ? bytes : 1;
+        left -= bytes ? bytes : 1;
     }
     if (*to) /* the empty string of a message is a constant */
         *to = 0;

@@ -2,10 +2,12 @@
 #include "clients/c/cli.h"
 
 #include "engine/model/config.h"
+#include "engine/model/inspect.h"
 #include "engine/model/model_dir.h"
 #include "engine/model/synth.h"
 
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* ---- inspect ---- */
@@ -33,60 +35,172 @@ static void take_problem(void *arg, const char *line)
         print_clean(line); /* names of tensors come from the file */
 }
 
-static void print_info(const sl_model_info *info)
+/* "BF16 700 (2.6 GiB), F32 180 (1.0 MiB)" */
+static void print_dtypes(const sl_ckpt_summary *s)
 {
+    const char *comma = "";
     char size[CLI_BYTES_TEXT];
 
-    printf("model %s: %s, %s, files %s\n", info->name, info->arch->name,
-           info->arch->task == SL_TASK_T2V ? "t2v" : "i2v",
-           cli_bytes_human(info->file_bytes, size));
-    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++)
-        if (info->files[kind])
-            printf("  %-14s %s\n", sl_component_name((sl_component_kind)kind), info->files[kind]);
-    printf("  %-14s %s\n", "tokenizer", info->tokenizer ? info->tokenizer : "absent");
-    printf("  dit: width %lld, layers %lld, heads %lld\n", (long long)info->arch->dit.dim,
-           (long long)info->arch->dit.num_layers, (long long)info->arch->dit.num_heads);
+    for (int d = 0; d < SL_DTYPE_COUNT; d++) {
+        if (s->by_dtype[d].tensor_count == 0)
+            continue;
+        printf("%s%s %lld (%s)", comma, sl_dtype_name((sl_dtype)d),
+               (long long)s->by_dtype[d].tensor_count,
+               cli_bytes_human(s->by_dtype[d].data_bytes, size));
+        comma = ", ";
+    }
+    putchar('\n');
 }
 
-static cJSON *info_json(const sl_model_info *info)
+static void print_config(const sl_component_spec *spec)
 {
-    cJSON *object = cJSON_CreateObject();
-    cJSON *files = NULL;
+    const sl_dit_config *d = &spec->config.dit;
+    const sl_t5_config *t = &spec->config.t5;
+    const sl_vae_config *v = &spec->config.vae;
 
+    if (spec->kind == SL_COMPONENT_TEXT_ENCODER)
+        printf("width %lld, layers %lld, heads %lld, vocabulary %lld\n", (long long)t->dim,
+               (long long)t->num_layers, (long long)t->num_heads, (long long)t->vocab);
+    else if (spec->kind == SL_COMPONENT_VAE)
+        printf("width %lld, latent channels %lld\n", (long long)v->dim, (long long)v->z_dim);
+    else
+        printf("width %lld, layers %lld, heads %lld, channels %lld to %lld\n", (long long)d->dim,
+               (long long)d->num_layers, (long long)d->num_heads, (long long)d->in_dim,
+               (long long)d->out_dim);
+}
+
+static void print_file(const char *name, const char *path, const sl_ckpt_summary *s)
+{
+    char text[SL_ERROR_MESSAGE_BYTES];
+
+    snprintf(text, sizeof text, "%s", path);
+    cli_clean(text);
+    printf("  %-14s %s\n", name, text);
+    printf("  %-14s names %s, layout %s; ", "", s->naming, sl_layout_name(s->layout));
+    print_config(&s->spec);
+    printf("  %-14s ", "");
+    print_dtypes(s);
+}
+
+static cJSON *file_json(const char *path, const sl_ckpt_summary *s)
+{
+    cJSON *object = cJSON_CreateObject(), *dtypes = NULL;
+
+    cJSON_AddStringToObject(object, "path", path);
+    cJSON_AddStringToObject(object, "kind", sl_component_name(s->spec.kind));
+    cJSON_AddStringToObject(object, "naming", s->naming);
+    cJSON_AddStringToObject(object, "layout", sl_layout_name(s->layout));
+    cli_json_u64(object, "tensors", (uint64_t)s->tensor_count);
+    cli_json_u64(object, "data_bytes", s->data_bytes);
+    dtypes = cJSON_AddObjectToObject(object, "dtypes");
+    for (int d = 0; d < SL_DTYPE_COUNT; d++) {
+        if (s->by_dtype[d].tensor_count == 0)
+            continue;
+        cJSON *row = cJSON_AddObjectToObject(dtypes, sl_dtype_name((sl_dtype)d));
+        cli_json_u64(row, "tensors", (uint64_t)s->by_dtype[d].tensor_count);
+        cli_json_u64(row, "data_bytes", s->by_dtype[d].data_bytes);
+    }
+    return object;
+}
+
+/* The components of a model: as text, or into object's "files" and "components". */
+static sl_status show_components(cli *c, const sl_model_info *info, cJSON *object)
+{
+    cJSON *files = object ? cJSON_AddObjectToObject(object, "files") : NULL;
+    cJSON *components = object ? cJSON_AddObjectToObject(object, "components") : NULL;
+
+    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++) {
+        const char *path = info->files[kind], *name = sl_component_name((sl_component_kind)kind);
+        sl_ckpt_summary s;
+
+        if (!path)
+            continue;
+        const sl_status status = sl_ckpt_summarise(&s, path, &c->err);
+        if (status != SL_OK)
+            return status;
+        if (!object) {
+            print_file(name, path, &s);
+            continue;
+        }
+        cJSON_AddStringToObject(files, name, path);
+        cJSON_AddItemToObject(components, name, file_json(path, &s));
+    }
+    return SL_OK;
+}
+
+static sl_status show_model(cli *c, const sl_model_info *info, cJSON *object)
+{
+    const char *task = info->arch->task == SL_TASK_T2V ? "t2v" : "i2v";
+    char size[CLI_BYTES_TEXT];
+    sl_status status;
+
+    if (!object) {
+        printf("model %s: %s, %s, files %s\n", info->name, info->arch->name, task,
+               cli_bytes_human(info->file_bytes, size));
+        status = show_components(c, info, NULL);
+        printf("  %-14s %s\n", "tokenizer", info->tokenizer ? info->tokenizer : "absent");
+        return status;
+    }
     cJSON_AddStringToObject(object, "name", info->name);
     cJSON_AddStringToObject(object, "arch", info->arch->name);
-    cJSON_AddStringToObject(object, "task", info->arch->task == SL_TASK_T2V ? "t2v" : "i2v");
+    cJSON_AddStringToObject(object, "task", task);
+    cJSON_AddStringToObject(object, "layout", sl_layout_name(info->layout));
     cli_json_u64(object, "file_bytes", info->file_bytes);
-    files = cJSON_AddObjectToObject(object, "files");
-    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++)
-        if (info->files[kind])
-            cJSON_AddStringToObject(files, sl_component_name((sl_component_kind)kind),
-                                    info->files[kind]);
+    status = show_components(c, info, object);
     if (info->tokenizer)
         cJSON_AddStringToObject(object, "tokenizer", info->tokenizer);
     else
         cJSON_AddNullToObject(object, "tokenizer");
-    return object;
+    return status;
+}
+
+static sl_status inspect_model(cli *c, cJSON *object, inspection *seen, int *count)
+{
+    sl_model_dir *dir = NULL;
+    sl_status status = sl_model_dir_open(&dir, c->opt.args[0], &c->err);
+
+    if (status != SL_OK)
+        return status;
+    status = show_model(c, sl_model_dir_info(dir), object);
+    if (status == SL_OK)
+        status = sl_model_dir_inspect(dir, take_problem, seen, count, &c->err);
+    sl_model_dir_close(dir);
+    return status;
+}
+
+static sl_status inspect_file(cli *c, cJSON *object, inspection *seen, int *count)
+{
+    const char *path = c->opt.args[0];
+    sl_ckpt_summary s;
+    const sl_status status = sl_ckpt_summarise(&s, path, &c->err);
+
+    if (status != SL_OK)
+        return status;
+    if (object)
+        cJSON_AddItemToObject(object, "file", file_json(path, &s));
+    else
+        print_file(sl_component_name(s.spec.kind), path, &s);
+    return sl_ckpt_inspect(path, take_problem, seen, count, &c->err);
 }
 
 int cli_inspect(cli *c)
 {
-    sl_model_dir *dir = NULL;
     inspection seen = { .problems = NULL };
     cJSON *object = NULL;
+    struct stat st;
     int count = 0;
-    sl_status status = sl_model_dir_open(&dir, c->opt.args[0], &c->err);
+    sl_status status;
 
-    if (status != SL_OK)
-        return cli_fail(c, status);
     if (c->opt.json) {
-        object = info_json(sl_model_dir_info(dir));
-        seen.problems = cJSON_AddArrayToObject(object, "problems");
-    } else {
-        print_info(sl_model_dir_info(dir));
+        object = cJSON_CreateObject();
+        seen.problems = cJSON_CreateArray();
     }
-    status = sl_model_dir_inspect(dir, take_problem, &seen, &count, &c->err);
-    sl_model_dir_close(dir);
+    if (stat(c->opt.args[0], &st) == 0 && S_ISREG(st.st_mode))
+        status = inspect_file(c, object, &seen, &count);
+    else
+        status = inspect_model(c, object, &seen, &count);
+    if (c->opt.json)
+        cJSON_AddItemToObject(object, "problems", seen.problems);
     if (status != SL_OK) {
         cJSON_Delete(object);
         return cli_fail(c, status);

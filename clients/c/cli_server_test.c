@@ -27,6 +27,16 @@ static const answer *answers; /* ends with a NULL method; set while no server ru
 static uint8_t asked[1024];   /* the last request's payload; read when no server runs */
 static size_t asked_bytes;
 
+/* Guards the messages while a server runs, for a test that changes them then. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void answers_turn(Sluice__V1__WatchEventsReply *reply, Sluice__V1__ServerEvent **events)
+{
+    pthread_mutex_lock(&lock);
+    reply->events = events;
+    pthread_mutex_unlock(&lock);
+}
+
 static void answer_one(int fd, const uint8_t id[4], const Sluice__V1__Envelope *e)
 {
     static const char prefix[] = "sluice.v1.Inference/";
@@ -59,7 +69,9 @@ static void serve_answers(server *s, int fd, int connection)
         asked_bytes = e->payload.len < sizeof asked ? e->payload.len : 0;
         if (asked_bytes > 0)
             memcpy(asked, e->payload.data, asked_bytes);
+        pthread_mutex_lock(&lock);
         answer_one(fd, id, e);
+        pthread_mutex_unlock(&lock);
         sluice__v1__envelope__free_unpacked(e, NULL);
     }
 }
@@ -124,7 +136,7 @@ SL_TEST(switch_shows_its_three_steps)
     Sluice__V1__SwitchStep steps[3], *list[3];
     Sluice__V1__Receipt receipt = SLUICE__V1__RECEIPT__INIT;
     Sluice__V1__ComponentBytes part = SLUICE__V1__COMPONENT_BYTES__INIT, *parts = &part;
-    const answer ok[] = { { .method = "SwitchModel", .reply = &reply.base }, { NULL } };
+    const answer ok[] = { { .method = "SwitchModel", .reply = &reply.base }, { .method = NULL } };
     static char *const names[] = { "release", "load", "check" };
 
     for (size_t i = 0; i < SL_COUNT(steps); i++) {
@@ -170,7 +182,7 @@ SL_TEST(what_the_daemon_cannot_do_is_said)
         { "drain", "drain" },       { "reload", "reload" }, { "doctor", "doctor" },
         { "explain", "explain j" }, { "events", "events" }, { "clean", "clean --older-than 7d" },
     };
-    const answer none[] = { { NULL } };
+    const answer none[] = { { .method = NULL } };
 
     for (size_t i = 0; i < SL_COUNT(commands); i++) {
         char said[64], json[64];
@@ -187,7 +199,7 @@ SL_TEST(doctor_tells_what_to_do)
 {
     Sluice__V1__DoctorReply reply = SLUICE__V1__DOCTOR_REPLY__INIT;
     Sluice__V1__DoctorLine a = SLUICE__V1__DOCTOR_LINE__INIT, b = a, *lines[] = { &a, &b };
-    const answer ok[] = { { .method = "Doctor", .reply = &reply.base }, { NULL } };
+    const answer ok[] = { { .method = "Doctor", .reply = &reply.base }, { .method = NULL } };
 
     a.check = "ledger";
     a.ok = b.ok = reply.ok = 1;
@@ -218,7 +230,7 @@ SL_TEST(small_administration)
                           { .method = "ReloadConfig", .reply = &reload.base },
                           { .method = "CleanOutputs", .reply = &clean.base },
                           { .method = "TrimMemory", .reply = &trim.base },
-                          { NULL } };
+                          { .method = NULL } };
 
     drain.running_jobs = 1;
     drain.queued_jobs = 4;
@@ -256,7 +268,7 @@ SL_TEST(options_of_load_unload_and_generate_arrive)
     const answer ok[] = { { .method = "LoadModel", .reply = &load.base },
                           { .method = "UnloadModel", .reply = &unload.base },
                           { .method = "Generate", .reply = &generate.base },
-                          { NULL } };
+                          { .method = NULL } };
 
     expect(ok, "load m --residency host --no-pin", 0, PARTS("nothing to do"));
     Sluice__V1__LoadModelRequest *l =
@@ -288,7 +300,7 @@ SL_TEST(a_missed_deadline_is_a_refusal)
                               .code = 4,
                               .message = "not before the deadline",
                               .refusal = &refusal },
-                            { NULL } };
+                            { .method = NULL } };
 
     refusal.estimate_ns = 120 * SL_NS_PER_S;
     refusal.deadline_ns = 60 * SL_NS_PER_S;
@@ -300,7 +312,7 @@ SL_TEST(events_in_their_order)
 {
     Sluice__V1__WatchEventsReply reply = SLUICE__V1__WATCH_EVENTS_REPLY__INIT;
     Sluice__V1__ServerEvent a = SLUICE__V1__SERVER_EVENT__INIT, b = a, *events[] = { &a, &b };
-    const answer ok[] = { { .method = "WatchEvents", .reply = &reply.base }, { NULL } };
+    const answer ok[] = { { .method = "WatchEvents", .reply = &reply.base }, { .method = NULL } };
     static outcome o;
 
     a.seq = 4;
@@ -317,6 +329,39 @@ SL_TEST(events_in_their_order)
     const char *second = strchr(o.out, '\n');
     SL_CHECK(second && strncmp(second + 1, "{\"event\":{\"seq\":5,", 18) == 0);
     SL_CHECK(strchr(second + 1, '\n')[1] == 0);
+}
+
+/* It goes on until Ctrl-C, asks a server that does not wait about once a second,
+ * and takes events that are counted from 1 again as new. */
+SL_TEST(events_are_followed)
+{
+    Sluice__V1__WatchEventsReply reply = SLUICE__V1__WATCH_EVENTS_REPLY__INIT;
+    Sluice__V1__ServerEvent a = SLUICE__V1__SERVER_EVENT__INIT, b = a, *events[] = { &a, &b };
+    const answer ok[] = { { .method = "WatchEvents", .reply = &reply.base }, { .method = NULL } };
+    char line[256];
+    static outcome o;
+    server s;
+
+    a.seq = 9;
+    a.kind = "first";
+    b.seq = 1;
+    b.kind = "again";
+    reply.n_events = 1;
+    reply.events = events;
+    answers = ok;
+    server_start(&s, serve_answers);
+    snprintf(line, sizeof line,
+             "timeout -s INT --preserve-status 3 '%s' events --follow --socket %s 2>&1", SL_COMMAND,
+             s.path);
+    FILE *f = popen(line, "r");
+    SL_CHECK(f != NULL && fgets(o.out, sizeof o.out, f) && strstr(o.out, "first"));
+    answers_turn(&reply, &events[1]);
+    SL_CHECK(fgets(o.out, sizeof o.out, f) && strstr(o.out, "again"));
+    SL_CHECK(!fgets(o.out, sizeof o.out, f));
+    const int status = pclose(f);
+    server_end(&s);
+    SL_CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    SL_CHECK(atomic_load(&s.requests) <= 8);
 }
 
 /* Everything that a terminal could obey. */
@@ -345,7 +390,7 @@ SL_TEST(the_daemons_words_cannot_command_a_terminal)
         { .method = "GetMemoryStats", .reply = &stats.base },
         { .method = "GetJob", .code = 5, .message = evil },
         { .method = "PlanJob", .code = 8, .message = evil, .refusal = &refusal },
-        { NULL },
+        { .method = NULL },
     };
     static const char *const commands[] = { "explain j", "stats", "job j", "plan -m m" };
     static outcome o;
@@ -584,7 +629,7 @@ SL_TEST_MAIN(SL_RUN(switch_shows_its_three_steps), SL_RUN(what_the_daemon_cannot
              SL_RUN(doctor_tells_what_to_do), SL_RUN(small_administration),
              SL_RUN(options_of_load_unload_and_generate_arrive),
              SL_RUN(a_missed_deadline_is_a_refusal), SL_RUN(events_in_their_order),
-             SL_RUN(the_daemons_words_cannot_command_a_terminal), SL_RUN(budget_in_words),
-             SL_RUN(budget_says_what_is_wrong), SL_RUN(budget_as_a_table),
+             SL_RUN(events_are_followed), SL_RUN(the_daemons_words_cannot_command_a_terminal),
+             SL_RUN(budget_in_words), SL_RUN(budget_says_what_is_wrong), SL_RUN(budget_as_a_table),
              SL_RUN(stats_show_the_host_tier_and_the_hours), SL_RUN(top_shows_one_frame),
              SL_RUN(top_lives_in_a_terminal_and_leaves_it_as_it_was))

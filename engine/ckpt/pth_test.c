@@ -3,50 +3,12 @@
 #include "engine/ckpt/pth.h"
 
 #include "base/test.h"
+#include "base/test_alloc.h"
 #include "engine/ckpt/pickle.h"
 
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
-
-/* Allocation failure: the n-th allocation of the module fails (0: none). */
-static int fail_at, allocations;
-void *__real_malloc(size_t size);
-void *__real_calloc(size_t n, size_t size);
-void *__real_reallocarray(void *p, size_t n, size_t size);
-char *__real_strdup(const char *text);
-void *__wrap_malloc(size_t size);
-void *__wrap_calloc(size_t n, size_t size);
-void *__wrap_reallocarray(void *p, size_t n, size_t size);
-char *__wrap_strdup(const char *text);
-
-static int refuse(void)
-{
-    if (fail_at == 0 || ++allocations != fail_at)
-        return 0;
-    errno = ENOMEM;
-    return 1;
-}
-
-void *__wrap_malloc(size_t size)
-{
-    return refuse() ? NULL : __real_malloc(size);
-}
-
-void *__wrap_calloc(size_t n, size_t size)
-{
-    return refuse() ? NULL : __real_calloc(n, size);
-}
-
-void *__wrap_reallocarray(void *p, size_t n, size_t size)
-{
-    return refuse() ? NULL : __real_reallocarray(p, n, size);
-}
-
-char *__wrap_strdup(const char *text)
-{
-    return refuse() ? NULL : __real_strdup(text);
-}
 
 /* --- assembling --- */
 

@@ -4,6 +4,7 @@
 #include "engine/media/image.h"
 
 #include "base/test.h"
+#include "base/test_alloc.h"
 #include "engine/media/image_test_png.h"
 #include "engine/media/media_test.h"
 #include "engine/media/resize.h"
@@ -14,30 +15,6 @@ enum { MAX_PIXELS = 1 << 20 };
 
 /* Allocation failure: the n-th allocation of the module fails (0: none).
  * libav's own are not reached. */
-static int fail_at, allocations;
-void *__real_malloc(size_t size);
-void *__real_calloc(size_t n, size_t size);
-void *__wrap_malloc(size_t size);
-void *__wrap_calloc(size_t n, size_t size);
-
-static int refuse(void)
-{
-    if (fail_at == 0 || ++allocations != fail_at)
-        return 0;
-    errno = ENOMEM;
-    return 1;
-}
-
-void *__wrap_malloc(size_t size)
-{
-    return refuse() ? NULL : __real_malloc(size);
-}
-
-void *__wrap_calloc(size_t n, size_t size)
-{
-    return refuse() ? NULL : __real_calloc(n, size);
-}
-
 /* --- files that Pillow wrote and read --- */
 
 static const struct {

@@ -3,18 +3,16 @@
 #include "engine/model/convert_model.h"
 
 #include "base/test.h"
+#include "base/test_dir.h"
 #include "engine/ckpt/ckpt.h"
 #include "engine/model/convert.h"
 #include "engine/model/model_dir.h"
 #include "engine/model/synth.h"
 #include "engine/model/test_pth.h"
 
-#include <ftw.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-static char root[64];
 
 /* Reads of a file with this in its path give one bit that was not written. */
 static const char *flip_in;
@@ -31,39 +29,6 @@ sl_status __wrap_sl_ckpt_read(const sl_ckpt *ckpt, const sl_ckpt_tensor *tensor,
     if (flip_in && size_bytes > 0 && strstr(sl_ckpt_path(ckpt), flip_in))
         ((unsigned char *)out)[size_bytes - 1] ^= 0x10;
     return status;
-}
-
-static int make_root(void **state)
-{
-    (void)state;
-    strcpy(root, "convert_model_test.XXXXXX");
-    return mkdtemp(root) ? 0 : -1;
-}
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-    (void)st;
-    (void)type;
-    (void)ftw;
-    return remove(path);
-}
-
-static int remove_root(void **state)
-{
-    (void)state;
-    nftw(root, remove_one, 16, FTW_DEPTH | FTW_PHYS);
-    return 0;
-}
-
-/* "<root>/<a>/<b>"; four live at a time. */
-static const char *at(const char *a, const char *b)
-{
-    static char bufs[4][512];
-    static int next;
-    char *buf = bufs[next++ % 4];
-
-    snprintf(buf, sizeof bufs[0], "%s/%s%s%s", root, a, b ? "/" : "", b ? b : "");
-    return buf;
 }
 
 static sl_ckpt *open_golden(const char *file, sl_error *err)

@@ -1,7 +1,11 @@
-/* sl_model_dir_inspect: everything that is wrong with a directory, by name. */
-#include "engine/model/model_dir.h"
+/* What files are, and everything that is wrong with them, by name: one
+ * checkpoint (inspect.h) or a directory (sl_model_dir_inspect). */
+#include "engine/model/inspect.h"
 
 #include "engine/model/match.h"
+#include "engine/model/model_dir.h"
+#include "engine/model/model_probe.h"
+#include "engine/model/names.h"
 #include "engine/text/tokenizer.h"
 
 #include <stdio.h>
@@ -49,16 +53,13 @@ static void say_unexpected(void *arg, const char *name)
     problem(r, "%s: unexpected tensor \"%s\"", r->component, name);
 }
 
-static sl_status inspect_component(report *r, const sl_component_spec *spec, const char *path,
-                                   sl_error *err)
+static sl_status inspect_ckpt(report *r, const sl_component_spec *spec, const sl_ckpt *ckpt,
+                              sl_error *err)
 {
-    sl_ckpt *ckpt = NULL;
     sl_layout layout;
     int64_t unexpected;
-    sl_status status = sl_ckpt_open(&ckpt, path, err);
+    sl_status status;
 
-    if (status != SL_OK)
-        return status;
     r->ckpt = ckpt;
     r->component = sl_component_name(spec->kind);
     layout = sl_ckpt_layout(ckpt);
@@ -73,6 +74,71 @@ static sl_status inspect_component(report *r, const sl_component_spec *spec, con
     if (status == SL_OK)
         status = sl_ckpt_unexpected(ckpt, spec, say_unexpected, r, &unexpected, err);
     r->ckpt = NULL;
+    return status;
+}
+
+static sl_status inspect_component(report *r, const sl_component_spec *spec, const char *path,
+                                   sl_error *err)
+{
+    sl_ckpt *ckpt = NULL;
+    sl_status status = sl_ckpt_open(&ckpt, path, err);
+
+    if (status == SL_OK)
+        status = inspect_ckpt(r, spec, ckpt, err);
+    sl_ckpt_close(ckpt);
+    return status;
+}
+
+sl_status sl_ckpt_inspect(const char *path, void (*say)(void *arg, const char *line), void *arg,
+                          int *problems, sl_error *err)
+{
+    report r = { .say = say, .arg = arg };
+    sl_component_spec spec;
+    sl_ckpt *ckpt = NULL;
+    sl_status status = sl_ckpt_open(&ckpt, path, err);
+
+    if (status == SL_OK)
+        status = sl_probe_spec(ckpt, &spec, err);
+    if (status == SL_OK)
+        status = inspect_ckpt(&r, &spec, ckpt, err);
+    if (status == SL_OK)
+        *problems = r.problems;
+    sl_ckpt_close(ckpt);
+    return status;
+}
+
+const char *sl_layout_name(sl_layout layout)
+{
+    static const char *const names[] = { [SL_LAYOUT_OFFICIAL] = "official",
+                                         [SL_LAYOUT_TURBO] = "turbo",
+                                         [SL_LAYOUT_TURBO_QUANT] = "turbo-quant" };
+
+    SL_ASSERT((size_t)layout < SL_COUNT(names));
+    return names[layout];
+}
+
+sl_status sl_ckpt_summarise(sl_ckpt_summary *out, const char *path, sl_error *err)
+{
+    sl_ckpt_summary s = { .tensor_count = 0 };
+    sl_ckpt *ckpt = NULL;
+    sl_status status = sl_ckpt_open(&ckpt, path, err);
+
+    if (status == SL_OK)
+        status = sl_probe_spec(ckpt, &s.spec, err);
+    if (status != SL_OK)
+        goto done;
+    s.naming = sl_names_style(ckpt);
+    s.layout = sl_ckpt_layout(ckpt);
+    s.tensor_count = sl_ckpt_count(ckpt);
+    s.data_bytes = sl_ckpt_data_bytes(ckpt);
+    for (int64_t i = 0; i < s.tensor_count; i++) {
+        const sl_ckpt_tensor *t = sl_ckpt_get(ckpt, i);
+
+        s.by_dtype[t->tensor.dtype].tensor_count++;
+        s.by_dtype[t->tensor.dtype].data_bytes += t->size_bytes;
+    }
+    *out = s;
+done:
     sl_ckpt_close(ckpt);
     return status;
 }

@@ -2,53 +2,14 @@
 #include "engine/model/model_dir.h"
 
 #include "base/test.h"
+#include "base/test_alloc.h"
+#include "base/test_dir.h"
 #include "engine/model/synth.h"
 
 #include <errno.h>
-#include <ftw.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-static char root[64];
-
-static int make_root(void **state)
-{
-    (void)state;
-    strcpy(root, "model_dir_test.XXXXXX");
-    return mkdtemp(root) ? 0 : -1;
-}
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-    (void)st;
-    (void)type;
-    (void)ftw;
-    return remove(path);
-}
-
-static void remove_tree(const char *path)
-{
-    nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS);
-}
-
-static int remove_root(void **state)
-{
-    (void)state;
-    remove_tree(root);
-    return 0;
-}
-
-/* "<root>/<a>" or "<root>/<a>/<b>"; four live at a time. */
-static const char *at(const char *a, const char *b)
-{
-    static char bufs[4][512];
-    static int next;
-    char *buf = bufs[next++ % 4];
-
-    snprintf(buf, sizeof bufs[0], "%s/%s%s%s", root, a, b ? "/" : "", b ? b : "");
-    return buf;
-}
 
 static void write_text(const char *path, const char *text)
 {
@@ -526,45 +487,6 @@ SL_TEST(a_file_cut_under_the_loader)
     sl_ckpt_close(ckpt);
     sl_exec_destroy(exec);
     sl_device_destroy(device);
-}
-
-/* The n-th allocation fails (0: none). */
-static int fail_at, allocations;
-void *__real_malloc(size_t size);
-void *__real_calloc(size_t n, size_t size);
-void *__real_reallocarray(void *p, size_t n, size_t size);
-char *__real_strdup(const char *text);
-void *__wrap_malloc(size_t size);
-void *__wrap_calloc(size_t n, size_t size);
-void *__wrap_reallocarray(void *p, size_t n, size_t size);
-char *__wrap_strdup(const char *text);
-
-static int refuse(void)
-{
-    if (fail_at == 0 || ++allocations != fail_at)
-        return 0;
-    errno = ENOMEM;
-    return 1;
-}
-
-void *__wrap_malloc(size_t size)
-{
-    return refuse() ? NULL : __real_malloc(size);
-}
-
-void *__wrap_calloc(size_t n, size_t size)
-{
-    return refuse() ? NULL : __real_calloc(n, size);
-}
-
-void *__wrap_reallocarray(void *p, size_t n, size_t size)
-{
-    return refuse() ? NULL : __real_reallocarray(p, n, size);
-}
-
-char *__wrap_strdup(const char *text)
-{
-    return refuse() ? NULL : __real_strdup(text);
 }
 
 /* Runs step until it gets through; each failure before must say NO_MEMORY. */

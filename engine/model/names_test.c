@@ -4,50 +4,16 @@
 
 #include "base/file.h"
 #include "base/test.h"
+#include "base/test_dir.h"
 #include "engine/model/component.h"
+#include "engine/model/inspect.h"
 #include "engine/model/model_dir.h"
 #include "engine/model/synth.h"
 #include "engine/model/test_pth.h"
 
-#include <ftw.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-static char root[64];
-
-static int make_root(void **state)
-{
-    (void)state;
-    strcpy(root, "names_test.XXXXXX");
-    return mkdtemp(root) ? 0 : -1;
-}
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-    (void)st;
-    (void)type;
-    (void)ftw;
-    return remove(path);
-}
-
-static int remove_root(void **state)
-{
-    (void)state;
-    nftw(root, remove_one, 16, FTW_DEPTH | FTW_PHYS);
-    return 0;
-}
-
-/* "<root>/<a>/<b>"; four live at a time. */
-static const char *at(const char *a, const char *b)
-{
-    static char bufs[4][512];
-    static int next;
-    char *buf = bufs[next++ % 4];
-
-    snprintf(buf, sizeof bufs[0], "%s/%s%s%s", root, a, b ? "/" : "", b ? b : "");
-    return buf;
-}
 
 /* ---- names, written down a second time, without the tables ---- */
 
@@ -476,6 +442,52 @@ SL_TEST(a_missing_tensor_has_the_files_name)
     sl_ckpt_close(ckpt);
 }
 
+/* Everything inspection says about one file. */
+typedef struct {
+    char text[4096];
+    size_t used;
+} lines;
+
+static void collect(void *arg, const char *line)
+{
+    lines *l = arg;
+
+    l->used += (size_t)snprintf(l->text + l->used, sizeof l->text - l->used, "%s\n", line);
+    SL_CHECK(l->used < sizeof l->text);
+}
+
+SL_TEST(single_files_are_inspected)
+{
+    const extra_tensor stray = { "blocks.0.norm3.weight", SL_F32 }; /* the official name */
+    sl_ckpt_summary s;
+    sl_ckpt *ckpt = NULL;
+    lines l = { .used = 0 };
+    int problems = -1;
+
+    make_models(err);
+    SL_CHECK_OK(sl_ckpt_summarise(&s, at("t2v", dit_file), err));
+    SL_CHECK(s.spec.kind == SL_COMPONENT_DIT && s.layout == SL_LAYOUT_OFFICIAL);
+    SL_CHECK(s.spec.config.dit.dim == 256 && s.spec.config.dit.text_len == 64);
+    SL_CHECK(s.by_dtype[SL_F32].tensor_count == s.tensor_count && s.tensor_count > 100);
+    SL_CHECK(s.by_dtype[SL_F32].data_bytes == s.data_bytes && s.data_bytes > 0);
+    SL_CHECK_OK(sl_ckpt_summarise(&s, at("t2v", t5_file), err));
+    SL_CHECK(s.spec.kind == SL_COMPONENT_TEXT_ENCODER && strcmp(s.naming, "official") == 0);
+    SL_CHECK(s.by_dtype[SL_BF16].tensor_count + s.by_dtype[SL_F32].tensor_count == s.tensor_count);
+
+    SL_CHECK_OK(sl_ckpt_open(&ckpt, at("t2v", dit_file), err));
+    write_st(at("stray.safetensors", NULL), ckpt, diffusers_dit, &stray, err);
+    sl_ckpt_close(ckpt);
+    SL_CHECK_OK(sl_ckpt_summarise(&s, at("stray.safetensors", NULL), err));
+    SL_CHECK(strcmp(s.naming, "diffusers") == 0);
+    SL_CHECK_OK(sl_ckpt_inspect(at("stray.safetensors", NULL), collect, &l, &problems, err));
+    SL_CHECK(problems == 1);
+    SL_CHECK(strcmp(l.text, "dit: unexpected tensor \"blocks.0.norm3.weight\"\n") == 0);
+    SL_CHECK_STATUS(sl_ckpt_summarise(&s, at("t2v", "config.json"), err), SL_ERR_DATA);
+    sl_error_clear(err);
+    SL_CHECK_STATUS(sl_ckpt_inspect(at("absent", NULL), NULL, NULL, &problems, err),
+                    SL_ERR_NOT_FOUND);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = { SL_RUN(pth_files),
@@ -484,6 +496,7 @@ int main(void)
                                         SL_RUN(repackaged_single_files),
                                         SL_RUN(experts_by_their_names_alone),
                                         SL_RUN(fp8_is_refused),
+                                        SL_RUN(single_files_are_inspected),
                                         SL_RUN(a_missing_tensor_has_the_files_name) };
 
     return cmocka_run_group_tests(tests, make_root, remove_root);

@@ -317,7 +317,6 @@ void sl_t2v_end_phase(sl_t2v_walk *walk, sl_phase phase)
     walk->measured.phase_activation_bytes[phase] = walk->scratch->peak_bytes - walk->mark;
 }
 
-/* The phases before decoding. */
 /* text: the prompt's rows, and with guidance those of the negative one. */
 static sl_status encode_texts(sl_t2v_walk *w, sl_tensor *text, sl_error *err)
 {
@@ -344,6 +343,7 @@ done:
     return status;
 }
 
+/* The phases before decoding. */
 static sl_status make_latent(sl_t2v_walk *w, const sl_tensor *latent, sl_error *err)
 {
     const size_t mark = sl_scratch_mark(w->scratch);

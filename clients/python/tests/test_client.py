@@ -246,6 +246,24 @@ def test_the_daemon_restarts():
             assert client.generate("x", **SMALL).fetch(path).sha256 == sha256(path)
 
 
+def test_a_watch_goes_on_when_the_daemon_restarts():
+    with Daemon() as d, sluice.Client(url_of(d), timeout=20 * PATIENCE) as client:
+        job = client.generate("x", **LONG)
+        events = []
+        watching = threading.Thread(target=lambda: events.extend(job))
+        watching.start()
+        d.wait_state(job.id, ["denoising"])
+        d.stop()
+        d.start()
+        again = client.job(job.id)
+        wait_for("the job to run again", lambda: again.refresh().state == "denoising")
+        again.cancel()
+        watching.join()
+        check_story(events, "cancelled")
+        assert [e.state for e in events].count("queued") == 2, events
+        assert job.state == "cancelled", job
+
+
 def test_the_connection_breaks():
     with Daemon() as d, Line(os.path.join(d.folder, "line"), d.socket) as line, \
             sluice.Client("ipc://" + line.path) as client:

@@ -1,0 +1,268 @@
+/* HostSegments, HostFill, HostForget: images of components in host memory that
+ * the daemon owns.
+ *
+ *   HostSegments --> mapped, empty or filled --HostFill--> filled --HostForget--> gone
+ *
+ * All of it is done by the loader's lane. */
+#include "service/worker.h"
+
+#include "base/log.h"
+#include "base/size.h"
+#include "engine/model/model_dir.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Memory that is asked for at once, between two looks at the cancel word. */
+#define POPULATE_BYTES ((size_t)64 << 20)
+
+static sl_host_mapping **find_slot(sl_worker *worker, const Sluice__Worker__ComponentKey *key)
+{
+    sl_host_mapping **at = &worker->images;
+
+    while (*at && ((int)(*at)->kind != key->component || (int)(*at)->precision != key->precision ||
+                   strcmp((*at)->model, key->model) != 0))
+        at = &(*at)->next;
+    return at;
+}
+
+static const char *name_of(const Sluice__Worker__ComponentKey *key)
+{
+    return sl_component_name((sl_component_kind)key->component);
+}
+
+static void free_mapping(sl_host_mapping *image)
+{
+    if (!image)
+        return;
+    if (image->base)
+        munmap(image->base, image->mapped_bytes);
+    free(image->model);
+    free(image);
+}
+
+void sl_worker_forget_all(sl_worker *worker)
+{
+    while (worker->images) {
+        sl_host_mapping *image = worker->images;
+        worker->images = image->next;
+        free_mapping(image);
+    }
+}
+
+/* ---- HostSegments ---- */
+
+/* The segments together hold the image, whole pages each, and nothing more. */
+static sl_status check_segments(const Sluice__Worker__HostSegments *message, size_t *total_bytes,
+                                sl_error *err)
+{
+    const uint64_t page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
+    size_t total = 0, before_last = 0;
+    bool fits = message->n_segment_bytes > 0 && message->image_bytes > 0;
+
+    for (size_t i = 0; i < message->n_segment_bytes && fits; i++) {
+        const uint64_t size_bytes = message->segment_bytes[i];
+        before_last = total;
+        fits = size_bytes > 0 && size_bytes % page_bytes == 0 &&
+               sl_size_add(total, (size_t)size_bytes, &total);
+    }
+    if (!fits || total < message->image_bytes || before_last >= message->image_bytes)
+        return sl_fail(err, SL_ERR_INVALID,
+                       "an image of %llu bytes in %zu segments of %zu bytes: expected pages that "
+                       "just hold it",
+                       (unsigned long long)message->image_bytes, message->n_segment_bytes, total);
+    *total_bytes = total;
+    return SL_OK;
+}
+
+/* Maps one over the range that is reserved.  A file that could be cut short
+ * would be a fault on access. */
+static sl_status map_segment(unsigned char *at, size_t size_bytes, int fd, sl_error *err)
+{
+    struct stat info;
+    const int seals = fcntl(fd, F_GET_SEALS);
+
+    if (fstat(fd, &info) != 0 || info.st_size < 0 || (size_t)info.st_size != size_bytes ||
+        seals < 0 || !(seals & F_SEAL_SHRINK))
+        return sl_fail(err, SL_ERR_INVALID,
+                       "a segment of host memory is no sealed file of %zu bytes", size_bytes);
+    if (mmap(at, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
+        return sl_fail_errno(err, "could not map a segment of %zu bytes of host memory",
+                             size_bytes);
+    return SL_OK;
+}
+
+static sl_status map_segments(sl_host_mapping *image, const Sluice__Worker__HostSegments *message,
+                              const int *fds, sl_error *err)
+{
+    size_t at = 0;
+    sl_status status = check_segments(message, &image->mapped_bytes, err);
+
+    if (status != SL_OK)
+        return status;
+    void *base = mmap(NULL, image->mapped_bytes, PROT_NONE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED)
+        return sl_fail_errno(err, "could not reserve %zu bytes of addresses", image->mapped_bytes);
+    image->base = base;
+    for (size_t i = 0; i < message->n_segment_bytes && status == SL_OK; i++) {
+        const size_t size_bytes = (size_t)message->segment_bytes[i];
+        status = map_segment(image->base + at, size_bytes, fds[i], err);
+        at += size_bytes;
+    }
+    return status;
+}
+
+sl_status sl_worker_host_segments(sl_worker *worker, const Sluice__Worker__HostSegments *message,
+                                  const int *fds, sl_error *err)
+{
+    sl_status status = sl_worker_check_key(message->key, err);
+
+    if (status != SL_OK)
+        return status;
+    if (*find_slot(worker, message->key))
+        return sl_fail(err, SL_ERR_EXISTS, "%s of \"%s\" has host memory already",
+                       name_of(message->key), message->key->model);
+    sl_host_mapping *image = calloc(1, sizeof *image);
+    if (image)
+        image->model = strdup(message->key->model);
+    if (!image || !image->model) {
+        free(image);
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for an image's name");
+    }
+    image->kind = (sl_component_kind)message->key->component;
+    image->precision = (sl_precision)message->key->precision;
+    image->image_bytes = (size_t)message->image_bytes;
+    image->filled = message->filled;
+    status = map_segments(image, message, fds, err);
+    if (status != SL_OK) {
+        free_mapping(image);
+        return sl_error_prefix(err, "could not map the image of %s of \"%s\"",
+                               name_of(message->key), message->key->model);
+    }
+    image->next = worker->images;
+    worker->images = image;
+    return SL_OK;
+}
+
+/* ---- HostFill ---- */
+
+/* Takes the memory now, where its lack is a status and not a fault. */
+static sl_status populate(sl_lane *lane, sl_host_mapping *image, sl_error *err)
+{
+    for (size_t at = 0; at < image->mapped_bytes; at += POPULATE_BYTES) {
+        const size_t left_bytes = image->mapped_bytes - at;
+        const size_t size_bytes = left_bytes < POPULATE_BYTES ? left_bytes : POPULATE_BYTES;
+
+        if (atomic_load(&lane->cancel))
+            return sl_fail(err, SL_ERR_CANCELLED, "cancelled");
+        if (madvise(image->base + at, size_bytes, MADV_POPULATE_WRITE) == 0)
+            continue;
+        if (errno == EINVAL) /* a kernel before 5.14: the writes themselves take it */
+            return SL_OK;
+        return sl_fail(err, SL_ERR_NO_MEMORY, "could not get %zu bytes of host memory (errno %d)",
+                       image->mapped_bytes, errno);
+    }
+    return SL_OK;
+}
+
+static sl_status fill(sl_lane *lane, sl_host_mapping *image,
+                      const Sluice__Worker__HostFill *message, sl_error *err)
+{
+    sl_model_dir *dir = NULL;
+    sl_ckpt *ckpt = NULL;
+    sl_component_spec spec;
+    sl_status status = sl_model_dir_open(&dir, message->model_path, err);
+
+    if (status == SL_OK)
+        status = sl_worker_make_spec(sl_model_dir_info(dir), message->key, &spec, err);
+    if (status == SL_OK && sl_component_image_bytes(&spec) != image->image_bytes)
+        status = sl_fail(err, SL_ERR_PRECONDITION,
+                         "its image has %zu bytes, there is memory for %zu: its files have changed",
+                         sl_component_image_bytes(&spec), image->image_bytes);
+    if (status == SL_OK)
+        status = sl_ckpt_open(&ckpt, sl_model_dir_info(dir)->files[image->kind], err);
+    if (status == SL_OK)
+        status = populate(lane, image, err);
+    if (status == SL_OK)
+        status = sl_component_fill_image(image->base, image->image_bytes, &spec, lane->exec, ckpt,
+                                         err);
+    sl_ckpt_close(ckpt);
+    sl_model_dir_close(dir);
+    return status;
+}
+
+sl_status sl_worker_host_fill(sl_lane *lane, const Sluice__Worker__HostFill *message,
+                              Sluice__Worker__Done *done, sl_error *err)
+{
+    sl_status status = sl_worker_check_key(message->key, err);
+
+    if (status != SL_OK)
+        return status;
+    sl_host_mapping *image = *find_slot(lane->worker, message->key);
+    if (!image)
+        return sl_fail(err, SL_ERR_NOT_FOUND, "%s of \"%s\" has no host memory",
+                       name_of(message->key), message->key->model);
+    if (image->user_count > 0)
+        return sl_fail(err, SL_ERR_PRECONDITION, "the image of %s of \"%s\" is in use",
+                       name_of(message->key), message->key->model);
+    image->filled = false;
+    status = fill(lane, image, message, err);
+    if (status != SL_OK)
+        return sl_error_prefix(err, "could not fill the image of %s of \"%s\"",
+                               name_of(message->key), message->key->model);
+    image->filled = true;
+    done->component_bytes = image->image_bytes;
+    return SL_OK;
+}
+
+sl_status sl_worker_host_forget(sl_worker *worker, const Sluice__Worker__HostForget *message,
+                                sl_error *err)
+{
+    const sl_status status = sl_worker_check_key(message->key, err);
+
+    if (status != SL_OK)
+        return status;
+    sl_host_mapping **at = find_slot(worker, message->key), *image = *at;
+    if (!image)
+        return sl_fail(err, SL_ERR_NOT_FOUND, "%s of \"%s\" has no host memory",
+                       name_of(message->key), message->key->model);
+    if (image->user_count > 0)
+        return sl_fail(err, SL_ERR_PRECONDITION, "the image of %s of \"%s\" is in use",
+                       name_of(message->key), message->key->model);
+    *at = image->next;
+    free_mapping(image);
+    return SL_OK;
+}
+
+/* ---- for Load and Trim ---- */
+
+sl_status sl_worker_use_image(sl_worker *worker, const Sluice__Worker__ComponentKey *key,
+                              sl_host_mapping **out, sl_error *err)
+{
+    sl_host_mapping *image = *find_slot(worker, key);
+
+    if (!image || !image->filled)
+        return sl_fail(err, SL_ERR_PRECONDITION, "its image is not in host memory");
+    image->user_count++;
+    *out = image;
+    return SL_OK;
+}
+
+void sl_worker_unuse_image(sl_host_mapping *image)
+{
+    image->user_count--;
+}
+
+void sl_worker_trim_images(sl_worker *worker)
+{
+    /* The pages stay in the files; what goes is this process's share. */
+    for (sl_host_mapping *image = worker->images; image; image = image->next)
+        if (madvise(image->base, image->mapped_bytes, MADV_DONTNEED) != 0)
+            sl_log(SL_LOG_WARN, "image_not_trimmed", "errno=%d", errno);
+}
