@@ -47,7 +47,7 @@ Sluice__V1__ComponentBytes *sl_component_bytes_to_pb(const sl_core_component *co
     pb->measured_bytes = component->measured_bytes;
     pb->pinned = component->pinned;
     pb->users = (uint32_t)component->users;
-    pb->streamed = component->key.mode == SL_CORE_STREAMED;
+    pb->streamed = component->key.mode == SL_MODE_STREAMED;
     if (component->state == SL_CORE_READY)
         pb->residency = SLUICE__V1__RESIDENCY__DEVICE;
     else if (component->host_state == SL_CORE_HOST_READY)

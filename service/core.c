@@ -233,7 +233,7 @@ static void drop_unwanted(sl_core *core)
 static bool can_take_back(const sl_core *core, const node *n)
 {
     return n->evict && !n->must && (n->state == SL_CORE_READY || n->state == SL_CORE_LOADING) &&
-           (n->key.mode == SL_CORE_RESIDENT || sl_core_find_image(core, &n->key)) &&
+           (n->key.mode == SL_MODE_RESIDENT || sl_core_find_image(core, &n->key)) &&
            !sl_core_find(core, &n->key);
 }
 
@@ -272,7 +272,8 @@ bool sl_core_want(sl_core *core, const demand *d, uint64_t for_ticket)
 {
     bool ok = sl_core_want_images(core, d, false, for_ticket);
 
-    FOR_NEEDS(d, i) {
+    FOR_NEEDS(d, i)
+    {
         const sl_core_need *need = &d->needs[i];
         if (ok && !sl_core_find(core, &need->key) && !take_back(core, need))
             ok = sl_core_add_node(core, need) != NULL;
@@ -286,7 +287,8 @@ bool sl_core_want(sl_core *core, const demand *d, uint64_t for_ticket)
 void sl_core_touch(sl_core *core, const demand *d)
 {
     core->clock++;
-    FOR_NEEDS(d, i) {
+    FOR_NEEDS(d, i)
+    {
         node *n = sl_core_find(core, &d->needs[i].key);
         image *im = sl_core_find_image(core, &d->needs[i].key);
         if (n)
@@ -478,7 +480,8 @@ static size_t booked_for(const job *j)
     const demand left = sl_core_demand_left(j);
     size_t sum = left.activation_bytes;
 
-    FOR_NEEDS(&left, i) {
+    FOR_NEEDS(&left, i)
+    {
         sum += left.needs[i].size_bytes;
     }
     return sum;
@@ -528,10 +531,9 @@ static bool next_stop(sl_core *core, job *j, int64_t now_ns, sl_core_action *out
         out->kind = SL_CORE_CANCEL;
     } else {
         if (now_ns >= j->stop_due_ns)
-            sl_core_want_restart(core,
-                                 j->stop == STOP_CANCEL
-                                     ? "the running job did not stop in time after a cancel"
-                                     : "the running job did not stop in time");
+            sl_core_want_restart(core, j->stop == STOP_CANCEL
+                                           ? "the running job did not stop in time after a cancel"
+                                           : "the running job did not stop in time");
         return false;
     }
     memcpy(out->job_id, j->spec.job_id, sizeof out->job_id);

@@ -28,8 +28,9 @@
  * Memory
  *   - A component has two tiers.  Device: WANTED, LOADING, READY, UNLOADING.
  *     Host: a file's image in memory, FILLING, READY, DROPPING, that outlives
- *     the worker.  Loads go through the host tier while it has room for them.
- *     STREAMED components need their image as long as they are on the device.
+ *     the worker; one image serves both modes.  Loads go through the host tier
+ *     while it has room for them.  Streamed components need their image as long as
+ *     they are on the device.
  *   - Evicted is what nobody pinned and no admitted job uses: cheapest to have
  *     again first (bytes over bandwidth, host images are cheap, the longer
  *     unused the cheaper), what queued jobs need last, only as much as
@@ -56,6 +57,7 @@
 #define SL_SERVICE_CORE_H
 
 #include "base/status.h"
+#include "engine/model/component.h"
 #include "engine/model/config.h"
 #include "kernels/device.h"
 #include "service/budget.h"
@@ -78,23 +80,18 @@ enum {
     SL_CORE_SWITCH_STEPS = 3,
 };
 
-typedef enum {
-    SL_CORE_RESIDENT,
-    SL_CORE_STREAMED, /* two blocks at a time, from the image in the host tier */
-} sl_core_mode;
-
 typedef struct {
     char model[SL_CORE_NAME_BYTES];
     sl_component_kind component;
     sl_precision precision;
-    sl_core_mode mode;
+    sl_component_mode mode;
 } sl_core_key;
 
 typedef struct {
     sl_core_key key;
     size_t size_bytes; /* in granules, as sl_component_plan_bytes says; above 0 */
-    size_t host_bytes; /* of its image in the host tier; 0: is never kept there.  Above 0
-                          for a STREAMED one */
+    size_t host_bytes; /* that its image takes in the host tier, the same in both modes; 0:
+                          is never kept there.  Above 0 for a streamed one */
 } sl_core_need;
 
 typedef struct {
@@ -136,18 +133,18 @@ typedef struct {
     int64_t submitted_ns;          /* now, for deadline_ns */
     int64_t deadline_ns;           /* when it must have ended; 0: none */
     double cost;                   /* of its run, in units of sl_core_observe_run; 0: unknown */
-} sl_core_job; /* some 10 KiB */
+} sl_core_job;                     /* some 10 KiB */
 
 typedef struct {
     sl_device_kind kind;
-    size_t limit_bytes;     /* capacity of the arena */
-    size_t device_bytes;    /* what the table looks at; 0: limit_bytes */
-    size_t workspace_bytes; /* expected; the worker's own number replaces it */
-    int retry_limit;        /* further attempts after a worker's death; default 2 */
-    int queue_limit;        /* jobs that may wait */
-    int64_t cancel_deadline_ns; /* a cancelled job that has not ended by then costs the
-                                   worker its life */
-    int64_t memory_backoff_ns;  /* wait after the driver refused admitted memory */
+    size_t limit_bytes;           /* capacity of the arena */
+    size_t device_bytes;          /* what the table looks at; 0: limit_bytes */
+    size_t workspace_bytes;       /* expected; the worker's own number replaces it */
+    int retry_limit;              /* further attempts after a worker's death; default 2 */
+    int queue_limit;              /* jobs that may wait */
+    int64_t cancel_deadline_ns;   /* a cancelled job that has not ended by then costs the
+                                     worker its life */
+    int64_t memory_backoff_ns;    /* wait after the driver refused admitted memory */
     const sl_budget_table *table; /* NULL: nothing is forbidden */
 
     int max_running_jobs; /* default 1; up to SL_CORE_MAX_LANES.  workspace_bytes is for all */
@@ -155,8 +152,8 @@ typedef struct {
     int bypass_limit;     /* default 0: strictly first come, first served */
     int user_running_limit, user_queued_limit; /* of one user; 0: none */
     size_t host_limit_bytes;                   /* of the host tier; 0: there is none */
-    int64_t preempt_deadline_ns; /* a pre-empted job that has not stopped by then is
-                                    stopped as by a cancel, and queued again all the same */
+    int64_t preempt_deadline_ns;               /* a pre-empted job that has not stopped by then is
+                                                  stopped as by a cancel, and queued again all the same */
     /* until something has been observed */
     double file_bytes_per_s, copy_bytes_per_s, cost_per_s;
 } sl_core_config;
@@ -195,16 +192,16 @@ typedef struct {
                                        else: free now or after evictions, for this request */
     int held_count;
     sl_core_holding held[SL_CORE_MAX_HOLDINGS];
-    char row[SL_BUDGET_NAME_BYTES];  /* that governs the device; "" none */
-    char rule[SL_BUDGET_TEXT_BYTES]; /* that said no; "" : the bytes did */
+    char row[SL_BUDGET_NAME_BYTES];       /* that governs the device; "" none */
+    char rule[SL_BUDGET_TEXT_BYTES];      /* that said no; "" : the bytes did */
     char message[SL_CORE_TEXT_BYTES * 2]; /* all of it in one sentence */
-    int evict_count;                 /* idle components that would make room */
+    int evict_count;                      /* idle components that would make room */
     sl_core_key evict[SL_CORE_MAX_HOLDINGS];
-    bool host;                       /* need, have and held are of the host tier */
-    bool pinned;                     /* AFTER somebody unloads what is pinned */
-    int variant;                     /* that would be taken; -1: none is possible */
-    sl_core_estimate estimate;       /* of submit and plan, unless NEVER; their now is the
-                                        job's submitted_ns */
+    bool host;                 /* need, have and held are of the host tier */
+    bool pinned;               /* AFTER somebody unloads what is pinned */
+    int variant;               /* that would be taken; -1: none is possible */
+    sl_core_estimate estimate; /* of submit and plan, unless NEVER; their now is the
+                                  job's submitted_ns */
 } sl_core_answer;
 
 /* ---- life ---- */
@@ -279,8 +276,9 @@ sl_status sl_core_switch(sl_core *core, const sl_core_need *needs, int count,
 
 /* While draining no job is admitted; what is admitted ends, tickets are served. */
 void sl_core_set_draining(sl_core *core, bool draining);
-/* Another table: queued jobs that it never allows end with SL_ERR_TOO_LARGE and an
- * answer; admitted ones go on.  NULL: nothing is forbidden. */
+/* Another table, or the same with other contents: queued jobs that it never allows
+ * end with SL_ERR_TOO_LARGE and an answer; admitted ones go on.  NULL: nothing is
+ * forbidden. */
 void sl_core_set_table(sl_core *core, const sl_budget_table *table);
 
 typedef struct {
@@ -318,10 +316,10 @@ void sl_core_phase(sl_core *core, const char *job_id, int phase);
 
 typedef struct {
     sl_status status;
-    const char *message;     /* NULL is "" */
+    const char *message;                          /* NULL is "" */
     size_t before_bytes, after_bytes, peak_bytes; /* arena mapped, measured; what other lanes
                                                      map meanwhile is not in the difference */
-    size_t component_bytes;  /* of a load */
+    size_t component_bytes;                       /* of a load */
     int64_t duration_ns;
 } sl_core_done;
 
@@ -333,43 +331,43 @@ bool sl_core_command_done(sl_core *core, uint64_t command_id, const sl_core_done
 
 typedef enum {
     SL_CORE_NONE,
-    SL_CORE_LOAD,          /* command_id, key, size_bytes, from_host; job_id if for a job, else "" */
-    SL_CORE_UNLOAD,        /* command_id, key, size_bytes; job_id / ticket if for one */
-    SL_CORE_RUN,           /* command_id, job_id, size_bytes (activations), attempt, lane,
-                              variant, phase (the first) */
-    SL_CORE_CANCEL,        /* job_id: of a RUN that is outstanding */
-    SL_CORE_RESTART,       /* message: kill the worker; worker_down must follow */
-    SL_CORE_JOB_ADMITTED,  /* job_id, attempt, variant, size_bytes (all that is booked for it) */
-    SL_CORE_JOB_REQUEUED,  /* job_id, attempt (the coming one), status, message */
-    SL_CORE_JOB_ENDED,     /* job_id, attempt, status, message, answer if TOO_LARGE; the core
-                              forgets the job */
-    SL_CORE_TICKET_ENDED,  /* ticket, status, message, receipt; answer if it did not fit */
-    SL_CORE_PIN_LOST,      /* key, from_host (the image's pin), status, message: could not be
-                              loaded again */
-    SL_CORE_HOST_FILL,     /* command_id, key, size_bytes; job_id, ticket if for one.  A fill
-                              that fails leaves nothing in the host tier */
-    SL_CORE_HOST_DROP,     /* command_id, key, size_bytes.  Also while no worker is up, and a
-                              second time after a worker's death; always succeeds */
-    SL_CORE_TRIM,          /* command_id, ticket: give cached memory back to the driver */
-    SL_CORE_PREEMPT,       /* job_id: of a RUN that is outstanding: stop after this step, and
-                              end with SL_ERR_CANCELLED */
-    SL_CORE_PHASE_GO,      /* job_id, phase, size_bytes (its activations): go on */
+    SL_CORE_LOAD,         /* command_id, key, size_bytes, from_host; job_id if for a job, else "" */
+    SL_CORE_UNLOAD,       /* command_id, key, size_bytes; job_id / ticket if for one */
+    SL_CORE_RUN,          /* command_id, job_id, size_bytes (activations), attempt, lane,
+                             variant, phase (the first) */
+    SL_CORE_CANCEL,       /* job_id: of a RUN that is outstanding */
+    SL_CORE_RESTART,      /* message: kill the worker; worker_down must follow */
+    SL_CORE_JOB_ADMITTED, /* job_id, attempt, variant, size_bytes (all that is booked for it) */
+    SL_CORE_JOB_REQUEUED, /* job_id, attempt (the coming one), status, message */
+    SL_CORE_JOB_ENDED,    /* job_id, attempt, status, message, answer if TOO_LARGE; the core
+                             forgets the job */
+    SL_CORE_TICKET_ENDED, /* ticket, status, message, receipt; answer if it did not fit */
+    SL_CORE_PIN_LOST,     /* key, from_host (the image's pin), status, message: could not be
+                             loaded again */
+    SL_CORE_HOST_FILL,    /* command_id, key, size_bytes; job_id, ticket if for one.  A fill
+                             that fails leaves nothing in the host tier */
+    SL_CORE_HOST_DROP,    /* command_id, key, size_bytes.  Also while no worker is up, and a
+                             second time after a worker's death; always succeeds */
+    SL_CORE_TRIM,         /* command_id, ticket: give cached memory back to the driver */
+    SL_CORE_PREEMPT,      /* job_id: of a RUN that is outstanding: stop after this step, and
+                             end with SL_ERR_CANCELLED */
+    SL_CORE_PHASE_GO,     /* job_id, phase, size_bytes (its activations): go on */
 } sl_core_action_kind;
 
 typedef struct {
     sl_core_key key;
     size_t planned_bytes;
-    size_t measured_bytes;   /* 0: no command was needed (resident before) or not reached */
+    size_t measured_bytes; /* 0: no command was needed (resident before) or not reached */
 } sl_core_receipt_line;
 
 typedef struct {
     int line_count;
     sl_core_receipt_line lines[SL_CORE_MAX_KEYS];
-    int command_count;           /* 0: nothing had to be done; the next four are 0 then */
+    int command_count; /* 0: nothing had to be done; the next four are 0 then */
     size_t before_bytes, after_bytes, peak_bytes; /* arena mapped; first, last, highest */
-    int64_t duration_ns;         /* of its commands together */
-    int64_t residue_bytes;       /* measured change minus planned change */
-    size_t host_before_bytes, host_after_bytes; /* in the host tier; equal: nothing changed */
+    int64_t duration_ns;                          /* of its commands together */
+    int64_t residue_bytes;                        /* measured change minus planned change */
+    size_t host_before_bytes, host_after_bytes;   /* in the host tier; equal: nothing changed */
 } sl_core_receipt;
 
 typedef struct {
@@ -399,12 +397,12 @@ int64_t sl_core_wake_ns(const sl_core *core);
 typedef struct {
     bool worker_up;
     size_t limit_bytes;
-    size_t workspace_bytes;   /* mapped; 0 while there is no worker */
-    size_t weights_bytes;     /* mapped */
-    size_t activations_bytes; /* mapped */
-    size_t reserved_bytes;    /* booked and not mapped yet, as far as not taken from what
-                                 is about to be evicted */
-    size_t free_bytes;        /* what is left when unexplained is counted as taken */
+    size_t workspace_bytes;    /* mapped; 0 while there is no worker */
+    size_t weights_bytes;      /* mapped */
+    size_t activations_bytes;  /* mapped */
+    size_t reserved_bytes;     /* booked and not mapped yet, as far as not taken from what
+                                  is about to be evicted */
+    size_t free_bytes;         /* what is left when unexplained is counted as taken */
     int64_t unexplained_bytes; /* measured mapped - booked mapped */
 
     size_t booked_bytes;      /* workspace + components that stay or come + what admitted jobs
@@ -420,11 +418,11 @@ typedef struct {
 void sl_core_get_ledger(const sl_core *core, size_t measured_mapped_bytes, sl_core_ledger *out);
 
 typedef enum {
-    SL_CORE_WANTED,    /* booked; its load has not been sent */
+    SL_CORE_WANTED, /* booked; its load has not been sent */
     SL_CORE_LOADING,
     SL_CORE_READY,
     SL_CORE_UNLOADING,
-    SL_CORE_ABSENT,    /* only in the host tier */
+    SL_CORE_ABSENT, /* only in the host tier */
 } sl_core_residency;
 
 typedef enum {
@@ -440,11 +438,11 @@ typedef struct {
     size_t size_bytes;     /* booked */
     size_t measured_bytes; /* by the worker; 0 until READY */
     bool pinned;
-    int users;             /* active jobs that need it */
+    int users; /* active jobs that need it */
     sl_core_residency state;
-    bool evicting;         /* goes at the next chance */
+    bool evicting; /* goes at the next chance */
     sl_core_host_state host_state;
-    size_t host_bytes;     /* booked in the host tier */
+    size_t host_bytes; /* booked in the host tier */
     bool host_pinned;
 } sl_core_component;
 

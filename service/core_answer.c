@@ -6,16 +6,21 @@
 #include <stdio.h>
 #include <string.h>
 
+bool sl_core_same_image(const sl_core_key *a, const sl_core_key *b)
+{
+    return a->component == b->component && a->precision == b->precision &&
+           strcmp(a->model, b->model) == 0;
+}
+
 bool sl_core_key_equal(const sl_core_key *a, const sl_core_key *b)
 {
-    return a->component == b->component && a->precision == b->precision && a->mode == b->mode &&
-           strcmp(a->model, b->model) == 0;
+    return a->mode == b->mode && sl_core_same_image(a, b);
 }
 
 char *sl_core_key_text(const sl_core_key *key, char *buf, size_t buf_bytes)
 {
     snprintf(buf, buf_bytes, "%s/%s (%s%s)", key->model, sl_component_name(key->component),
-             sl_precision_name(key->precision), key->mode == SL_CORE_STREAMED ? ", streamed" : "");
+             sl_precision_name(key->precision), key->mode == SL_MODE_STREAMED ? ", streamed" : "");
     return buf;
 }
 
@@ -25,8 +30,7 @@ static bool key_valid(const sl_core_key *key)
 {
     return memchr(key->model, '\0', sizeof key->model) && key->model[0] &&
            (unsigned)key->component < SL_COMPONENT_COUNT &&
-           (unsigned)key->precision < SL_PRECISION_COUNT &&
-           (key->mode == SL_CORE_RESIDENT || key->mode == SL_CORE_STREAMED);
+           (unsigned)key->precision < SL_PRECISION_COUNT && (unsigned)key->mode < SL_MODE_COUNT;
 }
 
 static sl_status check_need(const sl_core_need *need, int i, sl_error *err)
@@ -37,7 +41,7 @@ static sl_status check_need(const sl_core_need *need, int i, sl_error *err)
         need->host_bytes > SIZE_MAX / 64)
         return sl_fail(err, SL_ERR_INVALID, "component \"%s/%s\" has an impossible size of %zu",
                        need->key.model, sl_component_name(need->key.component), need->size_bytes);
-    if (need->key.mode == SL_CORE_STREAMED && need->host_bytes == 0)
+    if (need->key.mode == SL_MODE_STREAMED && need->host_bytes == 0)
         return sl_fail(err, SL_ERR_INVALID, "component \"%s/%s\" is streamed from no image",
                        need->key.model, sl_component_name(need->key.component));
     return SL_OK;
@@ -55,7 +59,7 @@ sl_status sl_core_check(const demand *d, sl_error *err)
         if (status != SL_OK)
             return status;
         for (int k = 0; k < i; k++)
-            if (sl_core_key_equal(&d->needs[k].key, &need->key))
+            if (sl_core_same_image(&d->needs[k].key, &need->key))
                 return sl_fail(err, SL_ERR_INVALID, "component \"%s/%s\" is asked for twice",
                                need->key.model, sl_component_name(need->key.component));
     }
@@ -205,15 +209,14 @@ static void fill_host_holdings(const sl_core *core, const demand *d, sl_core_ans
     char key[SL_CORE_TEXT_BYTES - 16];
 
     for (const image *im = core->images; im && answer->when != SL_CORE_NEVER; im = im->next)
-        if (!im->drop && !sl_core_demand_has(d, &im->key) &&
+        if (!im->drop && !sl_core_demand_has_image(d, &im->key) &&
             (im->pinned || sl_core_is_held(core, im)))
             hold(answer, im->size_bytes, "image ", sl_core_key_text(&im->key, key, sizeof key));
 }
 
 static bool is_pinned_other(const demand *d, const node *n)
 {
-    return n->pinned && !n->evict &&
-           (!sl_core_demand_has(d, &n->key) || sl_core_is_stale(d, n));
+    return n->pinned && !n->evict && (!sl_core_demand_has(d, &n->key) || sl_core_is_stale(d, n));
 }
 
 static const node *largest_pinned_other(const sl_core *core, const demand *d,
@@ -243,9 +246,9 @@ static void name_pinned(const sl_core *core, const demand *d, sl_core_answer *an
     char text[SL_CORE_TEXT_BYTES], key[SL_CORE_TEXT_BYTES];
     const node *named[SL_CORE_MAX_HOLDINGS];
     size_t length = 0;
-    size_t missing = less(sl_core_bytes_of(core, d, SCOPE_PINNED) +
-                              sl_core_bytes_besides(core, d, SCOPE_PINNED),
-                          core->config.limit_bytes);
+    size_t missing =
+        less(sl_core_bytes_of(core, d, SCOPE_PINNED) + sl_core_bytes_besides(core, d, SCOPE_PINNED),
+             core->config.limit_bytes);
     int count = 0;
 
     for (const node *n = core->nodes; n && count < SL_CORE_MAX_HOLDINGS; n = n->next) {
@@ -329,8 +332,8 @@ static bool has_to_wait(const sl_core *core, const sl_core_job *spec, int queue_
              sl_core_count_user(core->active, spec->user) >= limit)
         snprintf(answer->after, sizeof answer->after, "a job of user \"%s\" ends, who has %d",
                  spec->user, limit);
-    else if (spec && core->active_count >=
-                         core->config.max_running_jobs + core->config.prepare_jobs)
+    else if (spec &&
+             core->active_count >= core->config.max_running_jobs + core->config.prepare_jobs)
         name_jobs(core, answer);
     else
         return false;
@@ -344,8 +347,7 @@ static void fill_answer(const sl_core *core, const sl_core_job *spec, const dema
     answer->when = v.when;
     answer->need_bytes = v.need_bytes;
     answer->have_bytes = v.have_bytes;
-    answer->host =
-        v.block == BLOCK_HOST || v.block == BLOCK_HOST_PIN || v.block == BLOCK_HOST_JOB;
+    answer->host = v.block == BLOCK_HOST || v.block == BLOCK_HOST_PIN || v.block == BLOCK_HOST_JOB;
     answer->pinned = v.block == BLOCK_PIN || v.block == BLOCK_HOST_PIN;
     if (core->row)
         snprintf(answer->row, sizeof answer->row, "%s", core->row->name);

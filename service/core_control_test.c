@@ -24,8 +24,8 @@ SL_TEST(an_unload_now_stops_the_job_and_queues_it_again)
     submit(core, with_images("a", "m"), err);
     submit(core, with_images("b", "n"), err);
     admit_and_run(core, "a", &run);
-    SL_CHECK_OK(sl_core_unload_as(core, &dit, 1, SL_CORE_UNLOAD_FULL, SL_CORE_USED_NOW, &ticket,
-                                  err));
+    SL_CHECK_OK(
+        sl_core_unload_as(core, &dit, 1, SL_CORE_UNLOAD_FULL, SL_CORE_USED_NOW, &ticket, err));
     SL_CHECK(strcmp(expect(core, SL_CORE_PREEMPT).job_id, "a") == 0);
     expect(core, SL_CORE_NONE);
     done(core, &run, SL_ERR_CANCELLED);
@@ -51,8 +51,8 @@ SL_TEST(a_preempted_job_resumes_where_it_can)
     submit(core, with_images("a", "m"), err);
     admit_and_run(core, "a", &run);
     sl_core_phase(core, "a", 2); /* a resume point */
-    SL_CHECK_OK(sl_core_unload_as(core, &vae, 1, SL_CORE_UNLOAD_SOFT, SL_CORE_USED_NOW, &ticket,
-                                  err));
+    SL_CHECK_OK(
+        sl_core_unload_as(core, &vae, 1, SL_CORE_UNLOAD_SOFT, SL_CORE_USED_NOW, &ticket, err));
     expect(core, SL_CORE_PREEMPT);
     done(core, &run, SL_ERR_CANCELLED);
     expect(core, SL_CORE_JOB_REQUEUED);
@@ -77,8 +77,8 @@ SL_TEST(a_preemption_that_is_not_obeyed_becomes_a_cancel_then_a_restart)
 
     submit(core, with_images("a", "m"), err);
     admit_and_run(core, "a", &run);
-    SL_CHECK_OK(sl_core_unload_as(core, &dit, 1, SL_CORE_UNLOAD_SOFT, SL_CORE_USED_NOW, &ticket,
-                                  err));
+    SL_CHECK_OK(
+        sl_core_unload_as(core, &dit, 1, SL_CORE_UNLOAD_SOFT, SL_CORE_USED_NOW, &ticket, err));
     expect(core, SL_CORE_PREEMPT);
     SL_CHECK(sl_core_wake_ns(core) == now_ns);
     SL_CHECK(sl_core_next(core, now_ns, &a) && a.kind == SL_CORE_CANCEL);
@@ -103,11 +103,11 @@ SL_TEST(an_unload_can_wait_for_the_job)
     submit(core, with_images("a", "m"), err);
     submit(core, with_images("b", "n"), err);
     admit_and_run(core, "a", &run);
-    SL_CHECK_STATUS(sl_core_unload_as(core, &dit, 1, SL_CORE_UNLOAD_SOFT, SL_CORE_USED_REFUSE,
-                                      &ticket, err),
-                    SL_ERR_PRECONDITION);
-    SL_CHECK_OK(sl_core_unload_as(core, &dit, 1, SL_CORE_UNLOAD_SOFT, SL_CORE_USED_WAIT, &ticket,
-                                  err));
+    SL_CHECK_STATUS(
+        sl_core_unload_as(core, &dit, 1, SL_CORE_UNLOAD_SOFT, SL_CORE_USED_REFUSE, &ticket, err),
+        SL_ERR_PRECONDITION);
+    SL_CHECK_OK(
+        sl_core_unload_as(core, &dit, 1, SL_CORE_UNLOAD_SOFT, SL_CORE_USED_WAIT, &ticket, err));
     expect(core, SL_CORE_NONE);
     sl_core_phase(core, "a", 2); /* the job goes on without it */
     let(core, SL_CORE_UNLOAD, 1);
@@ -126,11 +126,11 @@ SL_TEST(a_hard_unload_replaces_the_worker)
     submit(core, with_images("a", "m"), err);
     submit(core, with_images("b", "m"), err);
     admit_and_run(core, "a", &run);
-    SL_CHECK_STATUS(sl_core_unload_as(core, &vae, 1, SL_CORE_UNLOAD_HARD, SL_CORE_USED_REFUSE,
-                                      &ticket, err),
-                    SL_ERR_PRECONDITION);
-    SL_CHECK_OK(sl_core_unload_as(core, &vae, 1, SL_CORE_UNLOAD_HARD, SL_CORE_USED_NOW, &ticket,
-                                  err));
+    SL_CHECK_STATUS(
+        sl_core_unload_as(core, &vae, 1, SL_CORE_UNLOAD_HARD, SL_CORE_USED_REFUSE, &ticket, err),
+        SL_ERR_PRECONDITION);
+    SL_CHECK_OK(
+        sl_core_unload_as(core, &vae, 1, SL_CORE_UNLOAD_HARD, SL_CORE_USED_NOW, &ticket, err));
     expect(core, SL_CORE_PREEMPT);
     done(core, &run, SL_ERR_CANCELLED);
     expect(core, SL_CORE_JOB_REQUEUED);
@@ -263,11 +263,11 @@ SL_TEST(a_switch_that_fails_ends_all_its_tickets)
     sl_core_action load;
 
     large.size_bytes = 61 * G;
-    SL_CHECK_STATUS(sl_core_switch(core, &large, 1, &facts, SL_CORE_UNLOAD_SOFT,
-                                   SL_CORE_USED_WAIT, steps, NULL, err),
+    SL_CHECK_STATUS(sl_core_switch(core, &large, 1, &facts, SL_CORE_UNLOAD_SOFT, SL_CORE_USED_WAIT,
+                                   steps, NULL, err),
                     SL_ERR_TOO_LARGE);
-    SL_CHECK_STATUS(sl_core_switch(core, &need, 1, &facts, SL_CORE_UNLOAD_SOFT,
-                                   SL_CORE_USED_REFUSE, steps, NULL, err),
+    SL_CHECK_STATUS(sl_core_switch(core, &need, 1, &facts, SL_CORE_UNLOAD_SOFT, SL_CORE_USED_REFUSE,
+                                   steps, NULL, err),
                     SL_ERR_INVALID);
     SL_CHECK_OK(sl_core_switch(core, &need, 1, &facts, SL_CORE_UNLOAD_SOFT, SL_CORE_USED_WAIT,
                                steps, NULL, err));

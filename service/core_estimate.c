@@ -106,7 +106,7 @@ typedef struct {
     int64_t now_ns;
     int need_count;
     const sl_core_need *needs[MAX_PLAYED]; /* resident because of a played job */
-    bool evicted; /* what was there before has had to go */
+    bool evicted;                          /* what was there before has had to go */
 } play;
 
 static size_t alone_bytes(const sl_core *core, const demand *d)
@@ -148,7 +148,8 @@ static void begin_play(play *p, const sl_core *core, int64_t now_ns)
             if (rest < run / 10)
                 rest = run / 10; /* it takes longer than expected */
         }
-        FOR_NEEDS(&left, i) {
+        FOR_NEEDS(&left, i)
+        {
             const node *n = sl_core_find(core, &left.needs[i].key);
             if (!n || n->state != SL_CORE_READY)
                 rest += sl_core_reload_ns(core, &left.needs[i].key, left.needs[i].size_bytes);
@@ -177,19 +178,21 @@ static int64_t play_loads(play *p, const demand *d, size_t room)
         there += p->needs[i]->size_bytes;
     for (const node *n = p->core->nodes; n && !p->evicted; n = n->next)
         there += n->evict ? 0 : n->size_bytes;
-    FOR_NEEDS(d, i) {
+    FOR_NEEDS(d, i)
+    {
         const sl_core_need *need = &d->needs[i];
         if (is_played(p, &need->key))
             continue;
         missing += need->size_bytes;
         ns += sl_core_reload_ns(p->core, &need->key, need->size_bytes);
     }
-    if (missing > 0 && (there + missing + d->activation_bytes > room ||
-                        p->need_count + d->count > MAX_PLAYED)) {
+    if (missing > 0 &&
+        (there + missing + d->activation_bytes > room || p->need_count + d->count > MAX_PLAYED)) {
         p->need_count = 0;
         p->evicted = true;
     }
-    FOR_NEEDS(d, i) {
+    FOR_NEEDS(d, i)
+    {
         if (missing > 0 && p->need_count < MAX_PLAYED)
             p->needs[p->need_count++] = &d->needs[i];
     }

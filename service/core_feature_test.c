@@ -260,8 +260,8 @@ SL_TEST(loads_go_through_the_host_tier_and_come_back_from_it)
     end(core, &a, "a", SL_OK);
 
     const sl_core_key *text = &job.variants[0].needs[0].key, *dit = &job.variants[0].needs[1].key;
-    SL_CHECK_OK(sl_core_unload_as(core, text, 1, SL_CORE_UNLOAD_SOFT, SL_CORE_USED_REFUSE, &ticket,
-                                  err));
+    SL_CHECK_OK(
+        sl_core_unload_as(core, text, 1, SL_CORE_UNLOAD_SOFT, SL_CORE_USED_REFUSE, &ticket, err));
     let(core, SL_CORE_UNLOAD, 1);
     a = expect(core, SL_CORE_TICKET_ENDED);
     SL_CHECK(a.receipt.host_before_bytes == 40 * G && a.receipt.host_after_bytes == 40 * G);
@@ -459,7 +459,6 @@ SL_TEST_MAIN(SL_RUN(jobs_of_two_models_run_side_by_side),
              SL_RUN(the_next_jobs_components_are_fetched_into_the_host_tier),
              SL_RUN(a_prefetch_that_fails_is_not_tried_again), SL_RUN(pinned_images_stay),
              SL_RUN(the_image_unused_for_longest_goes_first),
-             SL_RUN(what_was_used_last_is_evicted_last),
-             SL_RUN(what_has_an_image_is_evicted_first),
+             SL_RUN(what_was_used_last_is_evicted_last), SL_RUN(what_has_an_image_is_evicted_first),
              SL_RUN(what_queued_jobs_need_is_evicted_last),
              SL_RUN(nothing_is_evicted_when_that_does_not_help))

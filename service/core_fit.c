@@ -81,7 +81,8 @@ demand sl_core_demand_of_ticket(const ticket *t)
 
 static const sl_core_need *find_need(const demand *d, const sl_core_key *key)
 {
-    FOR_NEEDS(d, i) {
+    FOR_NEEDS(d, i)
+    {
         if (sl_core_key_equal(&d->needs[i].key, key))
             return &d->needs[i];
     }
@@ -125,16 +126,31 @@ static bool goes_by_phase(const job *j)
     return j->spec.variants[j->variant].by_phase;
 }
 
-bool sl_core_is_wanted_by_queue(const sl_core *core, const sl_core_key *key)
+bool sl_core_demand_has_image(const demand *d, const sl_core_key *key)
+{
+    FOR_NEEDS(d, i)
+    {
+        if (sl_core_same_image(&d->needs[i].key, key))
+            return true;
+    }
+    return false;
+}
+
+static bool has(const demand *d, const sl_core_key *key, bool any_mode)
+{
+    return any_mode ? sl_core_demand_has_image(d, key) : sl_core_demand_has(d, key);
+}
+
+bool sl_core_is_wanted_by_queue(const sl_core *core, const sl_core_key *key, bool any_mode)
 {
     for (const job *j = core->queue; j; j = j->next) {
         const demand d = sl_core_demand_of(&j->spec.variants[j->variant], j->spec.first_phase);
-        if (sl_core_demand_has(&d, key))
+        if (has(&d, key, any_mode))
             return true;
     }
     for (const job *j = core->active; j; j = j->next) {
         const demand left = sl_core_demand_left(j);
-        if (left.phases && sl_core_demand_has(&left, key))
+        if (left.phases && has(&left, key, any_mode))
             return true;
     }
     return false;
@@ -201,7 +217,8 @@ size_t sl_core_bytes_of(const sl_core *core, const demand *d, scope s)
 {
     size_t sum = d->phases ? pool_bytes(core, d, NULL, s) : d->activation_bytes;
 
-    FOR_NEEDS(d, i) {
+    FOR_NEEDS(d, i)
+    {
         if (!d->phases || is_fixed_key(core, &d->needs[i].key, s))
             sum += d->needs[i].size_bytes;
     }
@@ -257,7 +274,7 @@ size_t sl_core_mapped(const sl_core *core)
 static unsigned expert_bit(const char *model, const sl_core_key *key)
 {
     if ((key->component != SL_COMPONENT_DIT_HIGH && key->component != SL_COMPONENT_DIT_LOW) ||
-        key->mode != SL_CORE_RESIDENT || strcmp(key->model, model) != 0)
+        key->mode != SL_MODE_RESIDENT || strcmp(key->model, model) != 0)
         return 0;
     return 1u << key->component;
 }
@@ -342,7 +359,8 @@ static bool has_conflict(const sl_core *core, const demand *d)
 {
     for (const job *j = core->active; j; j = j->next) {
         const demand left = sl_core_demand_left(j);
-        FOR_NEEDS(&left, i) {
+        FOR_NEEDS(&left, i)
+        {
             const sl_core_need *need = find_need(d, &left.needs[i].key);
             if (need && need->size_bytes != left.needs[i].size_bytes)
                 return true;
@@ -389,8 +407,7 @@ verdict sl_core_judge(const sl_core *core, const demand *d)
         return v;
     }
     v.when = SL_CORE_AFTER;
-    v.have_bytes =
-        less(core->config.limit_bytes, sl_core_bytes_besides(core, d, SCOPE_ACTIVE));
+    v.have_bytes = less(core->config.limit_bytes, sl_core_bytes_besides(core, d, SCOPE_ACTIVE));
     if (is_blocked(core, d, SCOPE_PINNED, &v))
         v.block = BLOCK_PIN;
     else if (is_host_blocked(core, d, SCOPE_PINNED, &v))
@@ -413,7 +430,7 @@ static void set_costs(const sl_core *core)
     for (node *n = core->nodes; n; n = n->next) {
         const double age = 1.0 + (double)(core->clock - n->used);
         n->cost = (double)sl_core_reload_ns(core, &n->key, n->size_bytes) / age;
-        if (sl_core_is_wanted_by_queue(core, &n->key))
+        if (sl_core_is_wanted_by_queue(core, &n->key, false))
             n->cost += 1e30;
     }
 }
@@ -486,7 +503,7 @@ void sl_core_evict_for(sl_core *core, const demand *d, const demand *now, uint64
     sl_core_pick_victims(core, d, &first);
     /* First all verdicts: each looks at the others. */
     for (node *n = core->nodes; n; n = n->next)
-        n->must = n->pick && sl_core_must_go(core, &first, n);
+        n->must = n->pick ? sl_core_must_go(core, &first, n) : n->must;
     for (node *n = core->nodes, *next; n; n = next) {
         next = n->next;
         if (!n->pick)

@@ -9,7 +9,7 @@
 image *sl_core_find_image(const sl_core *core, const sl_core_key *key)
 {
     for (image *im = core->images; im; im = im->next)
-        if (!im->drop && im->state != SL_CORE_HOST_DROPPING && sl_core_key_equal(&im->key, key))
+        if (!im->drop && im->state != SL_CORE_HOST_DROPPING && sl_core_same_image(&im->key, key))
             return im;
     return NULL;
 }
@@ -34,34 +34,13 @@ size_t sl_core_host_used(const sl_core *core)
     return sum;
 }
 
-/* Somebody counts on it, or is about to: what is to be loaded, and streamed
- * components that are pinned or that an active job needs. */
-bool sl_core_is_held(const sl_core *core, const image *im)
+/* Counts on the image: is to be loaded from it, or pinned and streams from it. */
+static bool holds(const node *n, const image *im, scope s)
 {
-    const bool streamed = im->key.mode == SL_CORE_STREAMED;
-    const node *n = sl_core_find(core, &im->key);
-
-    if (n && n->host_bytes == im->size_bytes &&
-        (n->state != SL_CORE_READY || (streamed && n->pinned)))
-        return true;
-    for (const job *j = core->active; j && streamed; j = j->next) {
-        const demand left = sl_core_demand_left(j);
-        FOR_NEEDS(&left, i) {
-            if (left.needs[i].host_bytes == im->size_bytes &&
-                sl_core_key_equal(&left.needs[i].key, &im->key))
-                return true;
-        }
-    }
-    return false;
-}
-
-bool sl_core_is_read(const sl_core *core, const image *im)
-{
-    for (const node *n = core->nodes; n; n = n->next)
-        if (im->key.mode == SL_CORE_STREAMED && n->state != SL_CORE_WANTED &&
-            sl_core_key_equal(&n->key, &im->key))
-            return true;
-    return false;
+    if (n->evict || n->host_bytes != im->size_bytes || !sl_core_same_image(&n->key, &im->key))
+        return false;
+    return (n->key.mode == SL_MODE_STREAMED && n->pinned) ||
+           (s == SCOPE_ACTIVE && (n->state == SL_CORE_WANTED || n->state == SL_CORE_LOADING));
 }
 
 /* It cannot be had before whom s looks at lets go of it. */
@@ -69,17 +48,47 @@ static bool is_fixed_image(const sl_core *core, const image *im, scope s)
 {
     if (s == SCOPE_ALONE || im->pinned)
         return s != SCOPE_ALONE;
-    if (s == SCOPE_ACTIVE)
-        return sl_core_is_held(core, im);
-    const node *n = im->key.mode == SL_CORE_STREAMED ? sl_core_find(core, &im->key) : NULL;
-    return n && n->pinned;
+    for (const node *n = core->nodes; n; n = n->next)
+        if (holds(n, im, s))
+            return true;
+    for (const job *j = core->active; j && s == SCOPE_ACTIVE; j = j->next) {
+        const demand left = sl_core_demand_left(j);
+        FOR_NEEDS(&left, i)
+        {
+            if (left.needs[i].key.mode == SL_MODE_STREAMED &&
+                left.needs[i].host_bytes == im->size_bytes &&
+                sl_core_same_image(&left.needs[i].key, &im->key))
+                return true;
+        }
+    }
+    return false;
 }
 
-/* d needs an image of that key, and in which size. */
+bool sl_core_is_held(const sl_core *core, const image *im)
+{
+    return is_fixed_image(core, im, SCOPE_ACTIVE) && !im->pinned;
+}
+
+static bool streams_from(const node *n, const image *im)
+{
+    return n->key.mode == SL_MODE_STREAMED && sl_core_same_image(&n->key, &im->key);
+}
+
+bool sl_core_is_read(const sl_core *core, const image *im)
+{
+    for (const node *n = core->nodes; n; n = n->next)
+        if (streams_from(n, im) && n->state != SL_CORE_WANTED)
+            return true;
+    return false;
+}
+
+/* d needs that image, and in which size. */
 static const sl_core_need *find_image_need(const demand *d, const sl_core_key *key, bool all)
 {
-    FOR_NEEDS(d, i) {
-        if ((all || key->mode == SL_CORE_STREAMED) && sl_core_key_equal(&d->needs[i].key, key))
+    FOR_NEEDS(d, i)
+    {
+        if ((all || d->needs[i].key.mode == SL_MODE_STREAMED) &&
+            sl_core_same_image(&d->needs[i].key, key))
             return &d->needs[i];
     }
     return NULL;
@@ -91,8 +100,9 @@ bool sl_core_is_host_blocked(const sl_core *core, const demand *d, bool all, sco
     size_t besides = 0, need = 0;
     bool stale = false;
 
-    FOR_NEEDS(d, i) {
-        if (all || d->needs[i].key.mode == SL_CORE_STREAMED)
+    FOR_NEEDS(d, i)
+    {
+        if (all || d->needs[i].key.mode == SL_MODE_STREAMED)
             need += d->needs[i].host_bytes;
     }
     if (need == 0)
@@ -175,16 +185,15 @@ void sl_core_drop_unwanted_images(sl_core *core)
 
 /* ---- room ---- */
 
-/* A streamed component cannot stay without its image. */
-static void mark_drop(sl_core *core, image *im, uint64_t for_ticket)
+void sl_core_mark_drop(sl_core *core, image *im, uint64_t for_ticket)
 {
-    node *n = im->key.mode == SL_CORE_STREAMED ? sl_core_find(core, &im->key) : NULL;
-
     im->drop = true;
     im->for_ticket = for_ticket;
-    if (n) {
-        n->evict = n->must = true;
-        n->for_ticket = for_ticket;
+    for (node *n = core->nodes; n; n = n->next) {
+        if (streams_from(n, im) && !n->evict && n->state != SL_CORE_WANTED) {
+            n->evict = n->must = true;
+            n->for_ticket = for_ticket;
+        }
     }
 }
 
@@ -196,6 +205,14 @@ static bool is_idle_image(const sl_core *core, const image *im, bool filling)
            !sl_core_is_held(core, im);
 }
 
+static bool is_on_device(const sl_core *core, const image *im)
+{
+    for (const node *n = core->nodes; n; n = n->next)
+        if (!n->evict && sl_core_same_image(&n->key, &im->key))
+            return true;
+    return false;
+}
+
 /* Images of what is on the device save nothing until that is evicted: they go
  * after those that are the only copy nobody needs, and before what is queued for. */
 static void set_costs(const sl_core *core)
@@ -204,9 +221,9 @@ static void set_costs(const sl_core *core)
         const double age = 1.0 + (double)(core->clock - im->used);
         im->cost = (double)sl_core_file_ns(core, im->size_bytes) / age;
         im->pick = false;
-        if (sl_core_find(core, &im->key))
+        if (is_on_device(core, im))
             im->cost += 1e30;
-        if (sl_core_is_wanted_by_queue(core, &im->key))
+        if (sl_core_is_wanted_by_queue(core, &im->key, true))
             im->cost += 1e31;
     }
 }
@@ -256,8 +273,23 @@ static bool make_room(sl_core *core, size_t extra, double below, uint64_t for_ti
     }
     for (im = core->images; im; im = im->next)
         if (im->pick)
-            mark_drop(core, im, for_ticket);
+            sl_core_mark_drop(core, im, for_ticket);
     return true;
+}
+
+/* An image that was WANTED to save time only can be done without. */
+static bool is_streamed_by_someone(const sl_core *core, const image *im)
+{
+    bool used = false;
+
+    for (const node *n = core->nodes; n && !used; n = n->next)
+        used = streams_from(n, im) && holds(n, im, SCOPE_ACTIVE);
+    for (const job *j = core->active; j && !used; j = j->next) {
+        const demand left = sl_core_demand_left(j);
+        const sl_core_need *need = find_image_need(&left, &im->key, false);
+        used = need && need->host_bytes == im->size_bytes;
+    }
+    return used;
 }
 
 size_t sl_core_host_fixed(const sl_core *core)
@@ -265,8 +297,7 @@ size_t sl_core_host_fixed(const sl_core *core)
     size_t sum = 0;
 
     for (const image *im = core->images; im; im = im->next)
-        if (!im->drop && (im->pinned ||
-                          (im->key.mode == SL_CORE_STREAMED && sl_core_is_held(core, im))))
+        if (!im->drop && (im->pinned || is_streamed_by_someone(core, im)))
             sum += im->size_bytes;
     return sum;
 }
@@ -276,7 +307,7 @@ static void remove_spare(sl_core *core)
 {
     for (image *im = core->images, *next; im; im = next) {
         next = im->next;
-        if (im->state == SL_CORE_HOST_WANTED && im->key.mode == SL_CORE_RESIDENT && !im->pinned)
+        if (im->state == SL_CORE_HOST_WANTED && !im->pinned && !is_streamed_by_someone(core, im))
             sl_core_remove_image(core, im);
     }
 }
@@ -291,7 +322,7 @@ void sl_core_shrink_host(sl_core *core)
     set_costs(core);
     while (sl_core_host_booked(core) > core->config.host_limit_bytes &&
            (im = cheapest(core, WHATEVER)) != NULL)
-        mark_drop(core, im, 0);
+        sl_core_mark_drop(core, im, 0);
 }
 
 /* An image that was to go, and need not if there is room. */
@@ -299,7 +330,7 @@ static image *take_back(sl_core *core, const sl_core_need *need)
 {
     for (image *im = core->images; im; im = im->next) {
         if (!im->drop || im->broken || im->for_ticket || im->state == SL_CORE_HOST_DROPPING ||
-            im->size_bytes != need->host_bytes || !sl_core_key_equal(&im->key, &need->key))
+            im->size_bytes != need->host_bytes || !sl_core_same_image(&im->key, &need->key))
             continue;
         if (sl_core_host_booked(core) + im->size_bytes > core->config.host_limit_bytes)
             return NULL;
@@ -316,7 +347,7 @@ static image *find_current(sl_core *core, const sl_core_need *need)
     image *im = sl_core_find_image(core, &need->key);
 
     if (im && im->size_bytes != need->host_bytes && is_idle_image(core, im, true)) {
-        mark_drop(core, im, 0);
+        sl_core_mark_drop(core, im, 0);
         im = NULL;
     }
     return im ? im : take_back(core, need);
@@ -338,7 +369,7 @@ image *sl_core_try_image(sl_core *core, const sl_core_need *need)
         sl_core_host_used(core) + need->host_bytes > core->config.host_limit_bytes)
         return NULL;
     for (im = core->images; im; im = im->next)
-        if (sl_core_key_equal(&im->key, &need->key))
+        if (sl_core_same_image(&im->key, &need->key))
             return NULL; /* of a file that is no more, and goes first */
     return sl_core_add_image(core, need, 0);
 }
@@ -364,9 +395,10 @@ bool sl_core_want_images(sl_core *core, const demand *d, bool all, uint64_t for_
 {
     bool ok = true;
 
-    FOR_NEEDS(d, i) {
+    FOR_NEEDS(d, i)
+    {
         const sl_core_need *need = &d->needs[i];
-        if (ok && (all || need->key.mode == SL_CORE_STREAMED))
+        if (ok && (all || need->key.mode == SL_MODE_STREAMED))
             ok = want_image(core, need, true, for_ticket);
     }
     for (image *im = core->images; im; im = im->next)
@@ -376,10 +408,11 @@ bool sl_core_want_images(sl_core *core, const demand *d, bool all, uint64_t for_
 
 bool sl_core_want_spare_images(sl_core *core, const demand *d)
 {
-    FOR_NEEDS(d, i) {
+    FOR_NEEDS(d, i)
+    {
         const sl_core_need *need = &d->needs[i];
         const node *n = sl_core_find(core, &need->key);
-        if (need->key.mode == SL_CORE_RESIDENT && need->host_bytes > 0 && n &&
+        if (need->key.mode == SL_MODE_RESIDENT && need->host_bytes > 0 && n &&
             n->state == SL_CORE_WANTED && core->config.host_limit_bytes > 0 &&
             !want_image(core, need, false, 0))
             return false;

@@ -26,7 +26,8 @@ static bool is_ready(const sl_core *core, const job *j)
 {
     const demand now = sl_core_demand_now(j);
 
-    FOR_NEEDS(&now, i) {
+    FOR_NEEDS(&now, i)
+    {
         const node *n = sl_core_find(core, &now.needs[i].key);
         if (!n || n->state != SL_CORE_READY || n->size_bytes != now.needs[i].size_bytes)
             return false;
@@ -145,7 +146,7 @@ static bool send_fill(sl_core *core, image *im, sl_core_action *out)
     if (sl_core_host_used(core) + im->size_bytes > core->config.host_limit_bytes)
         return false;
     for (const image *other = core->images; other; other = other->next)
-        if (other != im && sl_core_key_equal(&other->key, &im->key))
+        if (other != im && sl_core_same_image(&other->key, &im->key))
             return false; /* of a file that is no more, and goes first */
     im->state = SL_CORE_HOST_FILLING;
     send_on_lane(core, out,
@@ -159,16 +160,15 @@ static bool send_load(sl_core *core, node *n, bool from_host, sl_core_action *ou
     if (sl_core_mapped(core) + n->size_bytes > core->config.limit_bytes)
         return false;
     n->state = SL_CORE_LOADING;
-    send_on_lane(core, out,
-                 (command){ .kind = SL_CORE_LOAD, .node = n, .from_host = from_host });
+    send_on_lane(core, out, (command){ .kind = SL_CORE_LOAD, .node = n, .from_host = from_host });
     name_user(core, &n->key, out);
     return true;
 }
 
 static demand demand_of_node(const node *n, sl_core_need *need)
 {
-    *need = (sl_core_need){ .key = n->key, .size_bytes = n->size_bytes,
-                            .host_bytes = n->host_bytes };
+    *need =
+        (sl_core_need){ .key = n->key, .size_bytes = n->size_bytes, .host_bytes = n->host_bytes };
     return (demand){ .needs = need, .count = 1, .set = 1 };
 }
 
@@ -199,8 +199,7 @@ void sl_core_give_up_streamed(sl_core *core)
         sl_core_need need;
         const demand d = demand_of_node(n, &need);
 
-        if (n->state != SL_CORE_WANTED || n->key.mode != SL_CORE_STREAMED ||
-            image_of(core, n) ||
+        if (n->state != SL_CORE_WANTED || n->key.mode != SL_MODE_STREAMED || image_of(core, n) ||
             !sl_core_is_host_blocked(core, &d, false, SCOPE_PINNED, &need_bytes, &have_bytes)) {
             n = n->next;
             continue;
@@ -217,7 +216,7 @@ static bool next_load(sl_core *core, sl_core_action *out)
         if (n->state != SL_CORE_WANTED)
             continue;
         image *im = image_of(core, n);
-        if (!im && n->key.mode == SL_CORE_STREAMED) {
+        if (!im && n->key.mode == SL_MODE_STREAMED) {
             if (!replace_image(core, n))
                 continue;
             im = image_of(core, n);
@@ -248,7 +247,8 @@ static bool next_trim(sl_core *core, sl_core_action *out)
 /* The first image that d lacks and the tier has room for. */
 static bool prefetch(sl_core *core, const demand *d, sl_core_action *out)
 {
-    FOR_NEEDS(d, i) {
+    FOR_NEEDS(d, i)
+    {
         const sl_core_need *need = &d->needs[i];
         if (need->host_bytes == 0 || sl_core_find(core, &need->key))
             continue;
@@ -271,15 +271,16 @@ static bool come_early(sl_core *core, const job *j, sl_core_action *out)
         const image *im = sl_core_find_image(core, &need->key);
 
         if (!(next.phases[0].needs >> i & 1) || sl_core_find(core, &need->key) ||
-            need->key.mode == SL_CORE_STREAMED ||
+            need->key.mode == SL_MODE_STREAMED ||
             sl_core_booked(core) + need->size_bytes > core->config.limit_bytes ||
             !sl_core_rule_allows(core, &one))
             continue;
         node *n = sl_core_add_node(core, need);
         if (!n)
             return false;
-        if (send_load(core, n, im && im->state == SL_CORE_HOST_READY &&
-                                   im->size_bytes == need->host_bytes, out))
+        if (send_load(core, n,
+                      im && im->state == SL_CORE_HOST_READY && im->size_bytes == need->host_bytes,
+                      out))
             return true;
         sl_core_remove(core, n);
     }
@@ -300,7 +301,8 @@ static bool next_ahead(sl_core *core, sl_core_action *out)
     for (job *j = core->queue; j; j = j->next) {
         const demand d = sl_core_demand_of(&j->spec.variants[j->variant], j->spec.first_phase);
         bool absent = false;
-        FOR_NEEDS(&d, i) {
+        FOR_NEEDS(&d, i)
+        {
             absent = absent || !sl_core_find(core, &d.needs[i].key);
         }
         if (absent && !j->no_prefetch)

@@ -153,11 +153,11 @@ sl_status sl_core_submit(sl_core *core, const sl_core_job *spec, sl_core_answer 
 
     if (!answer)
         answer = &own;
+    answer->when = SL_CORE_NEVER; /* until it has been worked out */
     if (!spec->job_id[0])
         return sl_fail(err, SL_ERR_INVALID, "a job needs an id");
     if (sl_core_find_active(core, spec->job_id) || sl_core_find_queued(core, spec->job_id, &ahead))
-        return sl_fail(err, SL_ERR_EXISTS, "job \"%s\" is queued or running already",
-                       spec->job_id);
+        return sl_fail(err, SL_ERR_EXISTS, "job \"%s\" is queued or running already", spec->job_id);
     sl_status status = make_job(core, spec, &j, answer, err);
     if (status != SL_OK)
         return status;
@@ -244,7 +244,8 @@ static job *find_blocking(const sl_core *core)
 
 static bool is_all_there(const sl_core *core, const demand *d)
 {
-    FOR_NEEDS(d, i) {
+    FOR_NEEDS(d, i)
+    {
         const node *n = sl_core_find(core, &d->needs[i].key);
         if (!n || n->state != SL_CORE_READY || n->size_bytes != d->needs[i].size_bytes)
             return false;

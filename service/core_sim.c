@@ -2,8 +2,9 @@
 
 #include <string.h>
 
-static const sl_component_kind part_kind[PARTS] = { SL_COMPONENT_TEXT_ENCODER, SL_COMPONENT_DIT_HIGH,
-                                                    SL_COMPONENT_DIT_LOW, SL_COMPONENT_VAE };
+static const sl_component_kind part_kind[PARTS] = { SL_COMPONENT_TEXT_ENCODER,
+                                                    SL_COMPONENT_DIT_HIGH, SL_COMPONENT_DIT_LOW,
+                                                    SL_COMPONENT_VAE };
 
 void sim_trace(const sim *s, const char *fmt, ...)
 {
@@ -20,10 +21,10 @@ void sim_trace(const sim *s, const char *fmt, ...)
 
 static void trace_action(const sim *s, const sl_core_action *a)
 {
-    static const char *const names[] = {
-        "none", "load", "unload", "run", "cancel", "restart", "admitted", "requeued", "ended",
-        "ticket ended", "pin lost", "fill", "drop", "trim", "preempt", "go"
-    };
+    static const char *const names[] = { "none",   "load",         "unload",   "run",
+                                         "cancel", "restart",      "admitted", "requeued",
+                                         "ended",  "ticket ended", "pin lost", "fill",
+                                         "drop",   "trim",         "preempt",  "go" };
     char key[SL_CORE_TEXT_BYTES];
 
     sim_trace(s, "%-12s %s %s t%llu %zu%s %s %s", names[a->kind], a->job_id,
@@ -48,23 +49,45 @@ bool sim_has_part(int model, int part)
     return part != 2 || model >= MODELS - 2;
 }
 
-sl_core_key sim_key(int model, int part, sl_core_mode mode)
+sl_core_key sim_key(int model, int part, sl_component_mode mode)
 {
-    sl_core_key key = { .component = part_kind[part], .precision = SL_PRECISION_BF16, .mode = mode };
+    sl_core_key key = { .component = part_kind[part],
+                        .precision = SL_PRECISION_BF16,
+                        .mode = mode };
 
     snprintf(key.model, sizeof key.model, "m%d", model);
     return key;
 }
 
+static void find_place(const sim *s, const sl_core_key *key, int *model, int *part)
+{
+    *model = key->model[1] - '0';
+    *part = 0;
+    while (*part < PARTS && part_kind[*part] != key->component)
+        ++*part;
+    SIM_CHECK(s, *model >= 0 && *model < MODELS && *part < PARTS);
+}
+
 sim_component *sim_find(sim *s, const sl_core_key *key)
 {
-    const int model = key->model[1] - '0';
-    int part = 0;
+    int model, part;
 
-    while (part < PARTS && part_kind[part] != key->component)
-        part++;
-    SIM_CHECK(s, model >= 0 && model < MODELS && part < PARTS);
+    find_place(s, key, &model, &part);
     return &s->c[model][part][key->mode];
+}
+
+sim_image *sim_find_image(sim *s, const sl_core_key *key)
+{
+    int model, part;
+
+    find_place(s, key, &model, &part);
+    return &s->images_of[model][part];
+}
+
+static bool same_image(sl_core_key a, const sl_core_key *b)
+{
+    a.mode = b->mode;
+    return sl_core_key_equal(&a, b);
 }
 
 sim_job *sim_find_job(sim *s, const char *job_id)
@@ -160,12 +183,12 @@ static void check_lane(sim *s, const sl_core_action *a)
 static void on_load(sim *s, const sl_core_action *a)
 {
     sim_component *c = sim_find(s, &a->key);
+    const sim_image *image = sim_find_image(s, &a->key);
 
     SIM_CHECK(s, !c->resident);
-    SIM_CHECK(s, a->from_host || a->key.mode == SL_CORE_RESIDENT);
-    SIM_CHECK(s, !a->from_host || c->image);
-    SIM_CHECK(s, !a->from_host || a->key.mode == SL_CORE_STREAMED ||
-                     c->image_size == a->size_bytes);
+    SIM_CHECK(s, a->from_host || a->key.mode == SL_MODE_RESIDENT);
+    SIM_CHECK(s, !a->from_host || image->there);
+    SIM_CHECK(s, !a->from_host || a->key.mode == SL_MODE_STREAMED || image->size == a->size_bytes);
     c->size = a->size_bytes;
     s->mapped += a->size_bytes;
     SIM_CHECK(s, s->mapped <= s->config.limit_bytes);
@@ -174,14 +197,15 @@ static void on_load(sim *s, const sl_core_action *a)
 }
 
 /* Whether a ticket that is open takes this component away. */
-static bool is_meant(sim *s, uint64_t ticket, const sl_core_key *key)
+static bool is_meant(sim *s, uint64_t ticket, const sl_core_key *key, bool image)
 {
     const sim_ticket *t = sim_find_ticket(s, ticket);
     bool listed = false;
 
     SIM_CHECK(s, t != NULL);
     for (int i = 0; i < t->count; i++)
-        listed = listed || sl_core_key_equal(&t->keys[i], key);
+        listed =
+            listed || (image ? same_image(t->keys[i], key) : sl_core_key_equal(&t->keys[i], key));
     return !t->is_load && !t->trim && listed != t->others;
 }
 
@@ -190,34 +214,34 @@ static void on_unload(sim *s, const sl_core_action *a)
     sim_component *c = sim_find(s, &a->key);
 
     SIM_CHECK(s, c->resident && c->size == a->size_bytes);
-    SIM_CHECK(s, !c->pinned || is_meant(s, a->ticket, &a->key));
+    SIM_CHECK(s, !c->pinned || is_meant(s, a->ticket, &a->key, false));
     for (int i = 0; i < MAX_OPEN; i++)
         /* One that waits for it may have been admitted since: it is loaded again then. */
-        SIM_CHECK(s, s->jobs[i].state != RUNNING || s->jobs[i].waiting ||
-                         !uses(&s->jobs[i], &a->key));
+        SIM_CHECK(s,
+                  s->jobs[i].state != RUNNING || s->jobs[i].waiting || !uses(&s->jobs[i], &a->key));
     s->unloads++;
 }
 
 static void on_fill(sim *s, const sl_core_action *a)
 {
-    sim_component *c = sim_find(s, &a->key);
-    sl_core_ledger l;
+    sim_image *image = sim_find_image(s, &a->key);
 
-    SIM_CHECK(s, !c->image);
+    SIM_CHECK(s, !image->there);
     s->images += a->size_bytes;
-    sl_core_get_ledger(s->core, s->told, &l);
     SIM_CHECK(s, s->images <= s->limits.host_limit_bytes);
-    c->image_size = a->size_bytes;
+    image->size = a->size_bytes;
     s->fills++;
 }
 
 static void on_drop(sim *s, const sl_core_action *a)
 {
-    sim_component *c = sim_find(s, &a->key);
+    const sim_image *image = sim_find_image(s, &a->key);
+    sl_core_key streamed = a->key;
 
-    SIM_CHECK(s, c->image && c->image_size == a->size_bytes);
-    SIM_CHECK(s, a->key.mode != SL_CORE_STREAMED || !c->resident);
-    SIM_CHECK(s, !c->image_pinned || is_meant(s, a->ticket, &a->key));
+    streamed.mode = SL_MODE_STREAMED;
+    SIM_CHECK(s, image->there && image->size == a->size_bytes);
+    SIM_CHECK(s, !sim_find(s, &streamed)->resident);
+    SIM_CHECK(s, !image->pinned || is_meant(s, a->ticket, &a->key, true));
     s->drops++;
 }
 
@@ -232,7 +256,9 @@ static void check_components(sim *s, const sim_job *j)
         if (!(sim_needs(j) >> i & 1))
             continue;
         SIM_CHECK(s, c->resident && c->size == v->needs[i].size_bytes);
-        SIM_CHECK(s, v->needs[i].key.mode == SL_CORE_RESIDENT || c->image);
+        SIM_CHECK(s, v->needs[i].key.mode == SL_MODE_RESIDENT ||
+                         (sim_find_image(s, &v->needs[i].key)->there &&
+                          sim_find_image(s, &v->needs[i].key)->size == v->needs[i].host_bytes));
     }
 }
 
@@ -375,11 +401,10 @@ static void on_ended(sim *s, const sl_core_action *a)
     SIM_CHECK(s, j && a->attempt <= j->attempt + 1);
     SIM_CHECK(s, (a->status == SL_ERR_CANCELLED) <= j->cancelled);
     SIM_CHECK(s, (a->status == SL_OK) <= (j->state == RUNNING));
-    SIM_CHECK(s, (a->status == SL_ERR_TIMEOUT) <=
-                     (j->state == QUEUED && j->spec.deadline_ns > 0 &&
-                      j->spec.deadline_ns <= s->now_ns));
-    SIM_CHECK(s, (a->status == SL_ERR_TOO_LARGE) <= (j->state == QUEUED && j->refusable &&
-                                                     a->answer.when == SL_CORE_NEVER));
+    SIM_CHECK(s, (a->status == SL_ERR_TIMEOUT) <= (j->state == QUEUED && j->spec.deadline_ns > 0 &&
+                                                   j->spec.deadline_ns <= s->now_ns));
+    SIM_CHECK(s, (a->status == SL_ERR_TOO_LARGE) <=
+                     (j->state == QUEUED && j->refusable && a->answer.when == SL_CORE_NEVER));
     SIM_CHECK(s, !strstr(a->message, "books")); /* there was memory */
     leave_device(s, j);
     j->state = FREE;
@@ -418,11 +443,10 @@ static void unpin_by(sim *s, const sim_ticket *t)
         for (int p = 0; p < PARTS; p++)
             for (int mode = 0; mode < MODES; mode++) {
                 const sl_core_key key = sim_key(m, p, mode);
-                if (!is_meant(s, t->id, &key))
-                    continue;
-                s->c[m][p][mode].pinned = false;
-                if (t->mode != SL_CORE_UNLOAD_SOFT)
-                    s->c[m][p][mode].image_pinned = false;
+                if (is_meant(s, t->id, &key, false))
+                    s->c[m][p][mode].pinned = false;
+                if (is_meant(s, t->id, &key, true) && t->mode != SL_CORE_UNLOAD_SOFT)
+                    s->images_of[m][p].pinned = false;
             }
 }
 
@@ -434,11 +458,12 @@ static void on_ticket_ended(sim *s, const sl_core_action *a)
     check_receipt(s, &a->receipt);
     for (int i = 0; i < t->count && a->status == SL_OK && t->is_load; i++) {
         sim_component *c = sim_find(s, &t->keys[i]);
+        sim_image *image = sim_find_image(s, &t->keys[i]);
         if (t->host)
-            c->image_pinned = true;
+            image->pinned = true;
         else
             c->pinned = true;
-        SIM_CHECK(s, t->host ? c->image : c->resident);
+        SIM_CHECK(s, t->host ? image->there : c->resident);
     }
     if (a->status == SL_OK && !t->is_load)
         unpin_by(s, t);
@@ -448,12 +473,10 @@ static void on_ticket_ended(sim *s, const sl_core_action *a)
 
 static void on_lost(sim *s, const sl_core_action *a)
 {
-    sim_component *c = sim_find(s, &a->key);
-
     if (a->from_host)
-        c->image_pinned = false;
+        sim_find_image(s, &a->key)->pinned = false;
     else
-        c->pinned = false;
+        sim_find(s, &a->key)->pinned = false;
 }
 
 static void on_action(sim *s, const sl_core_action *a)
@@ -552,14 +575,28 @@ static void check_components_shown(sim *s)
             SIM_CHECK(s, sim_find(s, &c.key)->resident);
             weights += c.size_bytes;
         }
-        if (c.state != SL_CORE_WANTED && c.key.mode == SL_CORE_STREAMED &&
+        if (c.state != SL_CORE_WANTED && c.key.mode == SL_MODE_STREAMED &&
             c.state != SL_CORE_ABSENT && c.state != SL_CORE_UNLOADING)
-            SIM_CHECK(s, sim_find(s, &c.key)->image);
+            SIM_CHECK(s, sim_find_image(s, &c.key)->there);
         if (c.host_state != SL_CORE_HOST_ABSENT && c.host_state != SL_CORE_HOST_WANTED)
             images += c.host_bytes;
     }
     SIM_CHECK(s, images <= s->images);
     SIM_CHECK(s, weights <= s->told);
+}
+
+static void trace_components(const sim *s)
+{
+    char text[SL_CORE_TEXT_BYTES];
+
+    for (int i = 0; i < sl_core_component_count(s->core) && s->trace_from; i++) {
+        sl_core_component c;
+        sl_core_get_component(s->core, i, &c);
+        sim_trace(s, "    %s %zu state %d%s%s users %d, image %zu state %d%s",
+                  sl_core_key_text(&c.key, text, sizeof text), c.size_bytes / G, c.state,
+                  c.pinned ? " pinned" : "", c.evicting ? " evicting" : "", c.users,
+                  c.host_bytes / G, c.host_state, c.host_pinned ? " pinned" : "");
+    }
 }
 
 /* Nothing that could go on stands still. */
@@ -569,6 +606,7 @@ static void check_progress(sim *s)
     sl_error error;
 
     SIM_CHECK(s, sl_core_wake_ns(s->core) > s->now_ns);
+    trace_components(s);
     if (!s->up || s->must_die || s->command.kind != SL_CORE_NONE || sim_open_jobs(s, RUNNING) > 0)
         return;
     SIM_CHECK(s, sim_open_jobs(s, ADMITTED) == 0 && sl_core_active_count(s->core) == 0);
@@ -635,7 +673,7 @@ void sim_worker_dies(sim *s)
         s->jobs[i].mapped = s->jobs[i].told = 0;
     }
     if (s->command.kind == SL_CORE_HOST_FILL)
-        sim_find(s, &s->command.key)->image = true; /* what there is of it */
+        sim_find_image(s, &s->command.key)->there = true; /* what there is of it */
     s->command.kind = SL_CORE_NONE;
     s->mapped = s->told = 0;
     s->up = s->must_die = false;
@@ -701,8 +739,9 @@ bool sim_finish_command(sim *s, bool well)
     } else if (a.kind == SL_CORE_HOST_FILL && done.status == SL_ERR_DEVICE) {
         ;
     } else if (c) {
-        c->image = a.kind == SL_CORE_HOST_FILL && done.status == SL_OK;
-        if (!c->image)
+        sim_image *image = sim_find_image(s, &a.key);
+        image->there = a.kind == SL_CORE_HOST_FILL && done.status == SL_OK;
+        if (!image->there)
             s->images -= a.size_bytes;
     }
     done.peak_bytes = s->told;

@@ -52,9 +52,12 @@ typedef struct {
 typedef struct {
     bool resident, pinned;
     size_t size;
-    bool image, image_pinned; /* image: READY, or to be dropped after a death */
-    size_t image_size;
 } sim_component;
+
+typedef struct {
+    bool there, pinned; /* there: READY, or to be dropped after a death */
+    size_t size;
+} sim_image;
 
 typedef struct {
     uint64_t seed, random;
@@ -70,8 +73,9 @@ typedef struct {
 
     bool up, must_die;
     sim_component c[MODELS][PARTS][MODES];
-    size_t mapped, told, images; /* in truth; by the events; in the host tier */
-    sl_core_action command;      /* of the loader lane; NONE: idle */
+    sim_image images_of[MODELS][PARTS]; /* of both modes */
+    size_t mapped, told, images;        /* in truth; by the events; in the host tier */
+    sl_core_action command;             /* of the loader lane; NONE: idle */
     uint64_t next_seq;
     sim_job jobs[MAX_OPEN];
     sim_ticket tickets[MAX_OPEN_TICKETS];
@@ -90,8 +94,9 @@ typedef struct {
 
 void sim_trace(const sim *s, const char *fmt, ...) SL_PRINTF(2, 3);
 uint64_t sim_roll(sim *s, uint64_t sides);
-sl_core_key sim_key(int model, int part, sl_core_mode mode);
+sl_core_key sim_key(int model, int part, sl_component_mode mode);
 sim_component *sim_find(sim *s, const sl_core_key *key);
+sim_image *sim_find_image(sim *s, const sl_core_key *key);
 bool sim_has_part(int model, int part);
 sim_job *sim_find_job(sim *s, const char *job_id); /* NULL: not open */
 sim_ticket *sim_find_ticket(sim *s, uint64_t id);  /* NULL: not open */
@@ -107,7 +112,7 @@ void sim_drain(sim *s);
 /* The worker's side. */
 void sim_worker_comes(sim *s);
 void sim_worker_dies(sim *s);
-bool sim_finish_command(sim *s, bool well);    /* of the loader lane; false: none */
+bool sim_finish_command(sim *s, bool well);      /* of the loader lane; false: none */
 bool sim_advance(sim *s, sim_job *j, bool well); /* a running job's next event */
 
 #endif

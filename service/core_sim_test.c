@@ -23,16 +23,16 @@ static struct {
 
 /* ---- making things up ---- */
 
-static size_t image_bytes(const sim *s, int m, int p, sl_core_mode mode)
+static size_t image_bytes(const sim *s, int m, int p, sl_component_mode mode)
 {
-    return s->no_image[m][p] && mode == SL_CORE_RESIDENT ? 0 : s->sizes[m][p];
+    return s->no_image[m][p] && mode == SL_MODE_RESIDENT ? 0 : s->sizes[m][p];
 }
 
-static sl_core_need make_need(const sim *s, int m, int p, sl_core_mode mode)
+static sl_core_need make_need(const sim *s, int m, int p, sl_component_mode mode)
 {
     return (sl_core_need){
         .key = sim_key(m, p, mode),
-        .size_bytes = mode == SL_CORE_RESIDENT ? s->sizes[m][p] : (1 + s->sizes[m][p] / G / 6) * G,
+        .size_bytes = mode == SL_MODE_RESIDENT ? s->sizes[m][p] : (1 + s->sizes[m][p] / G / 6) * G,
         .host_bytes = image_bytes(s, m, p, mode),
     };
 }
@@ -55,9 +55,8 @@ static sl_core_variant make_variant(sim *s, int m, bool by_phase, bool streams)
         if (!sim_has_part(m, p))
             continue;
         const bool dit = p == 1 || p == 2;
-        v.needs[v.need_count] =
-            make_need(s, m, p, streams && (dit || sim_roll(s, 2)) ? SL_CORE_STREAMED
-                                                                  : SL_CORE_RESIDENT);
+        v.needs[v.need_count] = make_need(
+            s, m, p, streams && (dit || sim_roll(s, 2)) ? SL_MODE_STREAMED : SL_MODE_RESIDENT);
         sl_core_phase_plan *phase = &v.phases[v.phase_count++];
         phase->needs = 1u << v.need_count++;
         phase->activation_bytes = (1 + sim_roll(s, 30)) * G;
@@ -169,8 +168,8 @@ static int make_needs(sim *s, int m, sl_core_need *needs)
 
     for (int p = 0; p < PARTS; p++)
         if ((parts >> p & 1) && sim_has_part(m, p))
-            needs[count++] = make_need(
-                s, m, p, sim_roll(s, 8) == 0 ? SL_CORE_STREAMED : SL_CORE_RESIDENT);
+            needs[count++] =
+                make_need(s, m, p, sim_roll(s, 8) == 0 ? SL_MODE_STREAMED : SL_MODE_RESIDENT);
     return count;
 }
 
@@ -180,7 +179,8 @@ static void note_ticket(sim *s, uint64_t id, sim_ticket t, const sl_core_need *n
 
     SIM_CHECK(s, slot != NULL);
     sim_trace(s, "ticket t%llu %s mode %d", (unsigned long long)id,
-              t.is_load ? (t.host ? "load host" : "load") : (t.others ? "others" : "unload"), t.mode);
+              t.is_load ? (t.host ? "load host" : "load") : (t.others ? "others" : "unload"),
+              t.mode);
     t.id = id;
     t.count = count;
     for (int i = 0; i < count; i++)
@@ -198,9 +198,8 @@ static void load_some(sim *s, sl_error *err)
 
     const int count = make_needs(s, m, needs);
     set_facts(s, &facts, m, false);
-    const sl_status status = host
-                                 ? sl_core_load_host(s->core, needs, count, &id, NULL, err)
-                                 : sl_core_load(s->core, needs, count, &facts, &id, NULL, err);
+    const sl_status status = host ? sl_core_load_host(s->core, needs, count, &id, NULL, err)
+                                  : sl_core_load(s->core, needs, count, &facts, &id, NULL, err);
     if (status == SL_OK)
         note_ticket(s, id, (sim_ticket){ .is_load = true, .host = host }, needs, count);
     else
@@ -223,7 +222,7 @@ static void unload_some(sim *s, sl_error *err)
         note_ticket(s, id, (sim_ticket){ .mode = mode }, needs, count);
     else
         SIM_CHECK(s, status == (used == SL_CORE_USED_REFUSE && count ? SL_ERR_PRECONDITION
-                                                                      : SL_ERR_INVALID));
+                                                                     : SL_ERR_INVALID));
 }
 
 static void switch_model(sim *s, sl_error *err)
@@ -443,8 +442,8 @@ static void simulate(sim *s, const sl_budget_table *tables, uint64_t seed, long 
     s->tables[0] = &tables[0];
     s->tables[1] = &tables[1];
     s->limits = roll_limits(s);
-    s->config = sl_core_config_default(SL_DEVICE_CPU, (60 + sim_roll(s, 100)) * G,
-                                       sim_roll(s, 8) * G);
+    s->config =
+        sl_core_config_default(SL_DEVICE_CPU, (60 + sim_roll(s, 100)) * G, sim_roll(s, 8) * G);
     s->config.max_running_jobs = s->limits.max_running_jobs;
     s->config.prepare_jobs = s->limits.prepare_jobs;
     s->config.queue_limit = s->limits.queue_limit;
@@ -502,9 +501,9 @@ static void print_sum(const sim *sum)
     for (int i = 0; i < SL_STATUS_COUNT; i++)
         if (sum->ended[i])
             print_message("  %ld ended: %s\n", sum->ended[i], sl_status_text((sl_status)i));
-    print_message("runs: %ld side by side, %ld streamed, %ld by phase (%ld edges), %ld pre-empted\n",
-                  sum->side_by_side, sum->streamed_runs, sum->by_phase_runs, sum->gos,
-                  sum->preempts);
+    print_message(
+        "runs: %ld side by side, %ld streamed, %ld by phase (%ld edges), %ld pre-empted\n",
+        sum->side_by_side, sum->streamed_runs, sum->by_phase_runs, sum->gos, sum->preempts);
     print_message("queue: passed %ld times, nobody more than %ld times\n", sum->passes,
                   sum->most_passed);
     print_message("loader: %ld loads (%ld from the host), %ld unloads, %ld fills, %ld drops, %ld "

@@ -6,9 +6,9 @@
  *   any --worker_down--> WANTED if pinned, else gone
  *
  * Its image in the host tier:
- *   WANTED --HOST_FILL sent--> FILLING --done--> READY --drop, HOST_DROP sent--> DROPPING --done--> gone
- *   FILLING --done with an error--> gone;  WANTED --nobody needs it--> gone
- *   FILLING, DROPPING --worker_down--> READY, broken: dropped (again) at the next chance
+ *   WANTED --HOST_FILL sent--> FILLING --done--> READY --drop, HOST_DROP sent--> DROPPING --done-->
+ * gone FILLING --done with an error--> gone;  WANTED --nobody needs it--> gone FILLING, DROPPING
+ * --worker_down--> READY, broken: dropped (again) at the next chance
  *
  * A job:
  *   QUEUED --admit--> ACTIVE (evicting, loading) --RUN sent--> running
@@ -65,9 +65,9 @@ struct image {
     size_t size_bytes;
     sl_core_host_state state;
     bool pinned;
-    bool drop;   /* READY or FILLING: to be dropped at the next chance */
-    bool broken; /* drop: its content is not to be used */
-    bool pick, keep; /* scratch of core_host.c */
+    bool drop;           /* READY or FILLING: to be dropped at the next chance */
+    bool broken;         /* drop: its content is not to be used */
+    bool pick, keep;     /* scratch of core_host.c */
     uint64_t for_ticket; /* dropped or filled for that ticket; 0: for a job */
     uint64_t used;
     int deaths;
@@ -89,7 +89,7 @@ struct job {
     uint64_t seq;     /* in the order of submission */
     int attempt;
     int memory_retries;
-    int passed;       /* by starts of jobs that were submitted later */
+    int passed; /* by starts of jobs that were submitted later */
     int64_t not_before_ns;
     bool requeued;
     bool no_prefetch; /* it has failed */
@@ -190,8 +190,8 @@ struct sl_core {
 typedef struct {
     const sl_core_need *needs;
     int count;
-    unsigned set;            /* of those needs that count */
-    size_t activation_bytes; /* the most that is mapped at once */
+    unsigned set;                     /* of those needs that count */
+    size_t activation_bytes;          /* the most that is mapped at once */
     const sl_core_phase_plan *phases; /* by phase: the remaining ones; else NULL */
     int phase_count;
     const sl_budget_facts *facts;
@@ -228,13 +228,17 @@ demand sl_core_demand_left(const job *j); /* all that an active job will still n
 demand sl_core_demand_now(const job *j);  /* what it uses: by phase, of the phase at hand */
 demand sl_core_demand_of_ticket(const ticket *t);
 bool sl_core_demand_has(const demand *d, const sl_core_key *key);
+bool sl_core_demand_has_image(const demand *d, const sl_core_key *key); /* in any mode */
+bool sl_core_same_image(const sl_core_key *a, const sl_core_key *b);
 
-node *sl_core_find(const sl_core *core, const sl_core_key *key); /* NULL; skips what is being evicted */
+node *sl_core_find(const sl_core *core,
+                   const sl_core_key *key); /* NULL; skips what is being evicted */
 /* The first active job that uses it; NULL: none. */
 const job *sl_core_user_of(const sl_core *core, const node *n);
 const job *sl_core_user_of_key(const sl_core *core, const sl_core_key *key);
 bool sl_core_has_job_by_phase(const sl_core *core);
-bool sl_core_is_wanted_by_queue(const sl_core *core, const sl_core_key *key);
+/* any_mode: it, or its image. */
+bool sl_core_is_wanted_by_queue(const sl_core *core, const sl_core_key *key, bool any_mode);
 /* Of the nodes that stay; by scope of what is in the way of d (may be NULL), and d's own. */
 size_t sl_core_bytes_besides(const sl_core *core, const demand *d, scope s);
 size_t sl_core_bytes_of(const sl_core *core, const demand *d, scope s);
@@ -271,7 +275,8 @@ void sl_core_answer_host(const sl_core *core, const demand *d, sl_core_answer *a
 
 /* ---- core_host.c ---- */
 
-image *sl_core_find_image(const sl_core *core, const sl_core_key *key); /* skips what is being dropped */
+image *sl_core_find_image(const sl_core *core,
+                          const sl_core_key *key); /* skips what is being dropped */
 size_t sl_core_host_booked(const sl_core *core);
 size_t sl_core_host_used(const sl_core *core);
 size_t sl_core_host_fixed(const sl_core *core); /* pinned, or read by what is in use */
@@ -290,6 +295,8 @@ bool sl_core_want_images(sl_core *core, const demand *d, bool all, uint64_t for_
 bool sl_core_want_spare_images(sl_core *core, const demand *d);
 image *sl_core_add_image(sl_core *core, const sl_core_need *need, uint64_t for_ticket);
 void sl_core_remove_image(sl_core *core, image *im);
+/* What streams from it goes, too. */
+void sl_core_mark_drop(sl_core *core, image *im, uint64_t for_ticket);
 void sl_core_drop_unwanted_images(sl_core *core);
 /* Drops idle images until the tier is within its limit again. */
 void sl_core_shrink_host(sl_core *core);

@@ -34,8 +34,8 @@ static inline sl_core_need need_of(const char *model, sl_component_kind componen
 }
 
 /* A job of one model: text encoder, DiT, VAE, activations. */
-static inline sl_core_job job_of(const char *id, const char *model, size_t text, size_t dit, size_t vae,
-                          size_t activations)
+static inline sl_core_job job_of(const char *id, const char *model, size_t text, size_t dit,
+                                 size_t vae, size_t activations)
 {
     sl_core_job job = { .activation_bytes = activations * G };
 
@@ -81,7 +81,8 @@ static inline sl_core_action expect(sl_core *core, sl_core_action_kind kind)
     return action;
 }
 
-static inline void done_at(sl_core *core, const sl_core_action *action, sl_status status, int64_t now_ns)
+static inline void done_at(sl_core *core, const sl_core_action *action, sl_status status,
+                           int64_t now_ns)
 {
     const sl_core_done done = {
         .status = status,
@@ -153,8 +154,8 @@ static inline sl_core_config config_of(size_t limit, int lanes, size_t host)
 }
 
 /* The same job in three phases, each with its component; images of the same size. */
-static inline sl_core_job phased(const char *id, const char *model, size_t text, size_t dit, size_t vae,
-                          size_t a0, size_t a1, size_t a2)
+static inline sl_core_job phased(const char *id, const char *model, size_t text, size_t dit,
+                                 size_t vae, size_t a0, size_t a1, size_t a2)
 {
     const sl_core_job plain = job_of(id, model, text, dit, vae, 0);
     sl_core_job job = { .variant_count = 1 };
@@ -182,7 +183,7 @@ static inline sl_core_variant streamed_of(const sl_core_variant *v, size_t size)
 
     s.streams = true;
     s.slowdown = 4;
-    s.needs[1].key.mode = SL_CORE_STREAMED;
+    s.needs[1].key.mode = SL_MODE_STREAMED;
     s.needs[1].size_bytes = size * G;
     s.facts.dit_whole = false;
     return s;
@@ -217,7 +218,8 @@ static inline void end(sl_core *core, const sl_core_action *run, const char *id,
     SL_CHECK(strcmp(a.job_id, id) == 0 && a.status == status);
 }
 
-static inline sl_core_component component(const sl_core *core, const char *model, sl_component_kind kind)
+static inline sl_core_component component(const sl_core *core, const char *model,
+                                          sl_component_kind kind)
 {
     for (int i = 0; i < sl_core_component_count(core); i++) {
         sl_core_component c;

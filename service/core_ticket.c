@@ -127,6 +127,20 @@ static int find_line(const ticket *t, const sl_core_key *key)
     return -1;
 }
 
+/* Images are of both modes. */
+static bool lists_image(const ticket *t, const sl_core_key *key)
+{
+    for (int i = 0; i < t->count; i++)
+        if (sl_core_same_image(&t->needs[i].key, key))
+            return true;
+    return false;
+}
+
+static bool is_meant_image(const ticket *t, const sl_core_key *key)
+{
+    return lists_image(t, key) == (t->kind == TICKET_UNLOAD);
+}
+
 /* An unload's own: what it lists, or all that a release does not. */
 static bool is_meant(const ticket *t, const sl_core_key *key)
 {
@@ -140,7 +154,8 @@ static bool is_in_the_way(const ticket *t, const job *j, const sl_core_key **key
     const sl_core_variant *v = &j->spec.variants[j->variant];
     const demand now = sl_core_demand_now(j);
 
-    FOR_NEEDS(&now, i) {
+    FOR_NEEDS(&now, i)
+    {
         *key = &v->needs[i].key;
         if (is_meant(t, *key))
             return true;
@@ -308,11 +323,19 @@ static void fail_followers(const sl_core *core, const ticket *failed)
 
 /* ---- loads ---- */
 
+static int find_pin(const ticket *t, const sl_core_key *key)
+{
+    for (int i = 0; i < t->count && t->kind == TICKET_LOAD_HOST; i++)
+        if (sl_core_same_image(&t->needs[i].key, key))
+            return i;
+    return t->kind == TICKET_LOAD ? find_line(t, key) : -1;
+}
+
 /* A pin that another load asks for, too, outlives the failure of the first. */
 static bool take_over_pin(sl_core *core, ticket *t, const sl_core_key *key, bool pinned)
 {
     for (ticket *other = core->tickets; other; other = other->next) {
-        const int line = other == t || other->kind != t->kind ? -1 : find_line(other, key);
+        const int line = other == t || other->kind != t->kind ? -1 : find_pin(other, key);
         if (line >= 0)
             other->pinned_here[line] = false;
     }
@@ -323,7 +346,7 @@ bool sl_core_is_pinned_by_ticket(const sl_core *core, const sl_core_key *key, bo
 {
     for (const ticket *t = core->tickets; t; t = t->next) {
         const int line =
-            t->ended || t->kind != (host ? TICKET_LOAD_HOST : TICKET_LOAD) ? -1 : find_line(t, key);
+            t->ended || t->kind != (host ? TICKET_LOAD_HOST : TICKET_LOAD) ? -1 : find_pin(t, key);
         if (line >= 0 && t->pinned_here[line])
             return true;
     }
@@ -445,14 +468,14 @@ static void unload_node(sl_core *core, ticket *t, node *n)
 
 static void drop_image(sl_core *core, ticket *t, image *im)
 {
-    line_of(t, &im->key);
     im->pinned = false;
-    if (im->state == SL_CORE_HOST_WANTED) {
+    if (sl_core_is_held(core, im))
+        return; /* by the other mode */
+    line_of(t, &im->key);
+    if (im->state == SL_CORE_HOST_WANTED)
         sl_core_remove_image(core, im);
-    } else if (im->state != SL_CORE_HOST_DROPPING) {
-        im->drop = true;
-        im->for_ticket = t->id;
-    }
+    else if (im->state != SL_CORE_HOST_DROPPING)
+        sl_core_mark_drop(core, im, t->id);
 }
 
 /* False: it has to wait. */
@@ -480,7 +503,7 @@ static bool start_unload(sl_core *core, ticket *t)
     }
     for (image *im = core->images, *next; im; im = next) {
         next = im->next;
-        if (t->mode != SL_CORE_UNLOAD_SOFT && is_meant(t, &im->key))
+        if (t->mode != SL_CORE_UNLOAD_SOFT && is_meant_image(t, &im->key))
             drop_image(core, t, im);
     }
     sl_core_drop_unwanted_images(core);
@@ -493,7 +516,7 @@ static bool unload_complete(sl_core *core, ticket *t)
         if ((n->evict || n->state == SL_CORE_UNLOADING) && is_meant(t, &n->key))
             return false;
     for (const image *im = core->images; im && t->mode != SL_CORE_UNLOAD_SOFT; im = im->next)
-        if ((im->drop || im->state == SL_CORE_HOST_DROPPING) && is_meant(t, &im->key))
+        if ((im->drop || im->state == SL_CORE_HOST_DROPPING) && is_meant_image(t, &im->key))
             return false;
     if (t->mode != SL_CORE_UNLOAD_HARD)
         return true;
@@ -592,7 +615,7 @@ void sl_core_fail_tickets(sl_core *core, const sl_core_key *key, bool host, sl_s
 {
     for (ticket *t = core->tickets; t; t = t->next)
         if (t->kind == (host ? TICKET_LOAD_HOST : TICKET_LOAD) && t->started && !t->ended &&
-            find_line(t, key) >= 0)
+            find_pin(t, key) >= 0)
             end_ticket(core, t, status, message);
 }
 
@@ -619,7 +642,7 @@ static bool is_served(const ticket *t, const command *c)
         return false;
     if (for_ticket == t->id)
         return true;
-    if (!key || find_line(t, key) < 0)
+    if (!key || (c->image ? !lists_image(t, key) : find_line(t, key) < 0))
         return false;
     switch (c->kind) {
     case SL_CORE_LOAD:

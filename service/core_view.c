@@ -51,7 +51,7 @@ static const image *image_of(const sl_core *core, const sl_core_key *key)
     const image *found = NULL;
 
     for (const image *im = core->images; im; im = im->next)
-        if (sl_core_key_equal(&im->key, key))
+        if (sl_core_same_image(&im->key, key))
             found = im;
     return found;
 }
@@ -60,7 +60,7 @@ static const image *image_of(const sl_core *core, const sl_core_key *key)
 static bool has_node(const sl_core *core, const image *im)
 {
     for (const node *n = core->nodes; n; n = n->next)
-        if (sl_core_key_equal(&n->key, &im->key))
+        if (sl_core_same_image(&n->key, &im->key))
             return image_of(core, &im->key) == im;
     return false;
 }
@@ -96,12 +96,12 @@ static void fill_image(sl_core_component *out, const image *im)
     out->host_pinned = im->pinned;
 }
 
-/* The first node of a key shows its image. */
+/* The first of those that share an image shows it. */
 static bool is_first(const sl_core *core, const node *n)
 {
     const node *at = core->nodes;
 
-    while (!sl_core_key_equal(&at->key, &n->key))
+    while (!sl_core_same_image(&at->key, &n->key))
         at = at->next;
     return at == n;
 }

@@ -53,8 +53,8 @@ static void lose_nodes(sl_core *core, const image *filling, const char *reason)
             sl_core_remove(core, n);
             continue;
         }
-        n->deaths += n->state == SL_CORE_LOADING ||
-                     (filling && sl_core_key_equal(&filling->key, &n->key));
+        n->deaths +=
+            n->state == SL_CORE_LOADING || (filling && sl_core_same_image(&filling->key, &n->key));
         n->state = SL_CORE_WANTED;
         n->measured_bytes = 0;
     }
@@ -76,7 +76,7 @@ static void forbid_prefetch(job *list, const sl_core_key *key)
 {
     for (job *j = list; j; j = j->next) {
         const demand d = sl_core_demand_of(&j->spec.variants[j->variant], j->spec.first_phase);
-        if (sl_core_demand_has(&d, key))
+        if (sl_core_demand_has_image(&d, key))
             j->no_prefetch = true;
     }
 }
@@ -113,7 +113,7 @@ static bool loads_for(const job *j, const command *lane)
 
     if (lane->kind == SL_CORE_LOAD)
         return sl_core_demand_has(&now, &lane->node->key);
-    return lane->kind == SL_CORE_HOST_FILL && sl_core_demand_has(&now, &lane->image->key);
+    return lane->kind == SL_CORE_HOST_FILL && sl_core_demand_has_image(&now, &lane->image->key);
 }
 
 /* Takes all jobs off the device.  Nobody knows which one it was: each that was at
@@ -187,8 +187,8 @@ static void retry_memory(sl_core *core, job *j, const char *message, int64_t now
 }
 
 /* A component of theirs is not coming.  One that runs has to be stopped first. */
-static void fail_users(sl_core *core, const sl_core_key *key, sl_status status,
-                       const char *message, int64_t now_ns)
+static void fail_users(sl_core *core, const sl_core_key *key, sl_status status, const char *message,
+                       int64_t now_ns)
 {
     for (job *j = core->active, *next; j; j = next) {
         const demand now = sl_core_demand_now(j);
@@ -219,16 +219,27 @@ static void load_failed(sl_core *core, node *n, sl_status status, const char *me
     sl_core_fail_tickets(core, &key, false, status, message);
 }
 
+/* It may be the image's fault. */
+static void distrust_image(sl_core *core, const sl_core_key *key)
+{
+    image *im = sl_core_find_image(core, key);
+
+    if (!im || im->pinned || sl_core_is_held(core, im))
+        return;
+    sl_core_mark_drop(core, im, 0);
+    im->broken = true;
+}
+
 static void load_done(sl_core *core, const command *ended, const sl_core_done *done,
                       const char *message, int64_t now_ns)
 {
     node *n = ended->node;
-    image *im = ended->from_host ? sl_core_find_image(core, &n->key) : NULL;
+    const sl_core_key key = n->key;
 
     if (done->status != SL_OK) {
-        if (im && !im->pinned && done->status != SL_ERR_NO_MEMORY)
-            im->drop = im->broken = true; /* it may be the image */
         load_failed(core, n, done->status, message, now_ns);
+        if (ended->from_host && done->status != SL_ERR_NO_MEMORY)
+            distrust_image(core, &key);
         return;
     }
     n->state = SL_CORE_READY;
@@ -246,8 +257,8 @@ static void fill_done(sl_core *core, const command *ended, const sl_core_done *d
                       const char *message, int64_t now_ns)
 {
     image *im = ended->image;
-    const sl_core_key key = im->key;
-    node *n = sl_core_find(core, &key);
+    sl_core_key key = im->key;
+    node *n;
 
     if (done->status == SL_OK) {
         im->state = SL_CORE_HOST_READY;
@@ -263,12 +274,12 @@ static void fill_done(sl_core *core, const command *ended, const sl_core_done *d
     else
         sl_core_remove_image(core, im);
     sl_core_fail_tickets(core, &key, true, done->status, message);
-    if (key.mode == SL_CORE_STREAMED) {
-        if (n)
-            load_failed(core, n, done->status, message, now_ns);
-        else
-            fail_users(core, &key, done->status, message, now_ns);
-    }
+    key.mode = SL_MODE_STREAMED;
+    n = sl_core_find(core, &key);
+    if (n && n->state == SL_CORE_WANTED)
+        load_failed(core, n, done->status, message, now_ns);
+    else
+        fail_users(core, &key, done->status, message, now_ns);
 }
 
 static void run_done(sl_core *core, job *j, const sl_core_done *done, const char *message,
@@ -280,8 +291,7 @@ static void run_done(sl_core *core, job *j, const sl_core_done *done, const char
     if (done->status == SL_ERR_DEVICE) {
         j->faulted = true;
         sl_core_want_restart(core, message);
-    } else if (stop == STOP_FAIL && done->status != SL_OK &&
-               j->stop_status != SL_ERR_NO_MEMORY) {
+    } else if (stop == STOP_FAIL && done->status != SL_OK && j->stop_status != SL_ERR_NO_MEMORY) {
         sl_core_end_active(core, j, j->stop_status, j->stop_message);
     } else if (stop == STOP_FAIL && done->status != SL_OK) {
         retry_memory(core, j, j->stop_message, now_ns);
@@ -294,8 +304,7 @@ static void run_done(sl_core *core, job *j, const sl_core_done *done, const char
     }
 }
 
-static void lane_done(sl_core *core, const sl_core_done *done, const char *message,
-                      int64_t now_ns)
+static void lane_done(sl_core *core, const sl_core_done *done, const char *message, int64_t now_ns)
 {
     const command ended = core->lane;
 

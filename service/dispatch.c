@@ -198,11 +198,6 @@ bool sl_dispatch_fill(sl_service *s, const sl_core_action *action)
     const sl_component_spec spec =
         sl_component_spec_of(&model->arch, action->key.component, action->key.precision);
     const size_t image_bytes = sl_component_image_bytes(&spec);
-    if (entry && entry->image->filled && entry->image->image_bytes == image_bytes) {
-        entry->modes |= 1u << action->key.mode; /* its other mode has filled it */
-        end_command(s, action->command_id, SL_OK, "");
-        return false;
-    }
     if (entry)
         status = sl_fail(&err, SL_ERR_PRECONDITION, "an image of an earlier file is still there");
     if (status == SL_OK)
@@ -211,7 +206,6 @@ bool sl_dispatch_fill(sl_service *s, const sl_core_action *action)
         end_command(s, action->command_id, status, err.message);
         return false;
     }
-    entry->modes = 1u << action->key.mode;
     tell_segments(s, entry);
     tell_fill(s, action, model->path);
     return true;
@@ -237,11 +231,8 @@ bool sl_dispatch_drop(sl_service *s, const sl_core_action *action)
     bool told = false;
 
     if (*at) {
-        (*at)->modes &= ~(1u << action->key.mode);
-        if ((*at)->modes == 0) {
-            told = (*at)->told;
-            remove_entry(at);
-        }
+        told = (*at)->told;
+        remove_entry(at);
     }
     if (told)
         tell_forget(s, &action->key, action->command_id);

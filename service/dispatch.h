@@ -1,12 +1,10 @@
 /* dispatch.h - actions of the core about host memory and the like, as commands to
  * the worker.
  *
- * service.c keeps what concerns jobs.  Here are the images of the host tier: the
- * core has one for each mode of a component, which share one set of pages here and
- * in the worker.
+ * service.c keeps what concerns jobs.  Here are the images of the host tier:
  *
  *   HOST_FILL --> made, told (HostSegments), HostFill --done--> filled
- *   HOST_DROP of its last mode --> destroyed, HostForget;   a fill that failed: too
+ *   HOST_DROP --> destroyed, HostForget;   a fill that failed: too
  *   a new worker is told of all that are filled
  *
  * Threads: with the service's lock held.

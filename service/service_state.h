@@ -37,7 +37,6 @@ typedef struct host_entry {
     struct host_entry *next;
     sl_core_key key; /* its mode says nothing */
     sl_host_image *image;
-    unsigned modes; /* set of 1u << sl_core_mode that the core has it for */
     bool told;      /* the worker that is up has it */
 } host_entry;
 
