@@ -99,7 +99,7 @@ static sl_status open_bench(load_bench *b, sl_error *err)
 {
     sl_device_spec device_spec;
     sl_ckpt_summary summary;
-    sl_status status = sl_ckpt_summarise(&summary, b->path, err);
+    sl_status status = sl_ckpt_summarise(&summary, b->path, NULL, err);
 
     if (status != SL_OK)
         return status;
