@@ -226,6 +226,8 @@ Sluice__V1__GenerateRequest *sl_request_to_pb(const sl_job *job, sl_arena *arena
     pb->output = format_to_pb(job->spec.format);
     pb->priority = job->spec.core.priority;
     pb->deadline_ns = job->spec.deadline_ns;
+    if (request->streamed)
+        pb->streaming = SLUICE__V1__STREAMING__ON;
     return pb;
 }
 

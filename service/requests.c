@@ -149,6 +149,19 @@ static sl_status read_order(sl_rpc_call *call, const Sluice__V1__GenerateRequest
     return SL_OK;
 }
 
+/* Everything that can be streamed, when that is asked for. */
+static unsigned streamed_set(const sl_arch *arch, Sluice__V1__Streaming streaming)
+{
+    unsigned set = 0;
+
+    for (int k = 0; k < SL_COMPONENT_COUNT && streaming == SLUICE__V1__STREAMING__ON; k++) {
+        const sl_component_kind kind = (sl_component_kind)k;
+        if (sl_arch_has_component(arch, kind) && sl_component_can_stream(kind))
+            set |= SL_COMPONENT_BIT(kind);
+    }
+    return set;
+}
+
 void sl_request_set_clock(sl_job_spec *spec, const char *user, int64_t submitted_ns)
 {
     snprintf(spec->core.user, sizeof spec->core.user, "%s", user);
@@ -253,6 +266,8 @@ static sl_status make_plan(const sl_model_info *info, sl_job_spec *spec, sl_erro
         if (status != SL_OK)
             return status;
         need->size_bytes = spec->plan.weight_bytes[kind];
+        if (spec->request.streamed & SL_COMPONENT_BIT(kind))
+            need->key.mode = SL_MODE_STREAMED;
         spec->core.need_count++;
         components |= 1u << kind;
     }
@@ -323,6 +338,12 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
         goto done;
     }
     spec.request = read_numbers(request, info->arch);
+    spec.request.streamed = streamed_set(info->arch, request->streaming);
+    if (spec.request.streamed && s->config.host_bytes == 0) {
+        status = sl_fail(err, SL_ERR_PRECONDITION,
+                         "streaming needs host memory: host_memory is 0 in the configuration");
+        goto done;
+    }
     status = read_order(call, request, &spec, err);
     if (status == SL_OK)
         status = check_sizes(call, &spec.request, info->arch, err);
@@ -359,6 +380,7 @@ void sl_request_numbers_from_pb(sl_job_spec *spec, const Sluice__V1__GenerateReq
         .seed = pb->seed,
         .precision = sl_precision_from_pb(pb->precision),
         .token_count = token_count,
+        .streamed = pb->streaming == SLUICE__V1__STREAMING__ON, /* which ones: when it runs */
     };
 }
 
@@ -381,6 +403,8 @@ sl_status sl_request_respec(sl_service *s, sl_job_spec *spec, sl_error *err)
     request.seed = spec->request.seed;
     request.precision = spec->request.precision;
     request.token_count = spec->request.token_count;
+    request.streamed = streamed_set(info->arch, spec->request.streamed ? SLUICE__V1__STREAMING__ON
+                                                                       : SLUICE__V1__STREAMING__OFF);
     if (!path) {
         status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a job of the store");
         goto done;

@@ -256,6 +256,7 @@ static void do_run(sl_service *s, const sl_core_action *action)
     run.latent_path = latent;
     run.resume = access(latent, F_OK) == 0; /* of an attempt that was broken off */
     run.lane = action->lane;
+    run.streamed = (int32_t)request->streamed;
     command.id = action->command_id;
     command.kind_case = SLUICE__WORKER__COMMAND__KIND_RUN;
     command.run = &run;

@@ -119,4 +119,20 @@ def test_images_outlive_the_worker_and_a_soft_unload():
         check_sums(d.memory())
 
 
+def test_a_streamed_job_gives_the_same_with_less():
+    with Daemon() as d:
+        refused = d.cli("generate", "x", "--model", MODEL, "--detach", "--json", "--streaming", "on",
+                        *SMALL)
+        assert refused.json["error"]["code"] == "FAILED_PRECONDITION", refused
+    with TwoLanes(more="host_memory: 1GiB\n") as d:
+        whole = d.wait_state(d.submit(*SMALL), ["done"])
+        job = d.wait_state(d.submit(*SMALL, "--streaming", "on"), ["done", "failed"])
+        assert job["state"] == "done", job
+        assert job["output_sha256"] == whole["output_sha256"]
+        assert job["planned_peak_bytes"] == job["measured_peak_bytes"], job
+        assert job["measured_peak_bytes"] <= whole["measured_peak_bytes"], (job, whole)
+        assert any(c["streamed"] for c in d.memory()["components"]), d.memory()
+        check_sums(d.memory())
+
+
 run(globals())
