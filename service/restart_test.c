@@ -111,8 +111,9 @@ SL_TEST(latents_stay_until_the_job_ends)
     SL_CHECK(creat(latent, 0600) >= 0 && creat(stray, 0600) >= 0);
     stop(s);
     SL_CHECK(access(latent, F_OK) == 0);
+    next_fake_holds = true;
     s = start(LIMIT, err);
-    set_fake(true, 0, SL_OK);
+    next_fake_holds = false;
     SL_CHECK(access(stray, F_OK) != 0); /* of no job */
     await_state(s, id, SLUICE__V1__JOB_STATE__DENOISING, err);
     SL_CHECK(access(latent, F_OK) == 0 && fake->resumed);
