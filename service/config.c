@@ -12,7 +12,7 @@
 /* --- the file --- */
 
 typedef struct {
-    uint32_t connections, in_flight, queue, retry_limit;
+    uint32_t connections, in_flight, queue, retry_limit, running, bypass, user_running, user_queued;
 } file_limits;
 
 typedef struct {
@@ -20,7 +20,7 @@ typedef struct {
     char **models;
     uint32_t models_count;
     char *outputs, *runtime, *socket, *budget, *worker;
-    char *outputs_quota, *outputs_retention;
+    char *outputs_quota, *outputs_retention, *host_memory;
     uint32_t threads;
     file_limits limits;
     int local_users;
@@ -45,6 +45,10 @@ static const cyaml_schema_field_t limit_fields[] = {
     CYAML_FIELD_UINT("in_flight", CYAML_FLAG_OPTIONAL, file_limits, in_flight),
     CYAML_FIELD_UINT("queue", CYAML_FLAG_OPTIONAL, file_limits, queue),
     CYAML_FIELD_UINT("retry_limit", CYAML_FLAG_OPTIONAL, file_limits, retry_limit),
+    CYAML_FIELD_UINT("running", CYAML_FLAG_OPTIONAL, file_limits, running),
+    CYAML_FIELD_UINT("bypass", CYAML_FLAG_OPTIONAL, file_limits, bypass),
+    CYAML_FIELD_UINT("user_running", CYAML_FLAG_OPTIONAL, file_limits, user_running),
+    CYAML_FIELD_UINT("user_queued", CYAML_FLAG_OPTIONAL, file_limits, user_queued),
     CYAML_FIELD_END,
 };
 
@@ -62,6 +66,7 @@ static const cyaml_schema_field_t fields[] = {
     PATH_FIELD(runtime),
     PATH_FIELD(socket),
     PATH_FIELD(budget),
+    PATH_FIELD(host_memory),
     PATH_FIELD(worker),
     CYAML_FIELD_UINT("threads", CYAML_FLAG_OPTIONAL, file_values, threads),
     CYAML_FIELD_MAPPING("limits", CYAML_FLAG_OPTIONAL, file_values, limits, limit_fields),
@@ -89,6 +94,12 @@ static const struct {
     { "limits.queue", offsetof(file_limits, queue), offsetof(sl_settings, queue), 256, 1, 100000 },
     { "limits.retry_limit", offsetof(file_limits, retry_limit), offsetof(sl_settings, retry_limit),
       2, 0, 100 },
+    { "limits.running", offsetof(file_limits, running), offsetof(sl_settings, running), 1, 1, 16 },
+    { "limits.bypass", offsetof(file_limits, bypass), offsetof(sl_settings, bypass), 8, 0, 100000 },
+    { "limits.user_running", offsetof(file_limits, user_running),
+      offsetof(sl_settings, user_running), 0, 0, 16 },
+    { "limits.user_queued", offsetof(file_limits, user_queued), offsetof(sl_settings, user_queued),
+      0, 0, 100000 },
 };
 
 static char *below(const char *parent, const char *name)
@@ -155,6 +166,19 @@ static sl_status take_limits(sl_settings *out, const sl_config *config, sl_error
     }
     out->threads = file ? (int)file->threads : 0;
     return SL_OK;
+}
+
+static sl_status take_host_memory(sl_settings *out, const sl_config *config, sl_error *err)
+{
+    const file_values *file = config ? sl_config_values(config) : NULL;
+
+    out->host_bytes = 0;
+    if (!file || !file->host_memory || strcmp(file->host_memory, "0") == 0
+        || sl_size_parse(file->host_memory, &out->host_bytes))
+        return SL_OK;
+    sl_fail(err, SL_ERR_DATA, "\"%s\" is no size: expected 8GiB or the like, or 0",
+            file->host_memory);
+    return sl_config_blame(config, "host_memory", err);
 }
 
 /* "90s", "15m", "36h", "30d" */
@@ -254,6 +278,8 @@ sl_status sl_settings_init(sl_settings *out, const sl_flags *flags, sl_error *er
         goto done;
     const file_values *file = config ? sl_config_values(config) : &nothing;
     status = take_limits(&settings, config, err);
+    if (status == SL_OK)
+        status = take_host_memory(&settings, config, err);
     if (status == SL_OK)
         status = take_outputs(&settings, config, err);
     if (status == SL_OK)

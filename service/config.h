@@ -30,6 +30,10 @@ typedef struct {
     int in_flight;
     int queue;
     int retry_limit;
+    int running;
+    int bypass;
+    int user_running, user_queued; /* 0: no limit */
+    size_t host_bytes; /* of the host tier; 0: there is none */
     uint64_t outputs_quota_bytes; /* 0: none */
     int64_t outputs_retention_ns; /* 0: for ever */
     sl_role local_users;

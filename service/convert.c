@@ -47,6 +47,13 @@ Sluice__V1__ComponentBytes *sl_component_bytes_to_pb(const sl_core_component *co
     pb->measured_bytes = component->measured_bytes;
     pb->pinned = component->pinned;
     pb->users = (uint32_t)component->users;
+    pb->streamed = component->key.mode == SL_MODE_STREAMED;
+    if (component->state == SL_CORE_READY)
+        pb->residency = SLUICE__V1__RESIDENCY__DEVICE;
+    else if (component->host_state == SL_CORE_HOST_READY)
+        pb->residency = SLUICE__V1__RESIDENCY__HOST;
+    if (component->host_state == SL_CORE_HOST_READY)
+        pb->host_bytes = component->host_bytes;
     return pb;
 }
 
@@ -146,6 +153,9 @@ Sluice__V1__Refusal *sl_answer_to_pb(const sl_core_answer *answer, sl_arena *are
                                              : SLUICE__V1__REFUSAL__WHEN__AFTER;
     pb->need_bytes = answer->need_bytes;
     pb->have_bytes = answer->have_bytes;
+    if (answer->when == SL_CORE_LATE)
+        pb->estimate_ns =
+            answer->estimate.queue_ns + answer->estimate.load_ns + answer->estimate.run_ns;
     pb->after = sl_arena_strdup(arena, answer->after);
     pb->table_row = sl_arena_strdup(arena, answer->row);
     pb->table_rule = sl_arena_strdup(arena, answer->rule);
@@ -214,6 +224,10 @@ Sluice__V1__GenerateRequest *sl_request_to_pb(const sl_job *job, sl_arena *arena
     pb->seed = request->seed;
     pb->precision = sl_precision_to_pb(request->precision);
     pb->output = format_to_pb(job->spec.format);
+    pb->priority = job->spec.core.priority;
+    pb->deadline_ns = job->spec.deadline_ns;
+    if (request->streamed)
+        pb->streaming = SLUICE__V1__STREAMING__ON;
     return pb;
 }
 

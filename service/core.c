@@ -1,4 +1,4 @@
-/* The moves of core.h; core_state.h has the diagrams. */
+/* Life, components, jobs, and what is told; core_state.h has the diagrams. */
 #include "service/core_state.h"
 
 #include "base/clock.h"
@@ -8,13 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* How often a job goes back to the queue because the driver refused memory
- * that the books said was free. */
-enum { MEMORY_RETRIES = 8 };
-
 sl_core_config sl_core_config_default(sl_device_kind kind, size_t limit_bytes,
                                       size_t workspace_bytes)
 {
+    const bool cuda = kind == SL_DEVICE_CUDA;
+
     return (sl_core_config){
         .kind = kind,
         .limit_bytes = limit_bytes,
@@ -23,47 +21,51 @@ sl_core_config sl_core_config_default(sl_device_kind kind, size_t limit_bytes,
         .queue_limit = 1000,
         .cancel_deadline_ns = 5 * SL_NS_PER_S,
         .memory_backoff_ns = SL_NS_PER_S,
+        .max_running_jobs = 1,
+        .preempt_deadline_ns = 120 * SL_NS_PER_S,
+        .file_bytes_per_s = 200e6,
+        .copy_bytes_per_s = cuda ? 10e9 : 2e9,
+        .cost_per_s = cuda ? 50e12 : 20e9,
     };
+}
+
+static bool is_sane(const sl_core_config *c)
+{
+    return c->limit_bytes > 0 && c->limit_bytes <= SIZE_MAX / 4 &&
+           c->workspace_bytes <= SIZE_MAX / 4 && c->file_bytes_per_s > 0.0 &&
+           c->copy_bytes_per_s > 0.0 && c->cost_per_s > 0.0;
+}
+
+static void find_row(sl_core *core)
+{
+    const sl_core_config *c = &core->config;
+
+    core->row = c->table ? sl_budget_find_row(c->table, c->kind,
+                                              c->device_bytes ? c->device_bytes : c->limit_bytes)
+                         : NULL;
 }
 
 sl_status sl_core_create(sl_core **out, const sl_core_config *config, sl_error *err)
 {
-    if (config->limit_bytes == 0 || config->limit_bytes > SIZE_MAX / 4 ||
-        config->workspace_bytes > SIZE_MAX / 4)
-        return sl_fail(err, SL_ERR_INVALID, "a device limit of %zu bytes makes no sense",
+    sl_core *core = NULL;
+
+    if (!is_sane(config))
+        return sl_fail(err, SL_ERR_INVALID,
+                       "a device limit of %zu bytes, or a rate of zero, makes no sense",
                        config->limit_bytes);
-    sl_core *core = calloc(1, sizeof *core);
+    core = calloc(1, sizeof *core);
     if (!core)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the scheduler");
     core->config = *config;
-    sl_core_set_table(core, config->table);
+    const sl_core_limits limits = sl_core_get_limits(core);
+    const sl_status status = sl_core_set_limits(core, &limits, err);
+    if (status != SL_OK) {
+        free(core);
+        return status;
+    }
+    find_row(core);
     *out = core;
     return SL_OK;
-}
-
-void sl_core_set_draining(sl_core *core, bool draining)
-{
-    core->draining = draining;
-}
-
-void sl_core_set_table(sl_core *core, const sl_budget_table *table)
-{
-    const sl_core_config *config = &core->config;
-
-    core->config.table = table;
-    core->row = table ? sl_budget_find_row(
-                    table, config->kind,
-                    config->device_bytes ? config->device_bytes : config->limit_bytes)
-                      : NULL;
-}
-
-static void free_nodes(node *n)
-{
-    while (n) {
-        node *next = n->next;
-        free(n);
-        n = next;
-    }
 }
 
 static void free_jobs(job *j)
@@ -79,8 +81,15 @@ void sl_core_destroy(sl_core *core)
 {
     if (!core)
         return;
-    free_nodes(core->nodes);
-    free_nodes(core->lost);
+    while (core->nodes)
+        sl_core_remove(core, core->nodes);
+    while (core->images)
+        sl_core_remove_image(core, core->images);
+    while (core->lost) {
+        loss *next = core->lost->next;
+        free(core->lost->owner);
+        core->lost = next;
+    }
     free_jobs(core->queue);
     free_jobs(core->active);
     free_jobs(core->ended);
@@ -92,9 +101,72 @@ void sl_core_destroy(sl_core *core)
     free(core);
 }
 
+/* ---- limits ---- */
+
+void sl_core_set_table(sl_core *core, const sl_budget_table *table)
+{
+    core->config.table = table;
+    find_row(core);
+    sl_core_rejudge(core);
+}
+
+void sl_core_set_draining(sl_core *core, bool draining)
+{
+    core->draining = draining;
+    core->unsettled = true;
+}
+
+sl_core_limits sl_core_get_limits(const sl_core *core)
+{
+    const sl_core_config *c = &core->config;
+
+    return (sl_core_limits){ .max_running_jobs = c->max_running_jobs,
+                             .prepare_jobs = c->prepare_jobs,
+                             .queue_limit = c->queue_limit,
+                             .bypass_limit = c->bypass_limit,
+                             .user_running_limit = c->user_running_limit,
+                             .user_queued_limit = c->user_queued_limit,
+                             .host_limit_bytes = c->host_limit_bytes };
+}
+
+sl_status sl_core_set_limits(sl_core *core, const sl_core_limits *limits, sl_error *err)
+{
+    sl_core_config *c = &core->config;
+
+    if (limits->max_running_jobs < 1 || limits->max_running_jobs > SL_CORE_MAX_LANES)
+        return sl_fail(err, SL_ERR_INVALID, "%d running jobs: 1 to %d can be given",
+                       limits->max_running_jobs, SL_CORE_MAX_LANES);
+    if (limits->prepare_jobs < 0 || limits->queue_limit < 0 || limits->bypass_limit < 0 ||
+        limits->user_running_limit < 0 || limits->user_queued_limit < 0)
+        return sl_fail(err, SL_ERR_INVALID, "a limit below zero makes no sense");
+    if (limits->host_limit_bytes > SIZE_MAX / 4)
+        return sl_fail(err, SL_ERR_INVALID, "a host tier of %zu bytes makes no sense",
+                       limits->host_limit_bytes);
+    const bool host = c->host_limit_bytes != limits->host_limit_bytes;
+    const size_t fixed = sl_core_host_fixed(core);
+    if (host && limits->host_limit_bytes < fixed)
+        return sl_fail(err, SL_ERR_PRECONDITION,
+                       "a host tier of %zu bytes is too small: images of %zu bytes are pinned or "
+                       "in use",
+                       limits->host_limit_bytes, fixed);
+    c->max_running_jobs = limits->max_running_jobs;
+    c->prepare_jobs = limits->prepare_jobs;
+    c->queue_limit = limits->queue_limit;
+    c->bypass_limit = limits->bypass_limit;
+    c->user_running_limit = limits->user_running_limit;
+    c->user_queued_limit = limits->user_queued_limit;
+    c->host_limit_bytes = limits->host_limit_bytes;
+    core->unsettled = true;
+    if (host) {
+        sl_core_shrink_host(core);
+        sl_core_rejudge(core);
+    }
+    return SL_OK;
+}
+
 /* ---- components ---- */
 
-static node *add_node(sl_core *core, const sl_core_need *need)
+node *sl_core_add_node(sl_core *core, const sl_core_need *need)
 {
     node **end = &core->nodes;
     node *n = calloc(1, sizeof *n);
@@ -103,7 +175,9 @@ static node *add_node(sl_core *core, const sl_core_need *need)
         return NULL;
     n->key = need->key;
     n->size_bytes = need->size_bytes;
+    n->host_bytes = need->host_bytes;
     n->state = SL_CORE_WANTED;
+    n->used = core->clock;
     while (*end)
         end = &(*end)->next;
     *end = n;
@@ -126,19 +200,22 @@ void sl_core_remove(sl_core *core, node *n)
     free(n);
 }
 
-/* A pinned component that cannot be had again is reported, not forgotten;
- * one that a ticket has just asked for is that ticket's to report. */
-static void lose_node(sl_core *core, node *n, sl_status status, const char *message)
+void sl_core_report_loss(sl_core *core, loss *l, const char *message)
+{
+    snprintf(l->message, sizeof l->message, "%s", message);
+    l->next = core->lost;
+    core->lost = l;
+}
+
+void sl_core_lose_node(sl_core *core, node *n, sl_status status, const char *message)
 {
     unlink_node(core, n);
-    if (sl_core_is_pinned_by_ticket(core, &n->key)) {
+    if (!n->pinned || sl_core_is_pinned_by_ticket(core, &n->key, false)) {
         free(n);
         return;
     }
-    n->lost_status = status;
-    snprintf(n->lost_message, sizeof n->lost_message, "%s", message);
-    n->next = core->lost;
-    core->lost = n;
+    n->loss = (loss){ .owner = n, .key = n->key, .size_bytes = n->size_bytes, .status = status };
+    sl_core_report_loss(core, &n->loss, message);
 }
 
 /* Components that were only promised to someone who is gone. */
@@ -146,206 +223,324 @@ static void drop_unwanted(sl_core *core)
 {
     for (node *n = core->nodes, *next; n; n = next) {
         next = n->next;
-        if (n->state == SL_CORE_WANTED && !n->pinned && !sl_core_in_use(core, n))
+        if (n->state == SL_CORE_WANTED && !n->pinned && !sl_core_user_of(core, n))
             sl_core_remove(core, n);
     }
+    sl_core_drop_unwanted_images(core);
 }
 
-static bool has_pending_nodes(const sl_core *core)
+/* What was to be evicted and has not been touched yet. */
+static bool can_take_back(const sl_core *core, const node *n)
 {
-    for (const node *n = core->nodes; n; n = n->next)
-        if (n->evict || n->state != SL_CORE_READY)
-            return true;
-    return false;
+    return n->evict && !n->must && (n->state == SL_CORE_READY || n->state == SL_CORE_LOADING) &&
+           (n->key.mode == SL_MODE_RESIDENT || sl_core_find_image(core, &n->key)) &&
+           !sl_core_find(core, &n->key);
 }
 
-/* Nothing is under way and the worker is there. */
-bool sl_core_is_calm(const sl_core *core)
+/* What was shared with a job by phase may be booked for that one alone now, while
+ * it is there for nobody. */
+static void balance(sl_core *core)
 {
-    return core->up && !core->restart && !core->active && core->outstanding.id == 0 &&
-           !has_pending_nodes(core);
+    if (sl_core_booked(core) > core->config.limit_bytes)
+        sl_core_evict_for(core, NULL, &(demand){ .count = 0 }, 0);
 }
 
 void sl_core_relent(sl_core *core, uint64_t for_ticket)
 {
-    bool wanted = false;
-
     drop_unwanted(core);
-    for (const node *n = core->nodes; n && !wanted; n = n->next)
-        wanted = n->state == SL_CORE_WANTED;
-    if (wanted)
-        return;
     for (node *n = core->nodes; n; n = n->next)
-        if (n->evict && n->for_ticket == for_ticket && n->state != SL_CORE_UNLOADING)
+        if (n->for_ticket == for_ticket && can_take_back(core, n) &&
+            sl_core_booked(core) + n->size_bytes <= core->config.limit_bytes)
             n->evict = false;
+    balance(core);
 }
 
-bool sl_core_want(sl_core *core, const demand *d)
+/* One that was to be evicted for some job serves as well as a new one. */
+static node *take_back(sl_core *core, const sl_core_need *need)
 {
-    for (int i = 0; i < d->count; i++) {
-        if (sl_core_find(core, &d->needs[i].key))
-            continue;
-        if (!add_node(core, &d->needs[i])) {
-            drop_unwanted(core);
-            return false;
+    for (node *n = core->nodes; n; n = n->next) {
+        if (n->for_ticket == 0 && n->size_bytes == need->size_bytes &&
+            sl_core_key_equal(&n->key, &need->key) && can_take_back(core, n)) {
+            n->evict = false;
+            return n;
         }
     }
-    return true;
+    return NULL;
+}
+
+bool sl_core_want(sl_core *core, const demand *d, uint64_t for_ticket)
+{
+    bool ok = sl_core_want_images(core, d, false, for_ticket);
+
+    FOR_NEEDS(d, i)
+    {
+        const sl_core_need *need = &d->needs[i];
+        if (ok && !sl_core_find(core, &need->key) && !take_back(core, need))
+            ok = sl_core_add_node(core, need) != NULL;
+    }
+    ok = ok && sl_core_want_spare_images(core, d);
+    if (!ok)
+        drop_unwanted(core);
+    return ok;
+}
+
+void sl_core_touch(sl_core *core, const demand *d)
+{
+    core->clock++;
+    FOR_NEEDS(d, i)
+    {
+        node *n = sl_core_find(core, &d->needs[i].key);
+        image *im = sl_core_find_image(core, &d->needs[i].key);
+        if (n)
+            n->used = core->clock;
+        if (im)
+            im->used = core->clock;
+    }
 }
 
 /* ---- jobs ---- */
 
-static void push_job(job **list, job *j)
-{
-    while (*list)
-        list = &(*list)->next;
-    j->next = NULL;
-    *list = j;
-}
-
-job *sl_core_find_queued(const sl_core *core, const char *job_id, int *ahead)
-{
-    *ahead = 0;
-    for (job *j = core->queue; j; j = j->next, (*ahead)++)
-        if (strcmp(j->spec.job_id, job_id) == 0)
-            return j;
-    return NULL;
-}
-
-bool sl_core_is_active(const sl_core *core, const char *job_id)
-{
-    return core->active && strcmp(core->active->spec.job_id, job_id) == 0;
-}
-
-/* j is in no list any more. */
-static void end_job(sl_core *core, job *j, sl_status status, const char *message)
-{
-    j->status = status;
-    snprintf(j->message, sizeof j->message, "%s", message);
-    j->tell_requeued = j->tell_admitted = false;
-    push_job(&core->ended, j);
-}
-
-static job *take_active(sl_core *core)
+job *sl_core_find_active(const sl_core *core, const char *job_id)
 {
     job *j = core->active;
 
-    core->active = NULL;
-    j->running = j->started = j->cancel_sent = false;
-    sl_core_relent(core, 0);
+    while (j && strcmp(j->spec.job_id, job_id) != 0)
+        j = j->next;
     return j;
 }
 
-static void end_active(sl_core *core, sl_status status, const char *message)
+void sl_core_end_job(sl_core *core, job *j, sl_status status, const char *message)
 {
-    end_job(core, take_active(core), status, message);
-}
+    job **end = &core->ended;
 
-static void requeue_active(sl_core *core, sl_status status, const char *message)
-{
-    job *j = take_active(core);
-
-    j->tell_admitted = false;
-    j->tell_requeued = true;
     j->status = status;
     snprintf(j->message, sizeof j->message, "%s", message);
-    j->next = core->queue;
-    core->queue = j;
-    core->queued_count++;
+    j->tell_requeued = j->tell_admitted = false;
+    j->next = NULL;
+    while (*end)
+        end = &(*end)->next;
+    *end = j;
+    core->unsettled = true;
 }
 
-/* The driver has refused memory that was promised. */
-static void retry_active_memory(sl_core *core, const char *message, int64_t now_ns)
+void sl_core_take_active(sl_core *core, job *j)
 {
-    if (core->active->cancelled) {
-        end_active(core, SL_ERR_CANCELLED, "cancelled");
-    } else if (core->active->memory_retries >= MEMORY_RETRIES) {
-        end_active(core, SL_ERR_NO_MEMORY, message);
-    } else {
-        core->active->memory_retries++;
-        core->active->not_before_ns = now_ns + core->config.memory_backoff_ns;
-        requeue_active(core, SL_ERR_NO_MEMORY, message);
-    }
+    const demand left = sl_core_demand_left(j);
+    job **at = &core->active;
+
+    sl_core_touch(core, &left);
+    while (*at != j)
+        at = &(*at)->next;
+    *at = j->next;
+    j->next = NULL;
+    core->active_count--;
+    core->unsettled = true;
+    j->running = j->waiting = false;
+    j->mapped_bytes = j->told_bytes = 0;
+    j->command_id = 0;
+    sl_core_relent(core, 0);
 }
 
-sl_status sl_core_submit(sl_core *core, const sl_core_job *spec, sl_core_answer *answer,
-                         sl_error *err)
+void sl_core_end_active(sl_core *core, job *j, sl_status status, const char *message)
 {
-    sl_core_answer own;
-    int ahead;
-
-    if (!answer)
-        answer = &own;
-    answer->when = SL_CORE_NEVER; /* until it has been worked out */
-    if (!spec->job_id[0])
-        return sl_fail(err, SL_ERR_INVALID, "a job needs an id");
-    if (sl_core_is_active(core, spec->job_id) || sl_core_find_queued(core, spec->job_id, &ahead))
-        return sl_fail(err, SL_ERR_EXISTS, "job \"%s\" is queued or running already", spec->job_id);
-    const sl_status status = sl_core_plan(core, spec, answer, err);
-    if (status != SL_OK)
-        return status;
-    if (answer->when == SL_CORE_NEVER)
-        return sl_fail(err, SL_ERR_TOO_LARGE, "job \"%s\": %s", spec->job_id, answer->message);
-    if (core->queued_count >= core->config.queue_limit)
-        return sl_fail(err, SL_ERR_BUSY, "the queue is full: %d jobs wait", core->queued_count);
-
-    job *j = calloc(1, sizeof *j);
-    if (!j)
-        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for job \"%s\"", spec->job_id);
-    j->spec = *spec;
-    j->attempt = 1;
-    push_job(&core->queue, j);
-    core->queued_count++;
-    return SL_OK;
+    sl_core_take_active(core, j);
+    sl_core_end_job(core, j, status, message);
 }
 
-sl_status sl_core_plan(const sl_core *core, const sl_core_job *spec, sl_core_answer *answer,
-                       sl_error *err)
+void sl_core_requeue_active(sl_core *core, job *j, sl_status status, const char *message)
 {
-    if (spec->need_count < 0 || spec->need_count > SL_CORE_MAX_NEEDS)
-        return sl_fail(err, SL_ERR_INVALID, "a job with %d components", spec->need_count);
-    const demand d = sl_core_demand_of(spec);
-    const sl_status status = sl_core_check(&d, err);
-    if (status == SL_OK)
-        sl_core_answer_demand(core, &d, core->queued_count, answer);
-    return status;
+    const sl_core_variant *v = &j->spec.variants[j->variant];
+
+    for (int p = 1; p <= j->phase && p < v->phase_count; p++)
+        if (v->phases[p].resume_point && p > j->spec.first_phase)
+            j->spec.first_phase = p;
+    sl_core_take_active(core, j);
+    j->tell_admitted = j->preempt_sent = j->cancel_sent = j->faulted = false;
+    j->stop = STOP_NONE;
+    j->tell_requeued = j->requeued = true;
+    j->status = status;
+    snprintf(j->message, sizeof j->message, "%s", message);
+    sl_core_enqueue(core, j);
 }
 
 sl_status sl_core_cancel(sl_core *core, const char *job_id, int64_t now_ns, sl_error *err)
 {
     int ahead;
+    job *j = sl_core_find_active(core, job_id);
 
-    if (sl_core_is_active(core, job_id)) {
-        if (!core->active->running) {
-            end_active(core, SL_ERR_CANCELLED, "cancelled before it ran");
-        } else if (!core->active->cancelled) {
-            core->active->cancelled = true;
-            core->active->cancel_due_ns = now_ns + core->config.cancel_deadline_ns;
-        }
+    if (j && !j->running) {
+        sl_core_end_active(core, j, SL_ERR_CANCELLED, "cancelled before it ran");
         return SL_OK;
     }
-    job *j = sl_core_find_queued(core, job_id, &ahead);
+    if (j) {
+        if (j->stop != STOP_CANCEL)
+            j->stop_due_ns = now_ns + core->config.cancel_deadline_ns;
+        j->stop = STOP_CANCEL;
+        return SL_OK;
+    }
+    j = sl_core_find_queued(core, job_id, &ahead);
     if (!j)
         return sl_fail(err, SL_ERR_NOT_FOUND, "no job \"%s\" is queued or running", job_id);
-    job **at = &core->queue;
-    while (*at != j)
-        at = &(*at)->next;
-    *at = j->next;
-    core->queued_count--;
-    end_job(core, j, SL_ERR_CANCELLED, "cancelled while it was queued");
+    sl_core_unqueue(core, j);
+    sl_core_end_job(core, j, SL_ERR_CANCELLED, "cancelled while it was queued");
     return SL_OK;
 }
 
-/* ---- the worker ---- */
-
-void sl_core_worker_up(sl_core *core, size_t workspace_bytes)
+void sl_core_preempt(sl_core *core, job *j)
 {
-    core->up = true;
-    core->restart = core->restart_told = false;
-    core->config.workspace_bytes = workspace_bytes;
+    if (!j->running) {
+        sl_core_requeue_active(core, j, SL_ERR_CANCELLED, "pre-empted before it ran");
+    } else if (j->stop == STOP_NONE) {
+        j->stop = STOP_PREEMPT;
+        j->stop_due_ns = INT64_MAX;
+    }
 }
 
-static void want_restart(sl_core *core, const char *message)
+void sl_core_job_started(sl_core *core, const char *job_id)
+{
+    job *j = sl_core_find_active(core, job_id);
+
+    if (j && j->running && !j->faulted && !j->waiting)
+        j->told_bytes = j->mapped_bytes;
+}
+
+void sl_core_phase(sl_core *core, const char *job_id, int phase)
+{
+    job *j = sl_core_find_active(core, job_id);
+
+    if (!j || !j->running || j->faulted || j->waiting)
+        return;
+    const sl_core_variant *v = &j->spec.variants[j->variant];
+    j->told_bytes = j->mapped_bytes;
+    if (phase <= j->phase || phase >= v->phase_count)
+        return;
+    const demand before = sl_core_demand_now(j);
+    sl_core_touch(core, &before);
+    j->phase = phase;
+    core->unsettled = true;
+    const demand now = sl_core_demand_now(j);
+    if (now.activation_bytes < j->mapped_bytes || !v->by_phase)
+        j->mapped_bytes = now.activation_bytes;
+    j->told_bytes = j->mapped_bytes;
+    if (!v->by_phase) {
+        balance(core);
+        return;
+    }
+    j->waiting = true;
+    sl_core_evict_for(core, NULL, &now, 0);
+    if (!sl_core_want(core, &now, 0) && j->stop < STOP_FAIL) {
+        j->stop = STOP_FAIL;
+        j->stop_due_ns = INT64_MAX;
+        j->stop_status = SL_ERR_NO_MEMORY;
+        snprintf(j->stop_message, sizeof j->stop_message,
+                 "out of memory for the components' books");
+    }
+}
+
+/* ---- telling ---- */
+
+static void tell_job(const job *j, sl_core_action_kind kind, sl_core_action *out)
+{
+    out->kind = kind;
+    out->attempt = j->attempt;
+    memcpy(out->job_id, j->spec.job_id, sizeof out->job_id);
+    if (kind != SL_CORE_JOB_ADMITTED) {
+        out->status = j->status;
+        memcpy(out->message, j->message, sizeof out->message);
+    }
+}
+
+static void tell_ended_job(sl_core *core, sl_core_action *out)
+{
+    job *j = core->ended;
+
+    core->ended = j->next;
+    tell_job(j, SL_CORE_JOB_ENDED, out);
+    if (j->status == SL_ERR_TOO_LARGE)
+        sl_core_answer_job(core, &j->spec, 0, &out->answer);
+    free(j);
+}
+
+static void tell_lost(sl_core *core, sl_core_action *out)
+{
+    loss *l = core->lost;
+
+    core->lost = l->next;
+    out->kind = SL_CORE_PIN_LOST;
+    out->key = l->key;
+    out->size_bytes = l->size_bytes;
+    out->from_host = l->host;
+    out->status = l->status;
+    snprintf(out->message, sizeof out->message, "%s", l->message);
+    free(l->owner);
+}
+
+static size_t booked_for(const job *j)
+{
+    const demand left = sl_core_demand_left(j);
+    size_t sum = left.activation_bytes;
+
+    FOR_NEEDS(&left, i)
+    {
+        sum += left.needs[i].size_bytes;
+    }
+    return sum;
+}
+
+/* What has happened and nobody has been told yet. */
+static bool tell(sl_core *core, sl_core_action *out)
+{
+    for (job *j = core->queue; j; j = j->next) {
+        if (j->tell_requeued) {
+            j->tell_requeued = false;
+            tell_job(j, SL_CORE_JOB_REQUEUED, out);
+            return true;
+        }
+    }
+    if (core->ended) {
+        tell_ended_job(core, out);
+        return true;
+    }
+    for (job *j = core->active; j; j = j->next) {
+        if (j->tell_admitted) {
+            j->tell_admitted = false;
+            tell_job(j, SL_CORE_JOB_ADMITTED, out);
+            out->size_bytes = booked_for(j);
+            out->variant = j->variant;
+            return true;
+        }
+    }
+    if (core->lost) {
+        tell_lost(core, out);
+        return true;
+    }
+    return sl_core_tell_ticket(core, out);
+}
+
+/* A job that is asked to stop, and what follows when it does not. */
+static bool next_stop(sl_core *core, job *j, int64_t now_ns, sl_core_action *out)
+{
+    if (j->stop == STOP_PREEMPT && !j->preempt_sent) {
+        j->preempt_sent = true;
+        j->stop_due_ns = now_ns + core->config.preempt_deadline_ns;
+        out->kind = SL_CORE_PREEMPT;
+    } else if (!j->cancel_sent && (j->stop > STOP_PREEMPT || now_ns >= j->stop_due_ns)) {
+        j->cancel_sent = true;
+        if (j->stop != STOP_CANCEL)
+            j->stop_due_ns = now_ns + core->config.cancel_deadline_ns;
+        out->kind = SL_CORE_CANCEL;
+    } else {
+        if (now_ns >= j->stop_due_ns)
+            sl_core_want_restart(core, j->stop == STOP_CANCEL
+                                           ? "the running job did not stop in time after a cancel"
+                                           : "the running job did not stop in time");
+        return false;
+    }
+    memcpy(out->job_id, j->spec.job_id, sizeof out->job_id);
+    return true;
+}
+
+void sl_core_want_restart(sl_core *core, const char *message)
 {
     if (core->restart)
         return;
@@ -354,300 +549,21 @@ static void want_restart(sl_core *core, const char *message)
     snprintf(core->restart_message, sizeof core->restart_message, "%s", message);
 }
 
-static void lose_residency(sl_core *core, const char *reason)
+static bool next_stops(sl_core *core, int64_t now_ns, sl_core_action *out)
 {
-    for (node *n = core->nodes, *next; n; n = next) {
-        next = n->next;
-        if (!n->pinned || n->evict) {
-            sl_core_remove(core, n);
-            continue;
-        }
-        n->deaths += n->state == SL_CORE_LOADING;
-        n->state = SL_CORE_WANTED;
-        n->measured_bytes = 0;
-    }
-    /* A component whose load keeps killing the worker is given up. */
-    for (node *n = core->nodes; n;) {
-        if (n->deaths <= core->config.retry_limit) {
-            n = n->next;
-            continue;
-        }
-        const sl_core_key key = n->key;
-        lose_node(core, n, SL_ERR_UNAVAILABLE, reason);
-        sl_core_fail_tickets(core, &key, SL_ERR_UNAVAILABLE, reason);
-        n = core->nodes; /* ending a ticket may have removed others */
-    }
-}
-
-void sl_core_worker_down(sl_core *core, const char *reason)
-{
-    char message[SL_CORE_TEXT_BYTES];
-
-    core->up = core->restart = core->restart_told = false;
-    core->outstanding = (command){ 0 };
-    if (core->active && core->active->cancelled) {
-        end_active(core, SL_ERR_CANCELLED, "cancelled");
-    } else if (core->active && core->active->attempt > core->config.retry_limit) {
-        snprintf(message, sizeof message, "the worker ended %d times during this job, at last: %s",
-                 core->active->attempt, reason);
-        end_active(core, SL_ERR_UNAVAILABLE, message);
-    } else if (core->active) {
-        core->active->attempt++;
-        requeue_active(core, SL_ERR_UNAVAILABLE, reason);
-    }
-    snprintf(message, sizeof message, "the worker ended: %s", reason);
-    lose_residency(core, message);
-}
-
-void sl_core_job_started(sl_core *core, const char *job_id)
-{
-    if (sl_core_is_active(core, job_id) && core->active->running)
-        core->active->started = true;
-}
-
-static void load_done(sl_core *core, node *n, const sl_core_done *done, const char *message,
-                      int64_t now_ns)
-{
-    if (done->status == SL_OK) {
-        n->state = SL_CORE_READY;
-        n->measured_bytes = done->component_bytes;
-        n->deaths = 0;
-        sl_core_note_receipts(core, n, true, done);
-        return;
-    }
-    const bool for_job = sl_core_in_use(core, n);
-    const sl_core_key key = n->key;
-    if (n->pinned)
-        lose_node(core, n, done->status, message);
-    else
-        sl_core_remove(core, n);
-    if (for_job && done->status == SL_ERR_NO_MEMORY)
-        retry_active_memory(core, message, now_ns);
-    else if (for_job)
-        end_active(core, done->status, message);
-    sl_core_fail_tickets(core, &key, done->status, message);
-}
-
-static void run_done(sl_core *core, const sl_core_done *done, const char *message, int64_t now_ns)
-{
-    if (done->status == SL_ERR_NO_MEMORY)
-        retry_active_memory(core, message, now_ns);
-    else
-        end_active(core, done->status, message);
-}
-
-bool sl_core_command_done(sl_core *core, uint64_t command_id, const sl_core_done *done,
-                          int64_t now_ns)
-{
-    const char *message = done->message ? done->message : "";
-    const command ended = core->outstanding;
-
-    if (command_id == 0 || ended.id != command_id)
-        return false;
-    if (done->status == SL_ERR_DEVICE) {
-        /* The context is poisoned; what was under way is dealt with when the
-         * worker is gone. */
-        if (ended.kind == SL_CORE_RUN)
-            core->active->started = false; /* unmapped all the same */
-        want_restart(core, message);
-        return true;
-    }
-    core->outstanding = (command){ 0 };
-    if (ended.kind == SL_CORE_LOAD) {
-        load_done(core, ended.node, done, message, now_ns);
-    } else if (ended.kind == SL_CORE_RUN) {
-        run_done(core, done, message, now_ns);
-    } else if (done->status == SL_OK) {
-        sl_core_note_receipts(core, ended.node, false, done);
-        sl_core_remove(core, ended.node);
-    } else {
-        /* Nobody knows what is mapped now: start over. */
-        want_restart(core, message);
-    }
-    return true;
-}
-
-/* ---- next ---- */
-
-static void tell_ended_job(sl_core *core, sl_core_action *out)
-{
-    job *j = core->ended;
-
-    core->ended = j->next;
-    out->kind = SL_CORE_JOB_ENDED;
-    out->attempt = j->attempt;
-    out->status = j->status;
-    memcpy(out->job_id, j->spec.job_id, sizeof out->job_id);
-    memcpy(out->message, j->message, sizeof out->message);
-    free(j);
-}
-
-static void tell_lost(sl_core *core, sl_core_action *out)
-{
-    node *n = core->lost;
-
-    core->lost = n->next;
-    out->kind = SL_CORE_PIN_LOST;
-    out->key = n->key;
-    out->size_bytes = n->size_bytes;
-    out->status = n->lost_status;
-    snprintf(out->message, sizeof out->message, "%s", n->lost_message);
-    free(n);
-}
-
-static size_t booked_for(const job *j)
-{
-    size_t sum = j->spec.activation_bytes;
-
-    for (int i = 0; i < j->spec.need_count; i++)
-        sum += j->spec.needs[i].size_bytes;
-    return sum;
-}
-
-/* What has happened and nobody has been told yet. */
-static bool tell(sl_core *core, sl_core_action *out)
-{
-    job *head = core->queue;
-
-    if (head && head->tell_requeued) {
-        head->tell_requeued = false;
-        out->kind = SL_CORE_JOB_REQUEUED;
-        out->attempt = head->attempt;
-        out->status = head->status;
-        memcpy(out->job_id, head->spec.job_id, sizeof out->job_id);
-        memcpy(out->message, head->message, sizeof out->message);
-    } else if (core->ended) {
-        tell_ended_job(core, out);
-    } else if (core->active && core->active->tell_admitted) {
-        core->active->tell_admitted = false;
-        out->kind = SL_CORE_JOB_ADMITTED;
-        out->attempt = core->active->attempt;
-        out->size_bytes = booked_for(core->active);
-        memcpy(out->job_id, core->active->spec.job_id, sizeof out->job_id);
-    } else if (core->lost) {
-        tell_lost(core, out);
-    } else {
-        return sl_core_tell_ticket(core, out);
-    }
-    return true;
-}
-
-/* Takes the head of the queue if it fits now; ends it if it never will. */
-static void admit(sl_core *core, int64_t now_ns)
-{
-    sl_core_answer answer;
-    job *j = core->queue;
-
-    if (j && j->not_before_ns <= now_ns)
-        j->not_before_ns = 0; /* so that sl_core_wake_ns is never in the past */
-    if (!j || core->draining || !sl_core_is_calm(core) || j->not_before_ns > 0)
-        return;
-    const demand d = sl_core_demand_of(&j->spec);
-    sl_core_answer_demand(core, &d, 0, &answer);
-    if (answer.when == SL_CORE_AFTER)
-        return;
-    core->queue = j->next;
-    core->queued_count--;
-    j->next = NULL;
-    if (answer.when == SL_CORE_NEVER) {
-        end_job(core, j, SL_ERR_TOO_LARGE, answer.message);
-        return;
-    }
-    sl_core_evict_for(core, &d, 0);
-    core->active = j;
-    if (!sl_core_want(core, &d)) {
-        end_active(core, SL_ERR_NO_MEMORY, "out of memory for the components' books");
-        return;
-    }
-    j->tell_admitted = true;
-}
-
-static void send_command(sl_core *core, sl_core_action *out, sl_core_action_kind kind, node *n)
-{
-    core->outstanding = (command){ .id = ++core->last_command, .kind = kind, .node = n };
-    out->kind = kind;
-    out->command_id = core->last_command;
-    if (n) {
-        out->key = n->key;
-        out->size_bytes = n->size_bytes;
-    }
-}
-
-static void send_unload(sl_core *core, sl_core_action *out, node *n)
-{
-    n->state = SL_CORE_UNLOADING;
-    send_command(core, out, SL_CORE_UNLOAD, n);
-    out->ticket = n->for_ticket;
-    if (n->for_ticket == 0 && core->active)
-        memcpy(out->job_id, core->active->spec.job_id, sizeof out->job_id);
-}
-
-static void send_load(sl_core *core, sl_core_action *out, node *n)
-{
-    n->state = SL_CORE_LOADING;
-    send_command(core, out, SL_CORE_LOAD, n);
-    if (sl_core_in_use(core, n))
-        memcpy(out->job_id, core->active->spec.job_id, sizeof out->job_id);
-}
-
-static void send_run(sl_core *core, sl_core_action *out)
-{
-    job *j = core->active;
-
-    j->running = true;
-    send_command(core, out, SL_CORE_RUN, NULL);
-    out->attempt = j->attempt;
-    out->size_bytes = j->spec.activation_bytes;
-    memcpy(out->job_id, j->spec.job_id, sizeof out->job_id);
-}
-
-/* Everything that goes, goes before anything comes. */
-static bool next_command(sl_core *core, sl_core_action *out)
-{
-    node *n;
-
-    if (!core->up || core->restart || core->outstanding.id)
-        return false;
-    for (n = core->nodes; n && !(n->evict && n->state == SL_CORE_READY); n = n->next)
-        ;
-    if (n) {
-        send_unload(core, out, n);
-        return true;
-    }
-    for (n = core->nodes; n && n->state != SL_CORE_WANTED; n = n->next)
-        ;
-    if (n) {
-        send_load(core, out, n);
-        return true;
-    }
-    if (!core->active)
-        return false;
-    send_run(core, out);
-    return true;
-}
-
-static bool next_cancel(sl_core *core, int64_t now_ns, sl_core_action *out)
-{
-    job *j = core->active;
-
-    if (!j || !j->cancelled || core->restart)
-        return false;
-    if (!j->cancel_sent) {
-        j->cancel_sent = true;
-        out->kind = SL_CORE_CANCEL;
-        memcpy(out->job_id, j->spec.job_id, sizeof out->job_id);
-        return true;
-    }
-    if (now_ns >= j->cancel_due_ns)
-        want_restart(core, "the running job did not stop in time after a cancel");
+    for (job *j = core->active; j && !core->restart; j = j->next)
+        if (j->running && j->stop != STOP_NONE && next_stop(core, j, now_ns, out))
+            return true;
     return false;
 }
 
 bool sl_core_next(sl_core *core, int64_t now_ns, sl_core_action *out)
 {
     memset(out, 0, sizeof *out);
+    sl_core_expire(core, now_ns);
+    sl_core_give_up_streamed(core);
     sl_core_settle_tickets(core);
-    if (tell(core, out) || next_cancel(core, now_ns, out))
+    if (tell(core, out) || next_stops(core, now_ns, out))
         return true;
     if (core->restart && !core->restart_told) {
         core->restart_told = true;
@@ -655,15 +571,24 @@ bool sl_core_next(sl_core *core, int64_t now_ns, sl_core_action *out)
         snprintf(out->message, sizeof out->message, "%s", core->restart_message);
         return true;
     }
-    admit(core, now_ns);
-    return tell(core, out) || next_command(core, out);
+    sl_core_shrink_host(core);
+    if (core->unsettled && !sl_core_admit(core, now_ns))
+        core->unsettled = false;
+    return tell(core, out) || sl_core_next_command(core, now_ns, out);
 }
 
 int64_t sl_core_wake_ns(const sl_core *core)
 {
-    if (core->active && core->active->cancelled && !core->restart)
-        return core->active->cancel_due_ns;
-    if (!core->active && core->up && core->queue && core->queue->not_before_ns > 0)
-        return core->queue->not_before_ns;
-    return INT64_MAX;
+    int64_t wake_ns = INT64_MAX;
+
+    for (const job *j = core->active; j && !core->restart; j = j->next)
+        if (j->running && j->stop != STOP_NONE && j->stop_due_ns < wake_ns)
+            wake_ns = j->stop_due_ns;
+    for (const job *j = core->queue; j; j = j->next) {
+        if (core->up && j->not_before_ns > 0 && j->not_before_ns < wake_ns)
+            wake_ns = j->not_before_ns;
+        if (j->spec.deadline_ns > 0 && j->spec.deadline_ns < wake_ns)
+            wake_ns = j->spec.deadline_ns;
+    }
+    return wake_ns;
 }

@@ -1,540 +1,566 @@
-/* The core against a simulated worker: thousands of random operations, with
- * every rule of core.h checked after each.  A failure prints its seed and step. */
-#include "service/core.h"
+/* The core against a simulated worker and service: random operations, with every
+ * rule of core.h checked after each.
+ *
+ *     core_sim_test             20 seeds x 50,000 operations
+ *     core_sim_test soak [N]    N operations (1,000,000) on seeds of the clock's making
+ *     core_sim_test seed S [N [T]]  that seed alone, to look at a failure, with all
+ *                               actions from step T on
+ */
+#include "service/core_sim.h"
 
-#include "base/clock.h"
-#include "base/size.h"
-#include "base/test.h"
-
+#include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-#define G SL_GRANULE_BYTES
+enum { SEEDS = 20, OPERATIONS = 50000, SOAK_OPERATIONS = 1000000 };
 
-enum { SEEDS = 300, STEPS = 250, MODELS = 5, PARTS = 3, MAX_JOBS = 2000, MAX_TICKETS = 2000 };
+static struct {
+    uint64_t first_seed;
+    int seeds;
+    long operations, trace_from;
+    bool verbose;
+} plan = { .first_seed = 1, .seeds = SEEDS, .operations = OPERATIONS };
 
-static const sl_component_kind part_kind[PARTS] = { SL_COMPONENT_TEXT_ENCODER, SL_COMPONENT_DIT,
-                                                    SL_COMPONENT_VAE };
+/* ---- making things up ---- */
 
-typedef struct {
-    bool ended, requeued_or_admitted, cancelled;
-    sl_status status;
-    int attempt;
-    int model;
-    size_t activations;
-} sim_job;
-
-typedef struct {
-    bool ended, is_load;
-    int model;
-    unsigned parts; /* set */
-} sim_ticket;
-
-/* The worker, as the simulation sees it: what is mapped in truth, and what its
- * last event said. */
-typedef struct {
-    bool up, must_die;
-    bool resident[MODELS][PARTS];
-    size_t mapped, told;
-    sl_core_action command; /* kind NONE: idle */
-    bool started;
-} sim_worker;
-
-typedef struct {
-    uint64_t seed, random;
-    int step;
-    int64_t now_ns;
-    sl_core *core;
-    size_t limit, workspace;
-    size_t sizes[MODELS][PARTS];
-    sim_worker worker;
-    bool pinned[MODELS][PARTS]; /* by an ended load */
-    int job_count, first_open;
-    sim_job jobs[MAX_JOBS];
-    int ticket_count;
-    sim_ticket tickets[MAX_TICKETS]; /* index: ticket id - 1 */
-    int admitted_count, evicted_count, deaths;
-} sim;
-
-#define SIM_CHECK(s, expr)                                                                         \
-    do {                                                                                           \
-        if (!(expr))                                                                               \
-            fail_msg("seed %llu step %d: %s:%d: %s", (unsigned long long)(s)->seed, (s)->step,     \
-                     __FILE__, __LINE__, #expr);                                                   \
-    } while (0)
-
-static uint64_t roll(sim *s, uint64_t sides)
+static size_t image_bytes(const sim *s, int m, int p, sl_component_mode mode)
 {
-    s->random += 0x9e3779b97f4a7c15u;
-    uint64_t z = s->random;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (z ^ (z >> 31)) % sides;
+    return s->no_image[m][p] && mode == SL_MODE_RESIDENT ? 0 : s->sizes[m][p];
 }
 
-static sl_core_key key_of(int model, int part)
+static sl_core_need make_need(const sim *s, int m, int p, sl_component_mode mode)
 {
-    sl_core_key key = { .component = part_kind[part], .precision = SL_PRECISION_BF16 };
-    snprintf(key.model, sizeof key.model, "m%d", model);
-    return key;
+    return (sl_core_need){
+        .key = sim_key(m, p, mode),
+        .size_bytes = mode == SL_MODE_RESIDENT ? s->sizes[m][p] : (1 + s->sizes[m][p] / G / 6) * G,
+        .host_bytes = image_bytes(s, m, p, mode),
+    };
 }
 
-static void find_key(const sim *s, const sl_core_key *key, int *model, int *part)
+static void set_facts(sim *s, sl_budget_facts *facts, int m, bool streamed)
 {
-    *model = key->model[1] - '0';
-    for (*part = 0; *part < PARTS && part_kind[*part] != key->component; ++*part)
-        ;
-    SIM_CHECK(s, *model >= 0 && *model < MODELS && *part < PARTS);
+    snprintf(facts->model, sizeof facts->model, "m%d", m);
+    facts->dit_params = m >= MODELS - 2 ? SL_BUDGET_14B_CLASS : 1;
+    facts->precision = SL_PRECISION_BF16;
+    facts->dit_whole = !streamed;
+    facts->frames = 1 + (int)sim_roll(s, 100);
 }
 
-static sl_core_job spec_of(const sim *s, int index)
+/* Text, one or two experts, decode. */
+static sl_core_variant make_variant(sim *s, int m, bool by_phase, bool streams)
 {
-    const sim_job *j = &s->jobs[index];
-    sl_core_job spec = { .need_count = PARTS, .activation_bytes = j->activations };
+    sl_core_variant v = { .by_phase = by_phase, .streams = streams, .slowdown = streams ? 3 : 1 };
 
-    snprintf(spec.job_id, sizeof spec.job_id, "j%d", index);
-    snprintf(spec.facts.model, sizeof spec.facts.model, "m%d", j->model);
     for (int p = 0; p < PARTS; p++) {
-        spec.needs[p].key = key_of(j->model, p);
-        spec.needs[p].size_bytes = s->sizes[j->model][p];
-    }
-    return spec;
-}
-
-static int index_of(const char *job_id)
-{
-    return atoi(job_id + 1);
-}
-
-/* ---- actions ---- */
-
-static void on_load(sim *s, const sl_core_action *a)
-{
-    int model, part;
-
-    find_key(s, &a->key, &model, &part);
-    SIM_CHECK(s, !s->worker.resident[model][part]);
-    SIM_CHECK(s, a->size_bytes == s->sizes[model][part]);
-    s->worker.mapped += a->size_bytes;
-    SIM_CHECK(s, s->worker.mapped <= s->limit);
-}
-
-static void on_unload(sim *s, const sl_core_action *a)
-{
-    int model, part;
-
-    find_key(s, &a->key, &model, &part);
-    SIM_CHECK(s, s->worker.resident[model][part]);
-    /* A pin is only taken off by an unload ticket. */
-    if (s->pinned[model][part]) {
-        SIM_CHECK(s, a->ticket > 0 && !s->tickets[a->ticket - 1].is_load);
-        SIM_CHECK(s, s->tickets[a->ticket - 1].model == model);
-    }
-    s->evicted_count += a->ticket == 0;
-}
-
-static void on_run(sim *s, const sl_core_action *a)
-{
-    const sim_job *j = &s->jobs[index_of(a->job_id)];
-
-    SIM_CHECK(s, !j->ended && a->attempt == j->attempt && a->size_bytes == j->activations);
-    for (int p = 0; p < PARTS; p++)
-        SIM_CHECK(s, s->worker.resident[j->model][p]);
-    SIM_CHECK(s, s->worker.mapped + j->activations <= s->limit);
-}
-
-static void on_job_ended(sim *s, const sl_core_action *a)
-{
-    sim_job *j = &s->jobs[index_of(a->job_id)];
-
-    SIM_CHECK(s, !j->ended && a->attempt == j->attempt);
-    SIM_CHECK(s, a->status != SL_ERR_CANCELLED || j->cancelled);
-    j->ended = true;
-    j->status = a->status;
-}
-
-static void on_ticket_ended(sim *s, const sl_core_action *a)
-{
-    SIM_CHECK(s, a->ticket >= 1 && a->ticket <= (uint64_t)s->ticket_count);
-    sim_ticket *t = &s->tickets[a->ticket - 1];
-
-    SIM_CHECK(s, !t->ended);
-    t->ended = true;
-    SIM_CHECK(s, a->receipt.residue_bytes == 0);
-    for (int p = 0; p < PARTS; p++) {
-        if (!(t->parts >> p & 1) || a->status != SL_OK)
+        if (!sim_has_part(m, p))
             continue;
-        s->pinned[t->model][p] = t->is_load;
-        SIM_CHECK(s, s->worker.resident[t->model][p] == t->is_load);
+        const bool dit = p == 1 || p == 2;
+        v.needs[v.need_count] = make_need(
+            s, m, p, streams && (dit || sim_roll(s, 2)) ? SL_MODE_STREAMED : SL_MODE_RESIDENT);
+        sl_core_phase_plan *phase = &v.phases[v.phase_count++];
+        phase->needs = 1u << v.need_count++;
+        phase->activation_bytes = (1 + sim_roll(s, 30)) * G;
+        if (phase->activation_bytes > v.activation_bytes)
+            v.activation_bytes = phase->activation_bytes;
+        phase->resume_point = p == 3;
     }
+    set_facts(s, &v.facts, m, streams);
+    return v;
 }
 
-static void on_action(sim *s, const sl_core_action *a)
+static sl_core_job make_spec(sim *s)
 {
-    sim_worker *w = &s->worker;
-    int model, part;
+    sl_core_job spec = { .priority = (int)sim_roll(s, 3), .submitted_ns = s->now_ns };
+    const int m = (int)sim_roll(s, MODELS);
+    const uint64_t kind = sim_roll(s, 8);
 
-    switch (a->kind) {
-    case SL_CORE_LOAD:
-    case SL_CORE_UNLOAD:
-    case SL_CORE_RUN:
-        SIM_CHECK(s, w->up && !w->must_die && w->command.kind == SL_CORE_NONE);
-        if (a->kind == SL_CORE_LOAD)
-            on_load(s, a);
-        else if (a->kind == SL_CORE_UNLOAD)
-            on_unload(s, a);
-        else
-            on_run(s, a);
-        w->command = *a;
-        w->started = false;
-        break;
-    case SL_CORE_CANCEL:
-        SIM_CHECK(s, w->command.kind == SL_CORE_RUN);
-        SIM_CHECK(s, strcmp(w->command.job_id, a->job_id) == 0);
-        SIM_CHECK(s, s->jobs[index_of(a->job_id)].cancelled);
-        break;
-    case SL_CORE_RESTART:
-        SIM_CHECK(s, w->up && !w->must_die);
-        w->must_die = true;
-        break;
-    case SL_CORE_JOB_ADMITTED:
-        /* First in, first out: everyone before has ended. */
-        for (int i = s->first_open; i < index_of(a->job_id); i++)
-            SIM_CHECK(s, s->jobs[i].ended);
-        s->admitted_count++;
-        break;
-    case SL_CORE_JOB_REQUEUED:
-        SIM_CHECK(s, a->attempt - s->jobs[index_of(a->job_id)].attempt <= 1 && a->attempt <= 3);
-        s->jobs[index_of(a->job_id)].attempt = a->attempt;
-        break;
-    case SL_CORE_JOB_ENDED:
-        on_job_ended(s, a);
-        break;
-    case SL_CORE_TICKET_ENDED:
-        on_ticket_ended(s, a);
-        break;
-    case SL_CORE_PIN_LOST:
-        find_key(s, &a->key, &model, &part);
-        s->pinned[model][part] = false;
-        break;
-    case SL_CORE_NONE:
-        SIM_CHECK(s, false);
+    snprintf(spec.job_id, sizeof spec.job_id, "j%llu", (unsigned long long)s->next_seq);
+    if (sim_roll(s, 4))
+        snprintf(spec.user, sizeof spec.user, "u%d", (int)sim_roll(s, USERS));
+    spec.cost = (double)sim_roll(s, 100) * 1e9;
+    if (sim_roll(s, 10) == 0)
+        spec.deadline_ns = s->now_ns + (int64_t)(1 + sim_roll(s, 200)) * SL_NS_PER_S;
+    if (kind == 0) { /* the plain form */
+        const sl_core_variant v = make_variant(s, m, false, false);
+        spec.need_count = v.need_count;
+        memcpy(spec.needs, v.needs, sizeof spec.needs);
+        spec.activation_bytes = v.activation_bytes;
+        spec.facts = v.facts;
+        return spec;
     }
-}
-
-/* ---- what must be true at any time ---- */
-
-static void check_ledger(const sim *s)
-{
-    sl_core_ledger l;
-
-    sl_core_get_ledger(s->core, s->worker.told, &l);
-    SIM_CHECK(s, l.limit_bytes == s->limit);
-    SIM_CHECK(s, l.unexplained_bytes == 0);
-    SIM_CHECK(s, l.workspace_bytes + l.weights_bytes + l.activations_bytes + l.reserved_bytes +
-                         l.free_bytes ==
-                     s->limit);
-    if (s->worker.up)
-        SIM_CHECK(s, l.workspace_bytes + l.weights_bytes + l.activations_bytes == s->worker.told);
-}
-
-/* Nothing that could go on stands still. */
-static void check_progress(const sim *s)
-{
-    sl_core_answer answer;
-    sl_error error;
-
-    SIM_CHECK(s, sl_core_wake_ns(s->core) > s->now_ns);
-    if (!s->worker.up || s->worker.must_die || s->worker.command.kind != SL_CORE_NONE)
-        return;
-    sl_core_active active;
-    sl_core_get_active(s->core, &active);
-    SIM_CHECK(s, !active.job_id[0]); /* an idle worker has no active job */
-    for (int i = 0; i < s->ticket_count; i++)
-        SIM_CHECK(s, s->tickets[i].ended);
-    int head = s->first_open;
-    while (head < s->job_count && s->jobs[head].ended)
-        head++;
-    if (head == s->job_count) {
-        SIM_CHECK(s, sl_core_queued_count(s->core) == 0);
-        return;
-    }
-    char id[16];
-    snprintf(id, sizeof id, "j%d", head);
-    SIM_CHECK(s, sl_core_position(s->core, id) == 1);
-    SIM_CHECK(s, sl_core_waiting_for(s->core, id, &answer, &error) == SL_OK);
-    /* It waits for a pin, or for its time after a refusal by the driver. */
-    SIM_CHECK(s, answer.when == SL_CORE_AFTER || sl_core_wake_ns(s->core) != INT64_MAX);
-}
-
-static void drain(sim *s)
-{
-    static sl_core_action action;
-
-    for (int i = 0; sl_core_next(s->core, s->now_ns, &action); i++) {
-        SIM_CHECK(s, i < 10000);
-        on_action(s, &action);
-        check_ledger(s);
-    }
-    while (s->first_open < s->job_count && s->jobs[s->first_open].ended)
-        s->first_open++;
-    check_ledger(s);
-    check_progress(s);
-}
-
-/* ---- the worker's side ---- */
-
-static sl_status roll_status(sim *s, sl_core_action_kind kind)
-{
-    switch (roll(s, 30)) {
-    case 0:
-        return SL_ERR_DATA;
-    case 1:
-        return SL_ERR_NO_MEMORY;
-    case 2:
-        return roll(s, 4) == 0 ? SL_ERR_DEVICE : SL_OK;
-    default:
-        return kind == SL_CORE_UNLOAD && roll(s, 50) == 0 ? SL_ERR_INTERNAL : SL_OK;
-    }
-}
-
-/* Ends the command and tells; false: there was none. */
-static bool finish_command(sim *s, bool always_ok)
-{
-    sim_worker *w = &s->worker;
-    const sl_core_action command = w->command;
-    int model, part;
-
-    if (command.kind == SL_CORE_NONE)
-        return false;
-    sl_core_done done = { .message = "", .before_bytes = w->told };
-    done.status = always_ok ? SL_OK : roll_status(s, command.kind);
-    if (command.kind == SL_CORE_RUN) {
-        const sim_job *j = &s->jobs[index_of(command.job_id)];
-        if (w->started)
-            w->mapped -= command.size_bytes;
-        if (j->cancelled && roll(s, 3))
-            done.status = SL_ERR_CANCELLED;
-    } else {
-        find_key(s, &command.key, &model, &part);
-        if (command.kind == SL_CORE_LOAD && done.status == SL_OK) {
-            w->resident[model][part] = true;
-            done.component_bytes = command.size_bytes;
-        } else if (command.kind == SL_CORE_LOAD) {
-            w->mapped -= command.size_bytes;
-        } else if (done.status == SL_OK || done.status == SL_ERR_DATA ||
-                   done.status == SL_ERR_NO_MEMORY) {
-            done.status = SL_OK;
-            w->resident[model][part] = false;
-            w->mapped -= command.size_bytes;
-        }
-    }
-    done.after_bytes = done.peak_bytes = w->mapped;
-    done.duration_ns = 1;
-    w->command.kind = SL_CORE_NONE;
-    w->told = w->mapped;
-    SIM_CHECK(s, sl_core_command_done(s->core, command.command_id, &done, s->now_ns));
-    SIM_CHECK(s, done.status == SL_ERR_DEVICE ||
-                     !sl_core_command_done(s->core, command.command_id, &done, s->now_ns));
-    return true;
-}
-
-static void start_run(sim *s)
-{
-    sim_worker *w = &s->worker;
-
-    if (w->command.kind != SL_CORE_RUN || w->started)
-        return;
-    w->started = true;
-    w->mapped += w->command.size_bytes;
-    w->told = w->mapped;
-    sl_core_job_started(s->core, w->command.job_id);
-}
-
-static void worker_dies(sim *s)
-{
-    memset(&s->worker, 0, sizeof s->worker);
-    s->deaths++;
-    sl_core_worker_down(s->core, "killed by the simulation");
-}
-
-static void worker_comes(sim *s)
-{
-    if (s->worker.up)
-        return;
-    s->worker.up = true;
-    s->worker.mapped = s->worker.told = s->workspace;
-    sl_core_worker_up(s->core, s->workspace);
+    if (kind < 7)
+        spec.variants[spec.variant_count++] = make_variant(s, m, false, false);
+    if (kind > 3)
+        spec.variants[spec.variant_count++] = make_variant(s, m, true, false);
+    if (kind > 1)
+        spec.variants[spec.variant_count++] = make_variant(s, m, false, true);
+    if (kind == 6)
+        spec.variants[spec.variant_count++] = make_variant(s, m, true, true);
+    return spec;
 }
 
 /* ---- the clients' side ---- */
 
 static void submit_job(sim *s, sl_error *err)
 {
-    if (s->job_count == MAX_JOBS)
-        return;
-    sim_job *j = &s->jobs[s->job_count];
-    *j = (sim_job){ .attempt = 1, .model = (int)roll(s, MODELS) };
-    j->activations = (1 + roll(s, 50)) * G;
+    sim_job *j = NULL;
 
-    const sl_core_job spec = spec_of(s, s->job_count);
-    size_t need = j->activations + s->workspace;
-    for (int p = 0; p < PARTS; p++)
-        need += s->sizes[j->model][p];
-    const sl_status status = sl_core_submit(s->core, &spec, NULL, err);
-    SIM_CHECK(s, status == (need <= s->limit ? SL_OK : SL_ERR_TOO_LARGE));
-    s->job_count += status == SL_OK;
+    for (int i = 0; i < MAX_OPEN && !j; i++)
+        if (s->jobs[i].state == FREE)
+            j = &s->jobs[i];
+    SIM_CHECK(s, j != NULL); /* the queue's limit is below */
+    const sl_core_job spec = make_spec(s);
+    sl_core_answer answer;
+    if (sim_roll(s, 5) == 0)
+        SIM_CHECK(s, sl_core_plan(s->core, &spec, &answer, err) == SL_OK);
+    const sl_status status = sl_core_submit(s->core, &spec, &answer, err);
+    s->refused[status]++;
+    SIM_CHECK(s, status == SL_OK || status == SL_ERR_TOO_LARGE || status == SL_ERR_BUSY ||
+                     (status == SL_ERR_TIMEOUT && spec.deadline_ns > 0));
+    SIM_CHECK(s, (status == SL_ERR_TOO_LARGE) == (answer.when == SL_CORE_NEVER));
+    if (status != SL_OK)
+        return;
+    sim_trace(s, "submit %s priority %d user \"%s\" variants %d of m%c", spec.job_id, spec.priority,
+              spec.user, spec.variant_count,
+              spec.variant_count ? spec.variants[0].facts.model[1] : spec.facts.model[1]);
+    *j = (sim_job){ .state = QUEUED, .seq = s->next_seq++, .spec = spec, .attempt = 1 };
+    if (spec.variant_count == 0) {
+        j->spec.variants[0] = (sl_core_variant){ .need_count = spec.need_count,
+                                                 .activation_bytes = spec.activation_bytes,
+                                                 .facts = spec.facts };
+        memcpy(j->spec.variants[0].needs, spec.needs, sizeof spec.needs);
+    }
+    s->submitted++;
+}
+
+static sim_job *any_job(sim *s, sim_state state)
+{
+    const int start = (int)sim_roll(s, MAX_OPEN);
+
+    for (int i = 0; i < MAX_OPEN; i++)
+        if (s->jobs[(start + i) % MAX_OPEN].state == state)
+            return &s->jobs[(start + i) % MAX_OPEN];
+    return NULL;
 }
 
 static void cancel_job(sim *s, sl_error *err)
 {
-    if (s->job_count == 0)
+    sim_job *j = any_job(s, (sim_state)(QUEUED + sim_roll(s, 3)));
+
+    if (!j)
         return;
-    const int span = s->job_count - s->first_open + 1;
-    const int index = s->job_count - 1 - (int)roll(s, (uint64_t)span) % s->job_count;
-    char id[16];
-
-    snprintf(id, sizeof id, "j%d", index);
-    const bool was_open = !s->jobs[index].ended;
-    const sl_status status = sl_core_cancel(s->core, id, s->now_ns, err);
-    SIM_CHECK(s, status == (was_open ? SL_OK : SL_ERR_NOT_FOUND));
-    if (was_open)
-        s->jobs[index].cancelled = true;
+    SIM_CHECK(s, sl_core_cancel(s->core, j->spec.job_id, s->now_ns, err) == SL_OK);
+    j->cancelled = true;
 }
 
-static void add_ticket(sim *s, uint64_t id, bool is_load, int model, unsigned parts)
+static sim_ticket *new_ticket(sim *s)
 {
-    SIM_CHECK(s, id == (uint64_t)s->ticket_count + 1);
-    s->tickets[s->ticket_count++] =
-        (sim_ticket){ .is_load = is_load, .model = model, .parts = parts };
+    for (int i = 0; i < MAX_OPEN_TICKETS; i++)
+        if (s->tickets[i].id == 0)
+            return &s->tickets[i];
+    return NULL;
 }
 
-static void load_or_unload(sim *s, bool is_load, sl_error *err)
+static int make_needs(sim *s, int m, sl_core_need *needs)
 {
-    const int model = (int)roll(s, MODELS);
-    const unsigned parts = 1 + (unsigned)roll(s, (1u << PARTS) - 1);
-    sl_core_need needs[PARTS];
-    sl_core_key keys[PARTS];
-    sl_budget_facts facts = { 0 };
-    uint64_t id;
+    const unsigned parts = 1 + (unsigned)sim_roll(s, 15);
     int count = 0;
 
-    if (s->ticket_count == MAX_TICKETS)
-        return;
-    for (int p = 0; p < PARTS; p++) {
-        if (!(parts >> p & 1))
-            continue;
-        keys[count] = key_of(model, p);
-        needs[count] = (sl_core_need){ .key = keys[count], .size_bytes = s->sizes[model][p] };
-        count++;
-    }
-    memcpy(facts.model, keys[0].model, sizeof facts.model);
-    const sl_status status = is_load ? sl_core_load(s->core, needs, count, &facts, &id, NULL, err)
-                                     : sl_core_unload(s->core, keys, count, &id, err);
+    for (int p = 0; p < PARTS; p++)
+        if ((parts >> p & 1) && sim_has_part(m, p))
+            needs[count++] =
+                make_need(s, m, p, sim_roll(s, 8) == 0 ? SL_MODE_STREAMED : SL_MODE_RESIDENT);
+    return count;
+}
+
+static void note_ticket(sim *s, uint64_t id, sim_ticket t, const sl_core_need *needs, int count)
+{
+    sim_ticket *slot = new_ticket(s);
+
+    SIM_CHECK(s, slot != NULL);
+    sim_trace(s, "ticket t%llu %s mode %d", (unsigned long long)id,
+              t.is_load ? (t.host ? "load host" : "load") : (t.others ? "others" : "unload"),
+              t.mode);
+    t.id = id;
+    t.count = count;
+    for (int i = 0; i < count; i++)
+        t.keys[i] = needs[i].key;
+    *slot = t;
+}
+
+static void load_some(sim *s, sl_error *err)
+{
+    const int m = (int)sim_roll(s, MODELS);
+    const bool host = sim_roll(s, 3) == 0;
+    sl_core_need needs[PARTS];
+    sl_budget_facts facts = { 0 };
+    uint64_t id;
+
+    const int count = make_needs(s, m, needs);
+    set_facts(s, &facts, m, false);
+    const sl_status status = host ? sl_core_load_host(s->core, needs, count, &id, NULL, err)
+                                  : sl_core_load(s->core, needs, count, &facts, &id, NULL, err);
     if (status == SL_OK)
-        add_ticket(s, id, is_load, model, parts);
+        note_ticket(s, id, (sim_ticket){ .is_load = true, .host = host }, needs, count);
     else
-        SIM_CHECK(s, status == (is_load ? SL_ERR_TOO_LARGE : SL_ERR_PRECONDITION));
+        SIM_CHECK(s, status == SL_ERR_TOO_LARGE || status == SL_ERR_INVALID);
+}
+
+static void unload_some(sim *s, sl_error *err)
+{
+    const sl_core_unload_mode mode = (sl_core_unload_mode)(sim_roll(s, 20) % 3 * sim_roll(s, 2));
+    const sl_core_if_used used = (sl_core_if_used)sim_roll(s, 3);
+    sl_core_need needs[PARTS];
+    sl_core_key keys[PARTS];
+    uint64_t id;
+
+    const int count = make_needs(s, (int)sim_roll(s, MODELS), needs);
+    for (int i = 0; i < count; i++)
+        keys[i] = needs[i].key;
+    const sl_status status = sl_core_unload_as(s->core, keys, count, mode, used, &id, err);
+    if (status == SL_OK)
+        note_ticket(s, id, (sim_ticket){ .mode = mode }, needs, count);
+    else
+        SIM_CHECK(s, status == (used == SL_CORE_USED_REFUSE && count ? SL_ERR_PRECONDITION
+                                                                     : SL_ERR_INVALID));
+}
+
+static void switch_model(sim *s, sl_error *err)
+{
+    const sl_core_unload_mode mode = (sl_core_unload_mode)sim_roll(s, 3);
+    const sl_core_if_used used = sim_roll(s, 2) ? SL_CORE_USED_NOW : SL_CORE_USED_WAIT;
+    const int m = (int)sim_roll(s, MODELS);
+    sl_core_need needs[PARTS];
+    sl_budget_facts facts = { 0 };
+    uint64_t ids[SL_CORE_SWITCH_STEPS];
+
+    const int count = make_needs(s, m, needs);
+    set_facts(s, &facts, m, false);
+    if (sl_core_switch(s->core, needs, count, &facts, mode, used, ids, NULL, err) != SL_OK)
+        return;
+    note_ticket(s, ids[0], (sim_ticket){ .others = true }, needs, count);
+    note_ticket(s, ids[1], (sim_ticket){ .others = true, .mode = mode }, needs, count);
+    note_ticket(s, ids[2], (sim_ticket){ .is_load = true }, needs, count);
+}
+
+static void trim(sim *s, sl_error *err)
+{
+    uint64_t id;
+
+    SIM_CHECK(s, sl_core_trim(s->core, &id, err) == SL_OK);
+    note_ticket(s, id, (sim_ticket){ .trim = true }, NULL, 0);
+}
+
+static int open_tickets(const sim *s)
+{
+    int count = 0;
+
+    for (int i = 0; i < MAX_OPEN_TICKETS; i++)
+        count += s->tickets[i].id != 0;
+    return count;
+}
+
+static void change_ticket(sim *s, sl_error *err)
+{
+    if (open_tickets(s) > MAX_OPEN_TICKETS - SL_CORE_SWITCH_STEPS)
+        return;
+    switch (sim_roll(s, 8)) {
+    case 0:
+    case 1:
+    case 2:
+        load_some(s, err);
+        break;
+    case 3:
+        switch_model(s, err);
+        break;
+    case 4:
+        trim(s, err);
+        break;
+    default:
+        unload_some(s, err);
+    }
+}
+
+/* ---- the operator's side ---- */
+
+static void all_refusable(sim *s)
+{
+    for (int i = 0; i < MAX_OPEN; i++)
+        s->jobs[i].refusable = true;
+}
+
+static sl_core_limits roll_limits(sim *s)
+{
+    return (sl_core_limits){ .max_running_jobs = 1 + (int)sim_roll(s, 3),
+                             .prepare_jobs = (int)sim_roll(s, 2),
+                             .queue_limit = 4 + (int)sim_roll(s, 12),
+                             .bypass_limit = (int)sim_roll(s, 3) * (int)sim_roll(s, 5),
+                             .user_running_limit = (int)sim_roll(s, 3),
+                             .user_queued_limit = (int)sim_roll(s, 2) * 5,
+                             .host_limit_bytes = sim_roll(s, 3) * (20 + sim_roll(s, 100)) * G };
+}
+
+static void change_settings(sim *s, sl_error *err)
+{
+    switch (sim_roll(s, 4)) {
+    case 0:
+        s->table = sim_roll(s, 3) ? s->tables[sim_roll(s, 2)] : NULL;
+        all_refusable(s);
+        sl_core_set_table(s->core, s->table);
+        break;
+    case 1: {
+        sl_core_limits limits = roll_limits(s);
+        int most = 0;
+        /* A bound that is lowered cannot undo what has happened. */
+        for (int i = 0; i < MAX_OPEN; i++)
+            if (s->jobs[i].state != FREE && s->jobs[i].passed > most)
+                most = s->jobs[i].passed;
+        if (limits.bypass_limit < most)
+            limits.bypass_limit = most;
+        const sl_status status = sl_core_set_limits(s->core, &limits, err);
+        SIM_CHECK(s, status == SL_OK || (status == SL_ERR_PRECONDITION &&
+                                         limits.host_limit_bytes < s->limits.host_limit_bytes));
+        if (status == SL_OK)
+            s->limits = limits;
+        all_refusable(s);
+        break;
+    }
+    case 2: /* files change */
+        s->sizes[sim_roll(s, MODELS)][sim_roll(s, PARTS)] = (1 + sim_roll(s, 30)) * G;
+        break;
+    default:
+        s->draining = !s->draining && sim_roll(s, 3) == 0;
+        sl_core_set_draining(s->core, s->draining);
+    }
 }
 
 static void random_step(sim *s, sl_error *err)
 {
-    const uint64_t dice = roll(s, 100);
+    const uint64_t dice = sim_roll(s, 1000);
+    sim_job *j;
 
-    s->now_ns += (int64_t)roll(s, 500) * SL_NS_PER_MS;
-    if (s->worker.must_die && roll(s, 3) == 0)
-        worker_dies(s);
-    else if (dice < 14)
+    s->now_ns += (int64_t)sim_roll(s, 500) * SL_NS_PER_MS;
+    if (s->must_die && sim_roll(s, 3) == 0)
+        sim_worker_dies(s);
+    else if (dice < 150)
         submit_job(s, err);
-    else if (dice < 20)
+    else if (dice < 175)
         cancel_job(s, err);
-    else if (dice < 28)
-        load_or_unload(s, true, err);
-    else if (dice < 36)
-        load_or_unload(s, false, err);
-    else if (dice < 38)
-        worker_dies(s);
-    else if (dice < 50)
-        worker_comes(s);
-    else if (dice < 65)
-        start_run(s);
-    else if (!s->worker.must_die)
-        finish_command(s, false);
+    else if (dice < 215)
+        change_ticket(s, err);
+    else if (dice < 225)
+        change_settings(s, err);
+    else if (dice < 230)
+        sim_worker_dies(s);
+    else if (dice < 330)
+        sim_worker_comes(s);
+    else if (dice < 700 && !s->must_die)
+        sim_finish_command(s, false);
+    else if (!s->must_die && (j = any_job(s, RUNNING)) != NULL)
+        sim_advance(s, j, false);
+}
+
+/* ---- the end ---- */
+
+static bool push_all(sim *s)
+{
+    bool busy = sim_finish_command(s, true);
+
+    for (int i = 0; i < MAX_OPEN; i++)
+        busy = sim_advance(s, &s->jobs[i], true) || busy;
+    return busy;
+}
+
+static void unpin_all(sim *s, sl_error *err)
+{
+    for (int m = 0; m < MODELS; m++) {
+        sl_core_need needs[PARTS];
+        sl_core_key keys[PARTS];
+        uint64_t id;
+
+        for (int mode = 0; mode < MODES; mode++) {
+            for (int p = 0; p < PARTS; p++) {
+                needs[p].key = keys[p] = sim_key(m, p, mode);
+            }
+            if (open_tickets(s) < MAX_OPEN_TICKETS &&
+                sl_core_unload(s->core, keys, PARTS, &id, err) == SL_OK)
+                note_ticket(s, id, (sim_ticket){ .mode = SL_CORE_UNLOAD_FULL }, needs, PARTS);
+        }
+    }
 }
 
 /* Everything is unpinned and let finish: nothing may be left. */
 static void wind_up(sim *s, sl_error *err)
 {
-    for (int round = 0; round < 20000; round++) {
+    const long end = s->step + 20000;
+    bool empty = false;
+
+    s->draining = false;
+    sl_core_set_draining(s->core, false);
+    while (!empty) {
         s->step++;
+        SIM_CHECK(s, s->step < end);
         s->now_ns += SL_NS_PER_S;
-        if (s->worker.must_die)
-            worker_dies(s);
-        worker_comes(s);
-        start_run(s);
-        const bool busy = finish_command(s, true);
-        drain(s);
-        if (!busy && s->worker.command.kind == SL_CORE_NONE) {
-            if (sl_core_component_count(s->core) == 0 && sl_core_queued_count(s->core) == 0)
-                break;
-            for (int m = 0; m < MODELS; m++) {
-                sl_core_key keys[PARTS];
-                uint64_t id;
-                for (int p = 0; p < PARTS; p++)
-                    keys[p] = key_of(m, p);
-                if (s->ticket_count < MAX_TICKETS &&
-                    sl_core_unload(s->core, keys, PARTS, &id, err) == SL_OK)
-                    add_ticket(s, id, false, m, (1u << PARTS) - 1);
-            }
-            drain(s);
-        }
+        if (s->must_die)
+            sim_worker_dies(s);
+        sim_worker_comes(s);
+        const bool busy = push_all(s);
+        sim_drain(s);
+        if (busy || s->command.kind != SL_CORE_NONE)
+            continue;
+        empty = sl_core_component_count(s->core) == 0 && sl_core_queued_count(s->core) == 0;
+        unpin_all(s, err);
+        sim_drain(s);
     }
-    for (int i = 0; i < s->job_count; i++)
-        SIM_CHECK(s, s->jobs[i].ended);
-    for (int i = 0; i < s->ticket_count; i++)
-        SIM_CHECK(s, s->tickets[i].ended);
-    SIM_CHECK(s, sl_core_component_count(s->core) == 0);
-    SIM_CHECK(s, s->worker.mapped == s->workspace);
+    SIM_CHECK(s, sim_open_jobs(s, FREE) == MAX_OPEN);
+    SIM_CHECK(s, open_tickets(s) == 0);
+    SIM_CHECK(s, s->mapped == s->config.workspace_bytes && s->images == 0);
 }
 
-static void simulate(sim *s, uint64_t seed, sl_error *err)
+/* Half of the models are of the 14B class; tables speak of that and of frames. */
+static void make_tables(sl_budget_table tables[2])
+{
+    memset(tables, 0, 2 * sizeof tables[0]);
+    for (int i = 0; i < 2; i++) {
+        tables[i].row_count = 1;
+        tables[i].rows[0] = (sl_budget_row){ .name = "any", .to_bytes = SIZE_MAX, .rule_count = 2 };
+        tables[i].rows[0].rules[0] = (sl_budget_rule){ .text = "experts apart",
+                                                       .dit_params_from = SL_BUDGET_14B_CLASS,
+                                                       .experts_together = true };
+    }
+    tables[0].rows[0].rules[1] = (sl_budget_rule){ .text = "short ones", .frames_above = 80 };
+    tables[1].rows[0].rules[1] =
+        (sl_budget_rule){ .text = "streamed", .model = "m1", .dit_whole = true };
+}
+
+static void simulate(sim *s, const sl_budget_table *tables, uint64_t seed, long operations,
+                     sl_error *err)
 {
     memset(s, 0, sizeof *s);
     s->seed = s->random = seed;
-    s->limit = (60 + roll(s, 100)) * G;
-    s->workspace = roll(s, 8) * G;
+    s->trace_from = plan.trace_from;
+    s->tables[0] = &tables[0];
+    s->tables[1] = &tables[1];
+    s->limits = roll_limits(s);
+    s->config =
+        sl_core_config_default(SL_DEVICE_CPU, (60 + sim_roll(s, 100)) * G, sim_roll(s, 8) * G);
+    s->config.max_running_jobs = s->limits.max_running_jobs;
+    s->config.prepare_jobs = s->limits.prepare_jobs;
+    s->config.queue_limit = s->limits.queue_limit;
+    s->config.bypass_limit = s->limits.bypass_limit;
+    s->config.user_running_limit = s->limits.user_running_limit;
+    s->config.user_queued_limit = s->limits.user_queued_limit;
+    s->config.host_limit_bytes = s->limits.host_limit_bytes;
     for (int m = 0; m < MODELS; m++)
-        for (int p = 0; p < PARTS; p++)
-            s->sizes[m][p] = (1 + roll(s, 30)) * G;
-    sl_core_config config = sl_core_config_default(SL_DEVICE_CPU, s->limit, s->workspace);
-    SL_CHECK_OK(sl_core_create(&s->core, &config, err));
-    for (s->step = 0; s->step < STEPS; s->step++) {
+        for (int p = 0; p < PARTS; p++) {
+            s->sizes[m][p] = (1 + sim_roll(s, 30)) * G;
+            s->no_image[m][p] = sim_roll(s, 6) == 0;
+        }
+    SL_CHECK_OK(sl_core_create(&s->core, &s->config, err));
+    for (s->step = 0; s->step < operations; s->step++) {
         random_step(s, err);
-        drain(s);
+        sim_drain(s);
     }
     wind_up(s, err);
     sl_core_destroy(s->core);
 }
 
-SL_TEST(every_rule_holds_whatever_happens)
+static void add(sim *sum, const sim *s)
 {
-    sim *s = malloc(sizeof *s);
-    long admitted = 0, evicted = 0, deaths = 0, done = 0, cancelled = 0;
-
-    SL_CHECK(s != NULL);
-    for (uint64_t seed = 1; seed <= SEEDS; seed++) {
-        simulate(s, seed, err);
-        admitted += s->admitted_count;
-        evicted += s->evicted_count;
-        deaths += s->deaths;
-        for (int i = 0; i < s->job_count; i++) {
-            done += s->jobs[i].status == SL_OK;
-            cancelled += s->jobs[i].status == SL_ERR_CANCELLED;
-        }
+    for (int i = 0; i < SL_STATUS_COUNT; i++) {
+        sum->ended[i] += s->ended[i];
+        sum->refused[i] += s->refused[i];
     }
-    /* The dice must have reached what this is about. */
-    SL_CHECK(admitted > 5L * SEEDS && evicted > 5L * SEEDS && deaths > 3L * SEEDS);
-    SL_CHECK(done > 5L * SEEDS && cancelled > SEEDS);
-    free(s);
+    sum->submitted += s->submitted;
+    sum->admitted += s->admitted;
+    sum->requeued += s->requeued;
+    sum->loads += s->loads;
+    sum->host_loads += s->host_loads;
+    sum->unloads += s->unloads;
+    sum->fills += s->fills;
+    sum->drops += s->drops;
+    sum->gos += s->gos;
+    sum->preempts += s->preempts;
+    sum->trims += s->trims;
+    sum->deaths += s->deaths;
+    sum->side_by_side += s->side_by_side;
+    sum->tickets_ended += s->tickets_ended;
+    sum->passes += s->passes;
+    sum->streamed_runs += s->streamed_runs;
+    sum->by_phase_runs += s->by_phase_runs;
+    if (s->most_passed > sum->most_passed)
+        sum->most_passed = s->most_passed;
 }
 
-SL_TEST_MAIN(SL_RUN(every_rule_holds_whatever_happens))
+static void print_sum(const sim *sum)
+{
+    print_message("jobs: %ld submitted, %ld admitted, %ld requeued; refused: %ld never, %ld busy, "
+                  "%ld late\n",
+                  sum->submitted, sum->admitted, sum->requeued, sum->refused[SL_ERR_TOO_LARGE],
+                  sum->refused[SL_ERR_BUSY], sum->refused[SL_ERR_TIMEOUT]);
+    for (int i = 0; i < SL_STATUS_COUNT; i++)
+        if (sum->ended[i])
+            print_message("  %ld ended: %s\n", sum->ended[i], sl_status_text((sl_status)i));
+    print_message(
+        "runs: %ld side by side, %ld streamed, %ld by phase (%ld edges), %ld pre-empted\n",
+        sum->side_by_side, sum->streamed_runs, sum->by_phase_runs, sum->gos, sum->preempts);
+    print_message("queue: passed %ld times, nobody more than %ld times\n", sum->passes,
+                  sum->most_passed);
+    print_message("loader: %ld loads (%ld from the host), %ld unloads, %ld fills, %ld drops, %ld "
+                  "trims; %ld tickets, %ld deaths\n",
+                  sum->loads, sum->host_loads, sum->unloads, sum->fills, sum->drops, sum->trims,
+                  sum->tickets_ended, sum->deaths);
+}
+
+SL_TEST(every_rule_holds_whatever_happens)
+{
+    sl_budget_table *tables = calloc(2, sizeof *tables);
+    sim *s = malloc(sizeof *s), *sum = calloc(1, sizeof *sum);
+    const long total = plan.seeds * plan.operations;
+
+    SL_CHECK(tables && s && sum);
+    make_tables(tables);
+    for (int i = 0; i < plan.seeds; i++) {
+        if (plan.verbose)
+            print_message("seed %llu\n", (unsigned long long)(plan.first_seed + (uint64_t)i));
+        simulate(s, tables, plan.first_seed + (uint64_t)i, plan.operations, err);
+        add(sum, s);
+    }
+    if (plan.verbose)
+        print_sum(sum);
+    /* The dice must have reached what this is about. */
+    if (total >= SEEDS * OPERATIONS) {
+        SL_CHECK(sum->ended[SL_OK] > total / 200 && sum->ended[SL_ERR_CANCELLED] > total / 400);
+        SL_CHECK(sum->side_by_side > total / 500 && sum->streamed_runs > total / 2000);
+        SL_CHECK(sum->gos > total / 2000 && sum->preempts > total / 10000);
+        SL_CHECK(sum->host_loads > total / 200 && sum->drops > total / 500);
+        SL_CHECK(sum->passes > total / 500 && sum->deaths > total / 500);
+        SL_CHECK(sum->ended[SL_ERR_TIMEOUT] > 0 && sum->ended[SL_ERR_TOO_LARGE] > 0);
+        SL_CHECK(sum->refused[SL_ERR_TIMEOUT] > 0 && sum->trims > 0);
+    }
+    free(tables);
+    free(s);
+    free(sum);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = { SL_RUN(every_rule_holds_whatever_happens) };
+
+    if (argc > 1 && strcmp(argv[1], "soak") == 0) {
+        const long operations = argc > 2 ? atol(argv[2]) : SOAK_OPERATIONS;
+        plan.first_seed = (uint64_t)time(NULL) * 1000;
+        plan.operations = OPERATIONS;
+        plan.seeds = (int)((operations + OPERATIONS - 1) / OPERATIONS);
+        plan.verbose = true;
+    } else if (argc > 2 && strcmp(argv[1], "seed") == 0) {
+        plan.first_seed = strtoull(argv[2], NULL, 10);
+        plan.seeds = 1;
+        plan.verbose = true;
+        if (argc > 3)
+            plan.operations = atol(argv[3]);
+        if (argc > 4)
+            plan.trace_from = atol(argv[4]);
+    }
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

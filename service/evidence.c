@@ -166,8 +166,8 @@ static void name_folder(char *out, size_t out_bytes, const char *reason)
 sl_evidence *sl_evidence_take(sl_service *s, const char *reason)
 {
     sl_evidence *evidence = calloc(1, sizeof *evidence);
-    const sl_job *job =
-        s->running.command_id ? sl_jobs_find(s->jobs, s->running.job_id) : NULL;
+    const running_job *run = sl_service_first_running(s);
+    const sl_job *job = run ? sl_jobs_find(s->jobs, run->job_id) : NULL;
 
     if (!evidence)
         return NULL;

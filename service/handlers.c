@@ -33,6 +33,8 @@ static const sl_rpc_method methods[] = {
     METHOD("CleanOutputs", ADMIN, SMALL, 60, clean_outputs, sl_handle_clean_outputs),
     METHOD("LoadModel", ADMIN, SMALL, 600, load_model, sl_handle_load_model),
     METHOD("UnloadModel", ADMIN, SMALL, 600, unload_model, sl_handle_unload_model),
+    METHOD("SwitchModel", ADMIN, SMALL, 600, switch_model, sl_handle_switch_model),
+    METHOD("TrimMemory", ADMIN, SMALL, 600, trim_memory, sl_handle_trim_memory),
 };
 
 const sl_rpc_table sl_handlers_table = { methods, SL_COUNT(methods) };

@@ -63,6 +63,8 @@ static sl_status refuse(sl_service *s, sl_rpc_call *call, const sl_job_spec *spe
     sl_error ignored = { .status = SL_OK };
 
     call->refusal = sl_answer_to_pb(answer, call->arena);
+    if (call->refusal && answer->when == SL_CORE_LATE)
+        call->refusal->deadline_ns = spec->deadline_ns;
     if (!call->refusal || answer->when != SL_CORE_NEVER)
         return err->status;
     call->refusal->nearest = sl_rpc_new(call->arena, &sluice__v1__nearest_request__descriptor);
@@ -90,12 +92,13 @@ static sl_status submit(sl_service *s, sl_rpc_call *call, const char *request_id
                         sl_core_answer *answer, sl_error *err)
 {
     sl_job *job = NULL;
-    sl_status status = sl_service_note_path(s, spec->model, spec->model_path, err);
+    sl_status status = sl_service_note_path(s, spec->model, spec->model_path, &spec->arch, err);
 
     if (status == SL_OK)
         status = sl_jobs_add(s->jobs, &job, call->peer.identity, request_id, hash, spec, err);
     if (status != SL_OK)
         return status;
+    sl_request_set_clock(&job->spec, call->peer.identity, sl_clock_now_ns());
     status = sl_core_submit(s->core, &job->spec.core, answer, err);
     if (status != SL_OK) {
         *spec = job->spec;
@@ -162,7 +165,7 @@ sl_status sl_handle_generate(void *service, sl_rpc_call *call, sl_error *err)
     if (status == SL_OK && !found)
         status = submit(s, call, request->request_id, hash, &spec, answer, err);
     pthread_mutex_unlock(&s->lock);
-    if (status == SL_ERR_TOO_LARGE)
+    if (status == SL_ERR_TOO_LARGE || status == SL_ERR_TIMEOUT)
         status = refuse(s, call, &spec, answer, err);
 done:
     sl_job_spec_fini(&spec);
@@ -187,6 +190,7 @@ sl_status sl_handle_plan_job(void *service, sl_rpc_call *call, sl_error *err)
     if (status != SL_OK)
         return status;
     pthread_mutex_lock(&s->lock);
+    sl_request_set_clock(&spec, call->peer.identity, sl_clock_now_ns());
     status = sl_core_plan(s->core, &spec.core, answer, err);
     const size_t workspace_bytes = sl_service_workspace_bytes(s);
     pthread_mutex_unlock(&s->lock);

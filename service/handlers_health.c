@@ -32,23 +32,26 @@ static bool add_components(sl_service *s, Sluice__V1__DeviceMemory *pb, sl_arena
     return true;
 }
 
-/* The one active job: its activations, or what is kept for them. */
-static bool add_job(sl_service *s, Sluice__V1__DeviceMemory *pb, sl_arena *arena)
+/* Active jobs: their activations, or what is kept for them. */
+static bool add_jobs(sl_service *s, Sluice__V1__DeviceMemory *pb, sl_arena *arena)
 {
-    sl_core_active active;
+    const int count = sl_core_active_count(s->core);
 
-    sl_core_get_active(s->core, &active);
-    if (active.job_id[0] == '\0')
-        return true;
-    Sluice__V1__JobBytes *job = sl_rpc_new(arena, &sluice__v1__job_bytes__descriptor);
-    pb->jobs = sl_arena_alloc(arena, sizeof(void *));
-    if (!job || !pb->jobs || !(job->job_id = sl_arena_strdup(arena, active.job_id)))
+    pb->jobs = sl_arena_alloc(arena, ((size_t)count + 1) * sizeof(void *));
+    if (!pb->jobs)
         return false;
-    if (active.started)
-        job->activation_bytes = active.activation_bytes;
-    else
-        job->reserved_bytes = active.activation_bytes;
-    pb->jobs[pb->n_jobs++] = job;
+    for (int i = 0; i < count; i++) {
+        Sluice__V1__JobBytes *job = sl_rpc_new(arena, &sluice__v1__job_bytes__descriptor);
+        sl_core_active active;
+        sl_core_get_active_at(s->core, i, &active);
+        if (!job || !(job->job_id = sl_arena_strdup(arena, active.job_id)))
+            return false;
+        if (active.started)
+            job->activation_bytes = active.activation_bytes;
+        else
+            job->reserved_bytes = active.activation_bytes;
+        pb->jobs[pb->n_jobs++] = job;
+    }
     return true;
 }
 
@@ -74,12 +77,18 @@ static Sluice__V1__DeviceMemory *device_to_pb(sl_service *s, sl_arena *arena)
     sl_core_ledger ledger;
 
     if (!pb || !(pb->device = sl_arena_strdup(arena, s->device_text))
-        || !add_components(s, pb, arena) || !add_job(s, pb, arena) || !add_history(s, pb, arena))
+        || !add_components(s, pb, arena) || !add_jobs(s, pb, arena) || !add_history(s, pb, arena))
         return NULL;
     sl_service_get_ledger(s, &ledger);
     /* On cpu the process itself, beside the arena, is the context. */
     if (ledger.worker_up && s->memory.rss_bytes > s->memory.rss_arena_bytes)
         pb->context_bytes = s->memory.rss_bytes - s->memory.rss_arena_bytes;
+    pb->host = sl_rpc_new(arena, &sluice__v1__host_memory__descriptor);
+    if (!pb->host)
+        return NULL;
+    pb->host->limit_bytes = ledger.host_limit_bytes;
+    pb->host->used_bytes = ledger.host_used_bytes;
+    pb->host->free_bytes = ledger.host_limit_bytes - ledger.host_used_bytes;
     pb->limit_bytes = ledger.limit_bytes;
     pb->total_bytes = ledger.limit_bytes + pb->context_bytes;
     pb->weights_bytes = ledger.weights_bytes;
@@ -137,10 +146,8 @@ static sl_status fill_health(sl_service *s, Sluice__V1__HealthReply *reply, sl_a
 {
     Sluice__V1__DeviceHealth *device = sl_rpc_new(arena, &sluice__v1__device_health__descriptor);
     sl_core_ledger ledger;
-    sl_core_active active;
 
     sl_service_get_ledger(s, &ledger);
-    sl_core_get_active(s->core, &active);
     reply->status = describe(s, &ledger, arena);
     reply->version = sl_arena_strdup(arena, SL_VERSION);
     reply->devices = sl_arena_alloc(arena, sizeof(void *));
@@ -155,7 +162,7 @@ static sl_status fill_health(sl_service *s, Sluice__V1__HealthReply *reply, sl_a
     reply->api_version = SL_WIRE_API_VERSION;
     reply->uptime_ns = sl_clock_now_ns() - s->started_ns;
     reply->queued_jobs = (uint32_t)sl_core_queued_count(s->core);
-    reply->running_jobs = active.job_id[0] ? 1 : 0;
+    reply->running_jobs = (uint32_t)sl_core_active_count(s->core);
     return SL_OK;
 }
 

@@ -2,6 +2,7 @@
 #include "service/handlers.h"
 #include "service/service_state.h"
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/utf8.h"
 
@@ -148,16 +149,12 @@ static void complete_receipt(sl_service *s, sl_core_receipt *receipt)
         receipt->before_bytes = receipt->after_bytes = receipt->peak_bytes = s->calm_mapped_bytes;
 }
 
-/* Waits for the end of wait->ticket, which the core has just given out.  Locked. */
-static sl_status wait_for_ticket(sl_service *s, sl_rpc_call *call, ticket_wait *wait,
-                                 sl_error *err)
+/* Waits for the end of wait->ticket, which is linked.  Locked. */
+static sl_status await_end(sl_service *s, sl_rpc_call *call, ticket_wait *wait, sl_error *err)
 {
     sl_status status = SL_OK;
 
-    wait->next = s->tickets;
-    s->tickets = wait;
     s->load_waiters++;
-    sl_service_pump(s);
     while (!wait->ended && status == SL_OK) {
         if (s->stopping)
             status = sl_fail(err, SL_ERR_UNAVAILABLE, "the server is shutting down");
@@ -166,7 +163,6 @@ static sl_status wait_for_ticket(sl_service *s, sl_rpc_call *call, ticket_wait *
                              "not finished in time; it goes on, and asking again waits for it");
     }
     s->load_waiters--;
-    unlink_wait(s, wait);
     if (!wait->ended)
         return status;
     if (wait->action.status == SL_OK) {
@@ -176,6 +172,23 @@ static sl_status wait_for_ticket(sl_service *s, sl_rpc_call *call, ticket_wait *
     if (wait->action.status == SL_ERR_TOO_LARGE || wait->action.status == SL_ERR_BUSY)
         call->refusal = sl_answer_to_pb(&wait->action.answer, call->arena);
     return sl_fail(err, wait->action.status, "%s", wait->action.message);
+}
+
+static void link_wait(sl_service *s, ticket_wait *wait)
+{
+    wait->next = s->tickets;
+    s->tickets = wait;
+}
+
+/* The same for a ticket that the core has just given out. */
+static sl_status wait_for_ticket(sl_service *s, sl_rpc_call *call, ticket_wait *wait,
+                                 sl_error *err)
+{
+    link_wait(s, wait);
+    sl_service_pump(s);
+    const sl_status status = await_end(s, call, wait, err);
+    unlink_wait(s, wait);
+    return status;
 }
 
 /* What stands in the way of any load or unload.  Locked. */
@@ -198,6 +211,7 @@ typedef struct {
     int count;
     sl_budget_facts facts;
     char *path;
+    sl_arch arch; /* sizes alone */
 } load_spec;
 
 static sl_status check_components(sl_rpc_call *call, const Sluice__V1__Component *components,
@@ -241,8 +255,49 @@ static sl_status make_load(sl_rpc_call *call, const sl_model_info *info,
     if (status == SL_OK)
         status = sl_budget_facts_make(&out->facts, info->name, info->arch, components, precision,
                                       NULL, err);
+    out->arch = *info->arch;
     if (status == SL_OK && !(out->path = sl_arena_strdup(call->arena, info->path)))
         status = out_of_memory(err);
+    return status;
+}
+
+static bool is_pinned(const sl_service *s, const sl_core_key *key)
+{
+    for (int i = 0; i < sl_core_component_count(s->core); i++) {
+        sl_core_component c;
+        sl_core_get_component(s->core, i, &c);
+        if (sl_core_key_equal(&c.key, key) && (c.pinned || c.host_pinned))
+            return true;
+    }
+    return false;
+}
+
+/* Gives the load to the core and waits for it.  Locked. */
+static sl_status do_load(sl_service *s, sl_rpc_call *call, const load_spec *spec,
+                         ticket_wait *wait, sl_core_answer *answer, sl_error *err)
+{
+    const Sluice__V1__LoadModelRequest *request = (const void *)call->request;
+    sl_core_key unpin[SL_COMPONENT_COUNT];
+    int unpin_count = 0;
+    sl_status status;
+
+    for (int i = 0; i < spec->count && request->no_pin; i++) {
+        if (!is_pinned(s, &spec->needs[i].key))
+            unpin[unpin_count++] = spec->needs[i].key;
+    }
+    if (request->residency == SLUICE__V1__RESIDENCY__HOST)
+        status = sl_core_load_host(s->core, spec->needs, spec->count, &wait->ticket, answer, err);
+    else
+        status = sl_core_load(s->core, spec->needs, spec->count, &spec->facts, &wait->ticket,
+                              answer, err);
+    if (status == SL_ERR_TOO_LARGE)
+        call->refusal = sl_answer_to_pb(answer, call->arena);
+    if (status == SL_OK)
+        status = wait_for_ticket(s, call, wait, err);
+    if (unpin_count > 0 && wait->ended) {
+        sl_core_unpin(s->core, unpin, unpin_count);
+        sl_service_pump(s);
+    }
     return status;
 }
 
@@ -256,6 +311,8 @@ sl_status sl_handle_load_model(void *service, sl_rpc_call *call, sl_error *err)
     sl_core_answer *answer = sl_arena_alloc(call->arena, sizeof *answer);
     sl_status status = check_components(call, request->components, request->n_components, err);
 
+    if (status == SL_OK && request->residency == SLUICE__V1__RESIDENCY__NONE)
+        status = sl_rpc_fail_field(call, "residency", NULL, err, "loading to nowhere");
     if (status == SL_OK)
         status = sl_request_get_model(s, call, request->model, &model, err);
     if (status != SL_OK)
@@ -269,15 +326,9 @@ sl_status sl_handle_load_model(void *service, sl_rpc_call *call, sl_error *err)
     pthread_mutex_lock(&s->lock);
     status = may_wait(s, call, err);
     if (status == SL_OK)
-        status = sl_service_note_path(s, request->model, spec.path, err);
-    if (status == SL_OK) {
-        status = sl_core_load(s->core, spec.needs, spec.count, &spec.facts, &wait->ticket, answer,
-                              err);
-        if (status == SL_ERR_TOO_LARGE)
-            call->refusal = sl_answer_to_pb(answer, call->arena);
-        if (status == SL_OK)
-            status = wait_for_ticket(s, call, wait, err);
-    }
+        status = sl_service_note_path(s, request->model, spec.path, &spec.arch, err);
+    if (status == SL_OK)
+        status = do_load(s, call, &spec, wait, answer, err);
     pthread_mutex_unlock(&s->lock);
     if (wait->ended)
         log_receipt("load_done", request->model, &wait->action);
@@ -295,7 +346,28 @@ sl_status sl_handle_load_model(void *service, sl_rpc_call *call, sl_error *err)
 
 /* --- UnloadModel --- */
 
-/* The resident components that the request names.  Locked. */
+static sl_core_unload_mode release_mode(Sluice__V1__Release release)
+{
+    switch (release) {
+    case SLUICE__V1__RELEASE__FULL:
+        return SL_CORE_UNLOAD_FULL;
+    case SLUICE__V1__RELEASE__HARD:
+        return SL_CORE_UNLOAD_HARD;
+    default:
+        return SL_CORE_UNLOAD_SOFT;
+    }
+}
+
+static bool has_key(const sl_core_key *keys, int count, const sl_core_key *key)
+{
+    for (int i = 0; i < count; i++) {
+        if (sl_core_key_equal(&keys[i], key))
+            return true;
+    }
+    return false;
+}
+
+/* The components, on the device or in host memory, that the request names.  Locked. */
 static int find_keys(sl_service *s, const Sluice__V1__UnloadModelRequest *request,
                      sl_core_key keys[SL_CORE_MAX_KEYS])
 {
@@ -305,7 +377,8 @@ static int find_keys(sl_service *s, const Sluice__V1__UnloadModelRequest *reques
         sl_core_component c;
         sl_core_get_component(s->core, i, &c);
         if ((request->model[0] == '\0' || strcmp(request->model, c.key.model) == 0)
-            && is_wanted(request->components, request->n_components, c.key.component))
+            && is_wanted(request->components, request->n_components, c.key.component)
+            && !has_key(keys, count, &c.key))
             keys[count++] = c.key;
     }
     return count;
@@ -338,7 +411,9 @@ sl_status sl_handle_unload_model(void *service, sl_rpc_call *call, sl_error *err
     status = may_wait(s, call, err);
     const int present = find_keys(s, request, keys);
     if (status == SL_OK && present > 0)
-        status = sl_core_unload(s->core, keys, present, &wait->ticket, err);
+        status = sl_core_unload_as(s->core, keys, present, release_mode(request->release),
+                                   request->now ? SL_CORE_USED_NOW : SL_CORE_USED_REFUSE,
+                                   &wait->ticket, err);
     if (status == SL_OK && present > 0)
         status = wait_for_ticket(s, call, wait, err);
     else if (status == SL_OK)
@@ -356,4 +431,144 @@ sl_status sl_handle_unload_model(void *service, sl_rpc_call *call, sl_error *err
         return out_of_memory(err);
     call->reply = &reply->base;
     return SL_OK;
+}
+
+/* --- TrimMemory --- */
+
+sl_status sl_handle_trim_memory(void *service, sl_rpc_call *call, sl_error *err)
+{
+    sl_service *s = service;
+    ticket_wait *wait = sl_arena_alloc(call->arena, sizeof *wait);
+    Sluice__V1__TrimMemoryReply *reply =
+        sl_rpc_new(call->arena, &sluice__v1__trim_memory_reply__descriptor);
+
+    if (!wait || !reply)
+        return out_of_memory(err);
+    pthread_mutex_lock(&s->lock);
+    sl_status status = may_wait(s, call, err);
+    if (status == SL_OK)
+        status = sl_core_trim(s->core, &wait->ticket, err);
+    if (status == SL_OK)
+        status = wait_for_ticket(s, call, wait, err);
+    pthread_mutex_unlock(&s->lock);
+    if (wait->ended)
+        log_receipt("trim_done", "all", &wait->action);
+    if (status != SL_OK)
+        return status;
+    reply->receipt =
+        sl_receipt_to_pb(&wait->action.receipt, s->config.device.limit_bytes, call->arena);
+    call->reply = &reply->base;
+    return reply->receipt ? SL_OK : out_of_memory(err);
+}
+
+/* --- SwitchModel --- */
+
+enum { STEPS = SL_CORE_SWITCH_STEPS };
+
+typedef struct {
+    int64_t start_ns;          /* monotonic */
+    size_t mapped_bytes;       /* before */
+    ticket_wait steps[STEPS];
+} switch_wait; /* some 50 KiB */
+
+/* Begins the three steps and waits for them.  Locked. */
+static sl_status do_switch(sl_service *s, sl_rpc_call *call, const load_spec *spec,
+                           switch_wait *wait, sl_error *err)
+{
+    const Sluice__V1__SwitchModelRequest *request = (const void *)call->request;
+    sl_core_answer *answer = sl_arena_alloc(call->arena, sizeof *answer);
+    uint64_t tickets[STEPS];
+
+    if (!answer)
+        return out_of_memory(err);
+    wait->start_ns = sl_clock_now_ns();
+    wait->mapped_bytes = s->calm_mapped_bytes;
+    sl_status status = sl_core_switch(s->core, spec->needs, spec->count, &spec->facts,
+                                      release_mode(request->release),
+                                      request->now ? SL_CORE_USED_NOW : SL_CORE_USED_WAIT, tickets,
+                                      answer, err);
+    if (status == SL_ERR_TOO_LARGE)
+        call->refusal = sl_answer_to_pb(answer, call->arena);
+    if (status != SL_OK)
+        return status;
+    for (int i = 0; i < STEPS; i++) {
+        wait->steps[i].ticket = tickets[i];
+        link_wait(s, &wait->steps[i]);
+    }
+    sl_service_pump(s);
+    for (int i = 0; i < STEPS && status == SL_OK; i++)
+        status = await_end(s, call, &wait->steps[i], err);
+    for (int i = 0; i < STEPS; i++)
+        unlink_wait(s, &wait->steps[i]);
+    return status;
+}
+
+static sl_status fill_switch(const sl_service *s, sl_rpc_call *call, const switch_wait *wait,
+                             sl_error *err)
+{
+    static const char *const names[STEPS] = { "unload", "clear", "load" };
+    const size_t limit_bytes = s->config.device.limit_bytes;
+    Sluice__V1__SwitchModelReply *reply =
+        sl_rpc_new(call->arena, &sluice__v1__switch_model_reply__descriptor);
+    int64_t since_ns = wait->start_ns;
+    size_t mapped_bytes = wait->mapped_bytes;
+
+    if (!reply || !(reply->steps = sl_arena_alloc(call->arena, STEPS * sizeof(void *))))
+        return out_of_memory(err);
+    for (int i = 0; i < STEPS; i++) {
+        const ticket_wait *at = &wait->steps[i];
+        const sl_core_receipt *receipt = &at->action.receipt;
+        Sluice__V1__SwitchStep *step =
+            sl_rpc_new(call->arena, &sluice__v1__switch_step__descriptor);
+        if (!step || !(step->receipt = sl_receipt_to_pb(receipt, limit_bytes, call->arena)))
+            return out_of_memory(err);
+        step->name = (char *)names[i];
+        step->duration_ns = at->ended_ns - since_ns;
+        step->free_before_bytes = limit_bytes - mapped_bytes;
+        step->free_after_bytes = limit_bytes - at->mapped_bytes;
+        step->peak_bytes = receipt->command_count ? receipt->peak_bytes
+                           : mapped_bytes > at->mapped_bytes ? mapped_bytes
+                                                             : at->mapped_bytes;
+        since_ns = at->ended_ns;
+        mapped_bytes = at->mapped_bytes;
+        reply->steps[reply->n_steps++] = step;
+    }
+    reply->duration_ns = since_ns - wait->start_ns;
+    call->reply = &reply->base;
+    return SL_OK;
+}
+
+sl_status sl_handle_switch_model(void *service, sl_rpc_call *call, sl_error *err)
+{
+    sl_service *s = service;
+    const Sluice__V1__SwitchModelRequest *request = (const void *)call->request;
+    Sluice__V1__LoadModelRequest load = SLUICE__V1__LOAD_MODEL_REQUEST__INIT;
+    load_spec spec = { .count = 0 };
+    sl_model *model = NULL;
+    switch_wait *wait = NULL;
+    sl_status status = sl_request_get_model(s, call, request->model, &model, err);
+
+    if (status != SL_OK)
+        return status;
+    load.precision = request->precision;
+    status = make_load(call, sl_model_get_info(model), &load, &spec, err);
+    sl_models_release(s->models, model);
+    if (status == SL_OK && !(wait = calloc(1, sizeof *wait)))
+        status = out_of_memory(err);
+    if (status != SL_OK)
+        return status;
+    pthread_mutex_lock(&s->lock);
+    status = may_wait(s, call, err);
+    if (status == SL_OK)
+        status = sl_service_note_path(s, request->model, spec.path, &spec.arch, err);
+    if (status == SL_OK)
+        status = do_switch(s, call, &spec, wait, err);
+    pthread_mutex_unlock(&s->lock);
+    for (int i = 0; i < STEPS && wait->steps[i].ended; i++)
+        log_receipt(i < STEPS - 1 ? "unload_done" : "load_done", request->model,
+                    &wait->steps[i].action);
+    if (status == SL_OK)
+        status = fill_switch(s, call, wait, err);
+    free(wait);
+    return status;
 }

@@ -56,6 +56,8 @@ typedef struct {
     int32_t *ids;           /* malloc'd; request.token_count of them */
     sl_t2v_plan plan;
     sl_core_job core;       /* what the core decides on */
+    sl_arch arch;           /* sizes alone: its name may be gone */
+    int64_t deadline_ns;    /* from the submission; 0: none */
 } sl_job_spec;
 
 void sl_job_spec_fini(sl_job_spec *spec);

@@ -491,7 +491,9 @@ static sl_status queue_again(sl_service *s, sl_job *job, sl_error *err)
     if (status == SL_OK)
         status = sl_request_respec(s, &job->spec, err);
     if (status == SL_OK)
-        status = sl_service_note_path(s, job->spec.model, job->spec.model_path, err);
+        status = sl_service_note_path(s, job->spec.model, job->spec.model_path, &job->spec.arch, err);
+    const int64_t age_ns = sl_clock_wall_ns() - job->submitted_ns;
+    sl_request_set_clock(&job->spec, job->owner, sl_clock_now_ns() - (age_ns > 0 ? age_ns : 0));
     if (status == SL_OK)
         status = sl_core_submit(s->core, &job->spec.core, answer, err);
     free(answer);

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { DEFAULT_PRIORITY = 5 };
+
 sl_component_kind sl_component_from_pb(Sluice__V1__Component component)
 {
     return (sl_component_kind)((int)component - SLUICE__V1__COMPONENT__TEXT_ENCODER);
@@ -52,7 +54,10 @@ sl_status sl_request_need(const sl_model_info *info, sl_component_kind kind,
     *out = (sl_core_need){
         .key = { .component = kind, .precision = spec.precision },
         .size_bytes = sl_component_plan_bytes(&spec),
+        .host_bytes = sl_hosttier_cost_bytes(sl_component_image_bytes(&spec)),
     };
+    if (out->host_bytes == SIZE_MAX)
+        out->host_bytes = 0; /* larger than any image */
     snprintf(out->key.model, sizeof out->key.model, "%s", info->name);
     return SL_OK;
 }
@@ -129,6 +134,45 @@ static sl_t2v_request read_numbers(const Sluice__V1__GenerateRequest *pb, const 
     return out;
 }
 
+static sl_status read_order(sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb,
+                            sl_job_spec *out, sl_error *err)
+{
+    if (pb->priority < 0 || pb->priority > 9)
+        return sl_rpc_fail_field(call, "priority", NULL, err, "priority %d: expected 1 to 9",
+                                 (int)pb->priority);
+    if (pb->deadline_ns < 0)
+        return sl_rpc_fail_field(call, "deadline_ns", NULL, err,
+                                 "a deadline %lld ns ago cannot be met",
+                                 -(long long)pb->deadline_ns);
+    out->core.priority = pb->priority ? pb->priority : DEFAULT_PRIORITY;
+    out->deadline_ns = pb->deadline_ns;
+    return SL_OK;
+}
+
+/* Everything that can be streamed, when that is asked for. */
+static unsigned streamed_set(const sl_arch *arch, Sluice__V1__Streaming streaming)
+{
+    unsigned set = 0;
+
+    for (int k = 0; k < SL_COMPONENT_COUNT && streaming == SLUICE__V1__STREAMING__ON; k++) {
+        const sl_component_kind kind = (sl_component_kind)k;
+        if (sl_arch_has_component(arch, kind) && sl_component_can_stream(kind))
+            set |= SL_COMPONENT_BIT(kind);
+    }
+    return set;
+}
+
+void sl_request_set_clock(sl_job_spec *spec, const char *user, int64_t submitted_ns)
+{
+    snprintf(spec->core.user, sizeof spec->core.user, "%s", user);
+    spec->core.submitted_ns = submitted_ns;
+    spec->core.deadline_ns = 0;
+    if (spec->deadline_ns > 0)
+        spec->core.deadline_ns = spec->deadline_ns < INT64_MAX - submitted_ns
+                                     ? submitted_ns + spec->deadline_ns
+                                     : INT64_MAX;
+}
+
 static sl_media_format read_format(Sluice__V1__OutputFormat format)
 {
     switch (format) {
@@ -164,6 +208,46 @@ static sl_status read_prompt(sl_service *s, sl_rpc_call *call, sl_model *model, 
     return status;
 }
 
+/* A guess at the floating-point operations of the steps: what the network's linears
+ * and its attention come to.  Rates are measured per model, so only the ratio of two
+ * requests of one model matters for long. */
+static double guess_cost(const sl_t2v_request *request, const sl_arch *arch)
+{
+    const double dim = (double)arch->dit.dim, ffn = (double)arch->dit.ffn_dim;
+    const double tokens = (double)(request->width / 16) * (double)(request->height / 16)
+                          * (double)((request->frames - 1) / 4 + 1);
+    const double linears = tokens * (12.0 * dim * dim + 4.0 * dim * ffn);
+    const double attention = 4.0 * dim * tokens * (tokens + (double)arch->dit.text_len);
+
+    return (double)request->steps * (double)arch->dit.num_layers * (linears + attention);
+}
+
+/* Phases that the run has, in their order; what it maps in one is what it needs from
+ * there on. */
+static void fill_phases(sl_core_variant *variant, const sl_t2v_plan *plan)
+{
+    for (int phase = 0; phase < SL_PHASE_COUNT; phase++) {
+        sl_core_phase_plan *out = &variant->phases[variant->phase_count];
+        if (plan->phase_components[phase] == 0)
+            continue;
+        *out = (sl_core_phase_plan){ .activation_bytes = plan->remaining_bytes[phase] };
+        for (int i = 0; i < variant->need_count; i++) {
+            if (plan->phase_components[phase] & SL_COMPONENT_BIT(variant->needs[i].key.component))
+                out->needs |= 1u << i;
+        }
+        variant->phase_count++;
+    }
+}
+
+int sl_request_core_phase(const sl_t2v_plan *plan, int phase)
+{
+    int before = 0;
+
+    for (int i = 0; i < phase; i++)
+        before += plan->phase_components[i] != 0;
+    return before;
+}
+
 /* Plan, components and facts of spec->request. */
 static sl_status make_plan(const sl_model_info *info, sl_job_spec *spec, sl_error *err)
 {
@@ -172,6 +256,7 @@ static sl_status make_plan(const sl_model_info *info, sl_job_spec *spec, sl_erro
 
     if (status != SL_OK)
         return status;
+    spec->arch = *info->arch;
     spec->core.need_count = 0;
     for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++) {
         if (spec->plan.weight_bytes[kind] == 0)
@@ -181,12 +266,25 @@ static sl_status make_plan(const sl_model_info *info, sl_job_spec *spec, sl_erro
         if (status != SL_OK)
             return status;
         need->size_bytes = spec->plan.weight_bytes[kind];
+        if (spec->request.streamed & SL_COMPONENT_BIT(kind))
+            need->key.mode = SL_MODE_STREAMED;
         spec->core.need_count++;
         components |= 1u << kind;
     }
     spec->core.activation_bytes = spec->plan.activation_bytes;
-    return sl_budget_facts_make(&spec->core.facts, info->name, info->arch, components,
-                                spec->request.precision, &spec->request, err);
+    spec->core.cost = guess_cost(&spec->request, info->arch);
+    status = sl_budget_facts_make(&spec->core.facts, info->name, info->arch, components,
+                                  spec->request.precision, &spec->request, err);
+    if (status != SL_OK)
+        return status;
+    sl_core_variant *variant = &spec->core.variants[0];
+    *variant = (sl_core_variant){ .need_count = spec->core.need_count,
+                                  .activation_bytes = spec->core.activation_bytes,
+                                  .facts = spec->core.facts };
+    memcpy(variant->needs, spec->core.needs, sizeof variant->needs);
+    fill_phases(variant, &spec->plan);
+    spec->core.variant_count = 1;
+    return SL_OK;
 }
 
 static sl_status check_model_name(sl_rpc_call *call, const char *name, sl_error *err)
@@ -240,7 +338,15 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
         goto done;
     }
     spec.request = read_numbers(request, info->arch);
-    status = check_sizes(call, &spec.request, info->arch, err);
+    spec.request.streamed = streamed_set(info->arch, request->streaming);
+    if (spec.request.streamed && s->config.host_bytes == 0) {
+        status = sl_fail(err, SL_ERR_PRECONDITION,
+                         "streaming needs host memory: host_memory is 0 in the configuration");
+        goto done;
+    }
+    status = read_order(call, request, &spec, err);
+    if (status == SL_OK)
+        status = check_sizes(call, &spec.request, info->arch, err);
     if (status == SL_OK && with_prompt)
         status = read_prompt(s, call, model, request->prompt, &spec, err);
     if (status == SL_OK)
@@ -262,6 +368,8 @@ void sl_request_numbers_from_pb(sl_job_spec *spec, const Sluice__V1__GenerateReq
     const int64_t token_count = spec->request.token_count;
 
     spec->format = read_format(pb->output);
+    spec->core.priority = pb->priority ? pb->priority : DEFAULT_PRIORITY;
+    spec->deadline_ns = pb->deadline_ns;
     spec->request = (sl_t2v_request){
         .width = pb->width,
         .height = pb->height,
@@ -272,6 +380,7 @@ void sl_request_numbers_from_pb(sl_job_spec *spec, const Sluice__V1__GenerateReq
         .seed = pb->seed,
         .precision = sl_precision_from_pb(pb->precision),
         .token_count = token_count,
+        .streamed = pb->streaming == SLUICE__V1__STREAMING__ON, /* which ones: when it runs */
     };
 }
 
@@ -294,6 +403,8 @@ sl_status sl_request_respec(sl_service *s, sl_job_spec *spec, sl_error *err)
     request.seed = spec->request.seed;
     request.precision = spec->request.precision;
     request.token_count = spec->request.token_count;
+    request.streamed = streamed_set(info->arch, spec->request.streamed ? SLUICE__V1__STREAMING__ON
+                                                                       : SLUICE__V1__STREAMING__OFF);
     if (!path) {
         status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a job of the store");
         goto done;

@@ -1,3 +1,4 @@
+#include "service/dispatch.h"
 #include "service/evidence.h"
 #include "service/outputs.h"
 #include "service/persist.h"
@@ -47,7 +48,8 @@ bool sl_service_wait(sl_service *s, int64_t deadline_ns)
     return pthread_cond_timedwait(&s->changed, &s->lock, &until) != ETIMEDOUT;
 }
 
-sl_status sl_service_note_path(sl_service *s, const char *model, const char *path, sl_error *err)
+sl_status sl_service_note_path(sl_service *s, const char *model, const char *path,
+                               const sl_arch *arch, sl_error *err)
 {
     char *copy = strdup(path);
 
@@ -57,6 +59,7 @@ sl_status sl_service_note_path(sl_service *s, const char *model, const char *pat
         if (strcmp(s->paths[i].model, model) == 0) {
             free(s->paths[i].path);
             s->paths[i].path = copy;
+            s->paths[i].arch = *arch;
             return SL_OK;
         }
     }
@@ -65,15 +68,16 @@ sl_status sl_service_note_path(sl_service *s, const char *model, const char *pat
         return sl_fail(err, SL_ERR_BUSY, "more than %d models have been used", MAX_PATHS);
     }
     snprintf(s->paths[s->path_count].model, sizeof s->paths[0].model, "%s", model);
+    s->paths[s->path_count].arch = *arch;
     s->paths[s->path_count++].path = copy;
     return SL_OK;
 }
 
-static const char *find_path(const sl_service *s, const char *model)
+const model_path *sl_service_find_path(const sl_service *s, const char *model)
 {
     for (int i = 0; i < s->path_count; i++) {
         if (strcmp(s->paths[i].model, model) == 0)
-            return s->paths[i].path;
+            return &s->paths[i];
     }
     return NULL;
 }
@@ -91,11 +95,45 @@ void sl_service_note(sl_job *job, sl_log_level level, const char *event, const c
     sl_log(level, event, "id=%s %s", job->job_id, text);
 }
 
-static void clear_running(sl_service *s)
+static void clear_running(running_job *run)
 {
-    free(s->running.partial);
-    free(s->running.final);
-    s->running = (running_job){ .command_id = 0 };
+    free(run->partial);
+    free(run->final);
+    *run = (running_job){ .command_id = 0 };
+}
+
+static void clear_all_running(sl_service *s)
+{
+    for (int lane = 0; lane < SL_CORE_MAX_LANES; lane++)
+        clear_running(&s->running[lane]);
+}
+
+/* NULL: no Run of that command, of that job. */
+static running_job *find_command(sl_service *s, uint64_t command_id)
+{
+    for (int lane = 0; lane < SL_CORE_MAX_LANES && command_id != 0; lane++) {
+        if (s->running[lane].command_id == command_id)
+            return &s->running[lane];
+    }
+    return NULL;
+}
+
+const running_job *sl_service_first_running(const sl_service *s)
+{
+    for (int lane = 0; lane < SL_CORE_MAX_LANES; lane++) {
+        if (s->running[lane].command_id != 0)
+            return &s->running[lane];
+    }
+    return NULL;
+}
+
+static running_job *find_running(sl_service *s, const char *job_id)
+{
+    for (int lane = 0; lane < SL_CORE_MAX_LANES; lane++) {
+        if (s->running[lane].command_id != 0 && strcmp(s->running[lane].job_id, job_id) == 0)
+            return &s->running[lane];
+    }
+    return NULL;
 }
 
 /* The highest of each hour. */
@@ -119,33 +157,6 @@ static void note_peak(sl_service *s, size_t mapped_bytes, bool job_ended)
 
 /* --- actions of the core --- */
 
-/* A command that could not even be sent has ended badly.  SL_ERR_UNAVAILABLE is no
- * such case: that worker is gone, and on_down tells the core. */
-static void send_command(sl_service *s, const Sluice__Worker__Command *command)
-{
-    sl_error err = { .status = SL_OK };
-    const sl_status status = sl_supervisor_send(s->supervisor, s->generation, command, &err);
-
-    if (status == SL_OK || status == SL_ERR_UNAVAILABLE)
-        return;
-    sl_log(SL_LOG_ERROR, "worker_send", "id=%llu reason=\"%s\"", (unsigned long long)command->id,
-           err.message);
-    if (command->id == 0 || status == SL_ERR_BUSY) {
-        sl_supervisor_kill(s->supervisor, s->generation, err.message);
-        return;
-    }
-    const sl_core_done done = { .status = status, .message = err.message };
-    sl_core_command_done(s->core, command->id, &done, sl_clock_now_ns());
-}
-
-static void set_key(Sluice__Worker__ComponentKey *pb, const sl_core_key *key)
-{
-    sluice__worker__component_key__init(pb);
-    pb->model = (char *)key->model;
-    pb->component = (int32_t)key->component;
-    pb->precision = (int32_t)key->precision;
-}
-
 /* For the log line when it is done; without a place there is none. */
 static void note_command(sl_service *s, const sl_core_action *action)
 {
@@ -153,7 +164,7 @@ static void note_command(sl_service *s, const sl_core_action *action)
         if (s->commands[i].command_id != 0)
             continue;
         s->commands[i] = (component_command){ .command_id = action->command_id,
-                                              .load = action->kind == SL_CORE_LOAD,
+                                              .kind = action->kind,
                                               .key = action->key };
         snprintf(s->commands[i].job_id, sizeof s->commands[i].job_id, "%s", action->job_id);
         return;
@@ -165,22 +176,23 @@ static void do_load(sl_service *s, const sl_core_action *action)
     Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
     Sluice__Worker__Load load = SLUICE__WORKER__LOAD__INIT;
     Sluice__Worker__ComponentKey key;
-    const char *path = find_path(s, action->key.model);
+    const model_path *model = sl_service_find_path(s, action->key.model);
     char text[256];
     sl_job *job = action->job_id[0] ? sl_jobs_find(s->jobs, action->job_id) : NULL;
 
     if (job)
         sl_jobs_move(s->jobs, job, STATE(LOADING), "loading %s",
                      sl_core_key_text(&action->key, text, sizeof text));
-    set_key(&key, &action->key);
+    sl_dispatch_key(&key, &action->key);
     load.key = &key;
-    load.model_path = (char *)(path ? path : "");
+    load.model_path = model ? model->path : (char *)"";
+    load.from_host = action->from_host;
     load.planned_bytes = action->size_bytes;
     command.id = action->command_id;
     command.kind_case = SLUICE__WORKER__COMMAND__KIND_LOAD;
     command.load = &load;
     note_command(s, action);
-    send_command(s, &command);
+    sl_dispatch_send(s, &command);
 }
 
 static void do_unload(sl_service *s, const sl_core_action *action)
@@ -189,13 +201,13 @@ static void do_unload(sl_service *s, const sl_core_action *action)
     Sluice__Worker__Unload unload = SLUICE__WORKER__UNLOAD__INIT;
     Sluice__Worker__ComponentKey key;
 
-    set_key(&key, &action->key);
+    sl_dispatch_key(&key, &action->key);
     unload.key = &key;
     command.id = action->command_id;
     command.kind_case = SLUICE__WORKER__COMMAND__KIND_UNLOAD;
     command.unload = &unload;
     note_command(s, action);
-    send_command(s, &command);
+    sl_dispatch_send(s, &command);
 }
 
 static void do_run(sl_service *s, const sl_core_action *action)
@@ -207,18 +219,19 @@ static void do_run(sl_service *s, const sl_core_action *action)
     SL_ASSERT(job);
     const sl_t2v_request *request = &job->spec.request;
     char *latent = sl_outputs_latent_path(s, job);
-    clear_running(s);
-    s->running.partial = sl_outputs_partial_path(s, job);
-    s->running.final = sl_outputs_path(s, job);
-    if (!s->running.partial || !s->running.final || !latent) {
+    running_job *mine = &s->running[action->lane];
+    clear_running(mine);
+    mine->partial = sl_outputs_partial_path(s, job);
+    mine->final = sl_outputs_path(s, job);
+    if (!mine->partial || !mine->final || !latent) {
         const sl_core_done done = { .status = SL_ERR_IO, .message = "out of memory for a path" };
         free(latent);
-        clear_running(s);
+        clear_running(mine);
         sl_core_command_done(s->core, action->command_id, &done, sl_clock_now_ns());
         return;
     }
-    s->running.command_id = action->command_id;
-    snprintf(s->running.job_id, sizeof s->running.job_id, "%s", job->job_id);
+    mine->command_id = action->command_id;
+    snprintf(mine->job_id, sizeof mine->job_id, "%s", job->job_id);
     run.job_id = job->job_id;
     run.model = job->spec.model;
     run.model_path = job->spec.model_path;
@@ -233,14 +246,21 @@ static void do_run(sl_service *s, const sl_core_action *action)
     run.ids = job->spec.ids;
     run.n_ids = (size_t)request->token_count;
     run.activation_bytes = action->size_bytes;
-    run.output_path = s->running.partial;
+    uint64_t phase_bytes[SL_PHASE_COUNT];
+    for (int phase = 0; phase < SL_PHASE_COUNT; phase++)
+        phase_bytes[phase] = job->spec.plan.remaining_bytes[phase];
+    run.phase_bytes = phase_bytes;
+    run.n_phase_bytes = SL_PHASE_COUNT;
+    run.output_path = mine->partial;
     run.output_format = (int32_t)job->spec.format;
     run.latent_path = latent;
-    run.resume = job->attempt > 1;
+    run.resume = access(latent, F_OK) == 0; /* of an attempt that was broken off */
+    run.lane = action->lane;
+    run.streamed = (int32_t)request->streamed;
     command.id = action->command_id;
     command.kind_case = SLUICE__WORKER__COMMAND__KIND_RUN;
     command.run = &run;
-    send_command(s, &command);
+    sl_dispatch_send(s, &command);
     free(latent);
 }
 
@@ -252,7 +272,7 @@ static void do_cancel(sl_service *s, const sl_core_action *action)
     cancel.job_id = (char *)action->job_id;
     command.kind_case = SLUICE__WORKER__COMMAND__KIND_CANCEL;
     command.cancel = &cancel;
-    send_command(s, &command);
+    sl_dispatch_send(s, &command);
 }
 
 static void on_admitted(sl_service *s, const sl_core_action *action)
@@ -274,7 +294,6 @@ static void on_requeued(sl_service *s, const sl_core_action *action)
     sl_job *job = sl_jobs_find(s->jobs, action->job_id);
 
     SL_ASSERT(job);
-    clear_running(s);
     job->attempt = job->attempt_base + action->attempt;
     job->step = 0;
     sl_jobs_move(s->jobs, job, STATE(QUEUED), "queued again: %s", action->message);
@@ -341,6 +360,8 @@ static void on_ticket_ended(sl_service *s, const sl_core_action *action)
     if (wait) {
         wait->action = *action;
         wait->ended = true;
+        wait->ended_ns = sl_clock_now_ns();
+        wait->mapped_bytes = s->calm_mapped_bytes;
     }
 }
 
@@ -379,6 +400,23 @@ static void act(sl_service *s, const sl_core_action *action)
     case SL_CORE_PIN_LOST:
         sl_log(SL_LOG_ERROR, "pin_lost", "component=\"%s\" reason=\"%s\"",
                sl_core_key_text(&action->key, text, sizeof text), action->message);
+        break;
+    case SL_CORE_PREEMPT:
+        sl_dispatch_preempt(s, action->job_id);
+        break;
+    case SL_CORE_TRIM:
+        sl_dispatch_trim(s, action->command_id);
+        break;
+    case SL_CORE_HOST_FILL:
+        if (sl_dispatch_fill(s, action))
+            note_command(s, action);
+        break;
+    case SL_CORE_HOST_DROP:
+        if (sl_dispatch_drop(s, action))
+            note_command(s, action);
+        break;
+    case SL_CORE_PHASE_GO:
+        SL_ASSERT(!"no job goes by phase");
         break;
     case SL_CORE_NONE:
         break;
@@ -459,19 +497,21 @@ static void on_hello(sl_service *s, uint64_t generation, const Sluice__Worker__E
     s->worker_up_ns = sl_clock_now_ns();
     sl_event_add(s, "worker_up", "pid=%lld generation=%llu", (long long)s->worker_pid,
                  (unsigned long long)generation);
+    sl_dispatch_worker_up(s);
     sl_core_worker_up(s->core, event->memory ? event->memory->workspace_bytes : 0);
 }
 
-/* The job of an event, told to the core as started; NULL: not the running one. */
-static sl_job *running_of(sl_service *s, const char *job_id)
+/* The job of an event, told to the core as started; NULL: not a running one. */
+static sl_job *running_of(sl_service *s, const char *job_id, running_job **out)
 {
-    if (s->running.command_id == 0 || strcmp(s->running.job_id, job_id) != 0)
-        return NULL;
-    sl_job *job = sl_jobs_find(s->jobs, job_id);
+    running_job *run = find_running(s, job_id);
+    sl_job *job = run ? sl_jobs_find(s->jobs, job_id) : NULL;
+
+    *out = run;
     if (!job || sl_job_has_ended(job))
         return NULL;
-    if (!s->running.started) {
-        s->running.started = true;
+    if (!run->started) {
+        run->started = true;
         sl_core_job_started(s->core, job_id);
     }
     return job;
@@ -490,17 +530,22 @@ static void on_phase(sl_service *s, const Sluice__Worker__Phase *phase)
         [SL_PHASE_DENOISE_LOW] = { STATE(DENOISING), "denoising" },
         [SL_PHASE_DECODE] = { STATE(DECODING), "decoding" },
     };
-    sl_job *job = running_of(s, phase->job_id);
+    running_job *run;
+    sl_job *job = running_of(s, phase->job_id, &run);
 
     if (job && phase->phase >= 0 && phase->phase < SL_PHASE_COUNT)
         sl_jobs_move(s->jobs, job, moves[phase->phase].state, "%s", moves[phase->phase].text);
+    if (job && phase->phase >= 0 && phase->phase < SL_PHASE_COUNT)
+        sl_core_phase(s->core, job->job_id,
+                      sl_request_core_phase(&job->spec.plan, phase->phase));
     if (job)
-        s->running.phase_ns = sl_clock_now_ns();
+        run->phase_ns = sl_clock_now_ns();
 }
 
 static void on_step(sl_service *s, const Sluice__Worker__Step *step)
 {
-    sl_job *job = running_of(s, step->job_id);
+    running_job *run;
+    sl_job *job = running_of(s, step->job_id, &run);
 
     if (!job)
         return;
@@ -508,14 +553,15 @@ static void on_step(sl_service *s, const Sluice__Worker__Step *step)
     job->step_count = step->step_count;
     sl_service_note(job, SL_LOG_DEBUG, "job_step", "step=%d of=%d ms=%lld", step->step,
                     step->step_count,
-                    (long long)((sl_clock_now_ns() - s->running.phase_ns) / SL_NS_PER_MS));
-    s->running.phase_ns = sl_clock_now_ns();
+                    (long long)((sl_clock_now_ns() - run->phase_ns) / SL_NS_PER_MS));
+    run->phase_ns = sl_clock_now_ns();
     sl_jobs_move(s->jobs, job, STATE(DENOISING), "step %d of %d", step->step, step->step_count);
 }
 
 static void on_decoded(sl_service *s, const Sluice__Worker__Decoded *decoded)
 {
-    sl_job *job = running_of(s, decoded->job_id);
+    running_job *run;
+    sl_job *job = running_of(s, decoded->job_id, &run);
 
     if (!job)
         return;
@@ -524,41 +570,24 @@ static void on_decoded(sl_service *s, const Sluice__Worker__Decoded *decoded)
                  "%d of %d frames", decoded->frames, decoded->frame_count);
 }
 
-/* What the arena held at most for the job itself and the workspace: without the
- * components of others, which did not change while it ran. */
-static size_t own_peak(const sl_service *s, const sl_job *job, size_t peak_bytes)
-{
-    size_t others = 0;
-
-    for (int i = 0; i < sl_core_component_count(s->core); i++) {
-        sl_core_component c;
-        bool needed = false;
-        sl_core_get_component(s->core, i, &c);
-        for (int k = 0; k < job->spec.core.need_count; k++)
-            needed |= sl_core_key_equal(&c.key, &job->spec.core.needs[k].key);
-        if (!needed && (c.state == SL_CORE_READY || c.state == SL_CORE_UNLOADING))
-            others += c.measured_bytes;
-    }
-    return peak_bytes > others ? peak_bytes - others : 0;
-}
-
 /* A Run has ended well or badly: its numbers, and its file's name.  Unlocks
  * while it touches the file. */
-static sl_status finish_run(sl_service *s, const Sluice__Worker__Done *done, sl_error *err)
+static sl_status finish_run(sl_service *s, running_job *run, const Sluice__Worker__Done *done,
+                            sl_error *err)
 {
     sl_status status = (unsigned)done->status < SL_STATUS_COUNT ? (sl_status)done->status
                                                                 : SL_ERR_INTERNAL;
-    sl_job *job = sl_jobs_find(s->jobs, s->running.job_id);
-    char *partial = s->running.partial, *final = s->running.final;
+    sl_job *job = sl_jobs_find(s->jobs, run->job_id);
+    char *partial = run->partial, *final = run->final;
 
     SL_ASSERT(job);
-    s->running.partial = s->running.final = NULL;
-    clear_running(s);
+    run->partial = run->final = NULL;
+    clear_running(run);
     job->resumed_from_step = done->resumed_from_step;
     job->device_before_bytes = done->before_bytes;
     job->device_after_bytes = done->after_bytes;
     job->run_ns = sl_clock_now_ns() - job->admitted_ns;
-    job->measured_peak_bytes = own_peak(s, job, done->peak_bytes);
+    job->measured_peak_bytes = done->job_peak_bytes;
     for (size_t i = 0; i < done->n_phase_activation_bytes && i < SL_PHASE_COUNT; i++)
         job->measured_phase_bytes[i] = done->phase_activation_bytes[i];
     if (status != SL_OK)
@@ -572,6 +601,8 @@ static sl_status finish_run(sl_service *s, const Sluice__Worker__Done *done, sl_
         sl_log(SL_LOG_ERROR, "partial_left", "path=\"%s\" reason=\"%s\"", partial, strerror(errno));
     pthread_mutex_lock(&s->lock);
     if (status == SL_OK) {
+        if (done->resumed_from_step == 0)
+            sl_core_observe_run(s->core, job->spec.model, job->spec.core.cost, done->duration_ns);
         job->output_size_bytes = done->output_size_bytes;
         snprintf(job->output_sha256, sizeof job->output_sha256, "%s", done->output_sha256);
     }
@@ -580,15 +611,32 @@ static sl_status finish_run(sl_service *s, const Sluice__Worker__Done *done, sl_
     return status;
 }
 
-static void note_component(sl_service *s, uint64_t id, const Sluice__Worker__Done *done)
+/* The line of a component's command.  *status: what the core is told. */
+static void note_component(sl_service *s, uint64_t id, const Sluice__Worker__Done *done,
+                           sl_status *status)
 {
+    static const struct {
+        sl_core_action_kind kind;
+        const char *line, *event;
+    } events[] = {
+        { SL_CORE_LOAD, "component_load", "load_done" },
+        { SL_CORE_UNLOAD, "component_unload", "unload_done" },
+        { SL_CORE_HOST_FILL, "image_fill", "fill_done" },
+        { SL_CORE_HOST_DROP, "image_drop", "drop_done" },
+    };
+    size_t which = 0;
     char name[256], text[600];
 
     for (int i = 0; i < SL_SERVICE_COMMANDS; i++) {
         component_command *c = &s->commands[i];
         if (c->command_id != id || id == 0)
             continue;
-        const char *event = c->load ? "component_load" : "component_unload";
+        while (which + 1 < SL_COUNT(events) && events[which].kind != c->kind)
+            which++;
+        if (c->kind == SL_CORE_HOST_FILL)
+            sl_dispatch_filled(s, &c->key, *status == SL_OK);
+        if (c->kind == SL_CORE_HOST_DROP)
+            *status = SL_OK; /* the pages are gone whatever it says */
         sl_job *job = c->job_id[0] ? sl_jobs_find(s->jobs, c->job_id) : NULL;
         snprintf(text, sizeof text,
                  "component=\"%s\" status=%s device_before=%zu device_after=%zu peak=%zu ms=%lld",
@@ -597,10 +645,10 @@ static void note_component(sl_service *s, uint64_t id, const Sluice__Worker__Don
                  (size_t)done->before_bytes, (size_t)done->after_bytes, (size_t)done->peak_bytes,
                  (long long)(done->duration_ns / SL_NS_PER_MS));
         if (job && !sl_job_has_ended(job))
-            sl_service_note(job, SL_LOG_INFO, event, "%s", text);
+            sl_service_note(job, SL_LOG_INFO, events[which].line, "%s", text);
         else
-            sl_log(SL_LOG_INFO, event, "%s", text);
-        sl_event_add(s, c->load ? "load_done" : "unload_done", "%s", text);
+            sl_log(SL_LOG_INFO, events[which].line, "%s", text);
+        sl_event_add(s, events[which].event, "%s", text);
         c->command_id = 0;
         return;
     }
@@ -614,13 +662,14 @@ static void on_done(sl_service *s, const Sluice__Worker__Event *event)
                                                                 : SL_ERR_INTERNAL;
     const char *message = done->message;
 
-    if (event->id == s->running.command_id && event->id != 0) {
-        status = finish_run(s, done, &err);
+    running_job *run = find_command(s, event->id);
+    if (run) {
+        status = finish_run(s, run, done, &err);
         message = err.message;
         if (s->stopping && status != SL_OK)
             return; /* the store has it as unfinished: it runs when the daemon is back */
     } else {
-        note_component(s, event->id, done);
+        note_component(s, event->id, done, &status);
     }
     /* Only now: finish_run lets others look, and the books still say "running". */
     take_memory(s, event->memory);
@@ -633,7 +682,10 @@ static void on_done(sl_service *s, const Sluice__Worker__Event *event)
         .component_bytes = done->component_bytes,
         .duration_ns = done->duration_ns,
     };
-    if (!sl_core_command_done(s->core, event->id, &end, sl_clock_now_ns()))
+    if (sl_dispatch_is_own(event->id)) {
+        if (status != SL_OK)
+            sl_log(SL_LOG_WARN, "image_not_told", "reason=\"%s\"", message);
+    } else if (!sl_core_command_done(s->core, event->id, &end, sl_clock_now_ns()))
         sl_log(SL_LOG_WARN, "worker_stray_done", "id=%llu", (unsigned long long)event->id);
 }
 
@@ -678,9 +730,10 @@ static void on_down(void *arg, uint64_t generation, const char *reason)
     (void)generation;
     sl_outputs_remove_partials(s); /* nobody writes now */
     pthread_mutex_lock(&s->lock);
+    const running_job *run = sl_service_first_running(s);
     if (!s->stopping)
         sl_event_add(s, "worker_exit", "pid=%lld reason=\"%s\" job=%s", (long long)s->worker_pid,
-                     reason, s->running.job_id);
+                     reason, run ? run->job_id : "");
     sl_evidence *evidence =
         s->stopping || s->resetting ? NULL : sl_evidence_take(s, reason);
     s->resetting = false;
@@ -689,8 +742,9 @@ static void on_down(void *arg, uint64_t generation, const char *reason)
     s->calm_mapped_bytes = 0;
     sluice__worker__memory__init(&s->memory);
     snprintf(s->down_reason, sizeof s->down_reason, "%s", reason);
-    clear_running(s);
+    clear_all_running(s);
     memset(s->commands, 0, sizeof s->commands);
+    sl_dispatch_worker_down(s);
     sl_core_worker_down(s->core, reason);
     sl_service_pump(s);
     pthread_mutex_unlock(&s->lock);
@@ -746,6 +800,7 @@ static sl_status start_threads(sl_service *s, sl_error *err)
         .worker_path = s->worker,
         .device = s->device_text,
         .threads = s->config.threads,
+        .lanes = s->config.running > 1 ? s->config.running : 0,
         .lock_fd = s->config.lock_fd,
     };
     const int code = pthread_create(&s->timer, NULL, run_timer, s);
@@ -767,7 +822,9 @@ static sl_status create_state(sl_service *s, const sl_service_config *config, sl
     long threads = config->threads ? config->threads : sysconf(_SC_NPROCESSORS_ONLN);
 
     threads = threads < 1 ? 1 : threads > 64 ? 64 : threads;
-    s->expected_workspace_bytes = (size_t)threads * SL_CPU_WORKSPACE_PER_THREAD;
+    /* Job lanes have all threads each, the loader's beside them has few. */
+    const long all = config->running > 1 ? config->running * threads + (threads < 2 ? threads : 2) : threads;
+    s->expected_workspace_bytes = (size_t)all * SL_CPU_WORKSPACE_PER_THREAD;
     sl_device_spec_format(&config->device, s->device_text, sizeof s->device_text);
     s->outputs = strdup(config->outputs);
     s->worker = config->worker ? strdup(config->worker) : NULL;
@@ -777,6 +834,11 @@ static sl_status create_state(sl_service *s, const sl_service_config *config, sl
     sl_core_config core = sl_core_config_default(config->device.kind, config->device.limit_bytes,
                                                  s->expected_workspace_bytes);
     core.retry_limit = config->retry_limit;
+    core.max_running_jobs = config->running > 1 ? config->running : 1;
+    core.bypass_limit = config->bypass_limit;
+    core.user_running_limit = config->user_running;
+    core.user_queued_limit = config->user_queued;
+    core.host_limit_bytes = config->host_bytes;
     sl_status status = SL_OK;
     if (config->store)
         status = sl_store_open(&s->store, config->store, err);
@@ -796,6 +858,8 @@ static sl_status create_state(sl_service *s, const sl_service_config *config, sl
     }
     core.table = s->table;
     status = sl_core_create(&s->core, &core, err);
+    if (status == SL_OK)
+        status = sl_hosttier_create(&s->host, config->host_bytes, err);
     if (status == SL_OK)
         status = sl_jobs_create(&s->jobs, config->keep_jobs, err);
     if (status == SL_OK)
@@ -906,8 +970,10 @@ void sl_service_destroy(sl_service *s)
         return;
     sl_service_stop(s, 0);
     sl_supervisor_destroy(s->supervisor);
-    clear_running(s);
+    clear_all_running(s);
     sl_core_destroy(s->core);
+    sl_dispatch_free_images(s);
+    sl_hosttier_destroy(s->host);
     sl_jobs_destroy(s->jobs);
     sl_store_close(s->store);
     sl_models_destroy(s->models);

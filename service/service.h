@@ -42,6 +42,10 @@ typedef struct {
     int threads;               /* of the worker; 0: one per core */
     int queue;
     int retry_limit;
+    int running;               /* jobs side by side; 0 is 1 */
+    int bypass_limit;          /* jobs that may pass a waiting one */
+    int user_running, user_queued; /* of one user; 0: no limit */
+    size_t host_bytes;         /* of images in host memory; 0: none */
     int watchers;              /* long polls at once */
     int load_waiters;          /* calls that wait for loads and unloads at once */
     int keep_jobs;             /* ended ones that are remembered */

@@ -4,6 +4,7 @@
 
 #include "api/worker.pb-c.h"
 #include "service/core.h"
+#include "service/hosttier.h"
 #include "service/jobs.h"
 #include "service/models.h"
 #include "service/rpc.h"
@@ -20,18 +21,29 @@ typedef struct ticket_wait {
     struct ticket_wait *next;
     uint64_t ticket;
     bool ended;
+    int64_t ended_ns;      /* monotonic */
+    size_t mapped_bytes;   /* of the arena, then */
     sl_core_action action; /* TICKET_ENDED, once ended */
 } ticket_wait;
 
 typedef struct {
     char model[SL_CORE_NAME_BYTES];
     char *path;
+    sl_arch arch;
 } model_path;
+
+/* An image in the host tier; dispatch.c. */
+typedef struct host_entry {
+    struct host_entry *next;
+    sl_core_key key; /* its mode says nothing */
+    sl_host_image *image;
+    bool told;      /* the worker that is up has it */
+} host_entry;
 
 /* A Load or Unload that the worker has. */
 typedef struct {
     uint64_t command_id; /* 0: none */
-    bool load;
+    sl_core_action_kind kind;
     sl_core_key key;
     char job_id[SL_CORE_ID_BYTES]; /* "": for no job */
 } component_command;
@@ -45,7 +57,7 @@ typedef struct {
     char text[400]; /* key=value */
 } sl_server_event;
 
-/* The Run that the worker has. */
+/* A Run that the worker has. */
 typedef struct {
     uint64_t command_id; /* 0: none */
     bool started;        /* its first event has come */
@@ -71,7 +83,7 @@ struct sl_service {
     ticket_wait *tickets;
     model_path *paths; /* of every model that the core knows */
     int path_count;
-    running_job running;
+    running_job running[SL_CORE_MAX_LANES];
     component_command commands[SL_SERVICE_COMMANDS];
     sl_store *store;         /* or NULL */
     sl_server_event events[SL_SERVER_EVENTS];
@@ -87,6 +99,9 @@ struct sl_service {
     int64_t retention_ns;     /* when old outputs are looked for again; monotonic */
     int64_t started_wall_ns;
     char store_problem[SL_ERROR_MESSAGE_BYTES]; /* why the last write did not succeed; "": it did */
+    sl_hosttier *host;
+    host_entry *images;
+    uint64_t own_commands; /* of dispatch.c */
     uint64_t generation; /* of the worker that is up */
     bool worker_up;
     int64_t worker_pid;
@@ -107,9 +122,12 @@ void sl_service_pump(sl_service *s);
 bool sl_service_wait(sl_service *s, int64_t deadline_ns);
 /* The books and the device disagree for no small reason. */
 bool sl_service_is_leak(int64_t unexplained_bytes);
+/* Of the Runs that the worker has, the one on the first lane; NULL: none. */
+const running_job *sl_service_first_running(const sl_service *s);
 /* Where the worker finds this model. */
 sl_status sl_service_note_path(sl_service *s, const char *model, const char *path,
-                               sl_error *err) SL_MUST_CHECK;
+                               const sl_arch *arch, sl_error *err) SL_MUST_CHECK;
+const model_path *sl_service_find_path(const sl_service *s, const char *model); /* NULL: unknown */
 void sl_service_get_ledger(sl_service *s, sl_core_ledger *out);
 /* A line for the log and for `explain`: event id=... and what fmt says. */
 void sl_service_note(sl_job *job, sl_log_level level, const char *event, const char *fmt, ...)
@@ -137,6 +155,10 @@ sl_status sl_request_nearest(sl_service *s, const sl_job_spec *spec,
 void sl_request_numbers_from_pb(sl_job_spec *spec, const Sluice__V1__GenerateRequest *pb);
 /* Checks and plans spec->request again, for the model as it is now. */
 sl_status sl_request_respec(sl_service *s, sl_job_spec *spec, sl_error *err) SL_MUST_CHECK;
+/* Whose it is and since when it waits (monotonic), which its deadline counts from. */
+void sl_request_set_clock(sl_job_spec *spec, const char *user, int64_t submitted_ns);
+/* The core's number of a phase that the plan has. */
+int sl_request_core_phase(const sl_t2v_plan *plan, int phase);
 void sl_request_hash(const Sluice__V1__GenerateRequest *request, sl_arena *arena,
                      uint8_t out[SL_BODY_HASH_BYTES]);
 sl_component_kind sl_component_from_pb(Sluice__V1__Component component);

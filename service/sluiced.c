@@ -219,6 +219,11 @@ static sl_status start_service(daemon_state *d, sl_error *err)
         .threads = settings->threads,
         .queue = settings->queue,
         .retry_limit = settings->retry_limit,
+        .running = settings->running,
+        .bypass_limit = settings->bypass,
+        .user_running = settings->user_running,
+        .user_queued = settings->user_queued,
+        .host_bytes = settings->host_bytes,
         /* Calls that wait take three fifths of what may be under way, one identity
          * may have four fifths (start_front): one fifth always remains to it for
          * calls that are answered at once. */
