@@ -3,8 +3,13 @@
  * CRF 25 is what the reference's writer asks for (wan.md 9.4).  Frames are
  * converted with BT.601 and say so in the stream: players otherwise guess by
  * the frame's size.  All sources of variation are off (dates, versions, SIMD
- * differences of the scaler), so equal frames and an equal number of threads
- * give equal bytes.
+ * differences of the scaler and of the encoder), so equal frames and an equal
+ * number of threads give equal bytes.
+ *
+ * cpu-independent: x264 spreads costs over macroblocks (mbtree) in plain C
+ * instead of SIMD.  Its AVX-512 version (build 164) takes in memory nobody has
+ * written, so that the file depended on what the process had done before; that
+ * of AVX2 rounds differently from C.
  */
 #include "engine/media/writer.h"
 
@@ -83,6 +88,8 @@ static sl_status open_encoder(mp4 *self, sl_error *err)
     int code = av_opt_set(c->priv_data, "preset", "medium", 0);
     if (code >= 0)
         code = av_opt_set_double(c->priv_data, "crf", 25.0, 0);
+    if (code >= 0)
+        code = av_opt_set(c->priv_data, "x264-params", "cpu-independent=1", 0);
     if (code >= 0)
         code = avcodec_open2(c, codec, NULL);
     return code < 0 ? fail_av(self, "set up the encoder of", code, err) : SL_OK;
