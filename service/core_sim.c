@@ -172,14 +172,6 @@ static bool is_held_by_user(const sim *s, const sim_job *j, const sim_job *but)
 
 /* ---- commands of the loader lane ---- */
 
-static void check_lane(sim *s, const sl_core_action *a)
-{
-    SIM_CHECK(s, !s->must_die && s->command.kind == SL_CORE_NONE);
-    SIM_CHECK(s, s->up || a->kind == SL_CORE_HOST_DROP);
-    SIM_CHECK(s, a->command_id > 0);
-    s->command = *a;
-}
-
 static void on_load(sim *s, const sl_core_action *a)
 {
     sim_component *c = sim_find(s, &a->key);
@@ -479,29 +471,35 @@ static void on_lost(sim *s, const sl_core_action *a)
         sim_find(s, &a->key)->pinned = false;
 }
 
+static void on_lane_action(sim *s, const sl_core_action *a)
+{
+    SIM_CHECK(s, !s->must_die && s->command.kind == SL_CORE_NONE);
+    SIM_CHECK(s, s->up || a->kind == SL_CORE_HOST_DROP);
+    SIM_CHECK(s, a->command_id > 0);
+    s->command = *a;
+    if (a->kind == SL_CORE_LOAD) {
+        on_load(s, a);
+    } else if (a->kind == SL_CORE_UNLOAD) {
+        on_unload(s, a);
+    } else if (a->kind == SL_CORE_HOST_FILL) {
+        on_fill(s, a);
+    } else if (a->kind == SL_CORE_HOST_DROP) {
+        on_drop(s, a);
+    } else {
+        SIM_CHECK(s, sim_find_ticket(s, a->ticket));
+        s->trims++;
+    }
+}
+
 static void on_action(sim *s, const sl_core_action *a)
 {
     switch (a->kind) {
     case SL_CORE_LOAD:
-        check_lane(s, a);
-        on_load(s, a);
-        break;
     case SL_CORE_UNLOAD:
-        check_lane(s, a);
-        on_unload(s, a);
-        break;
     case SL_CORE_HOST_FILL:
-        check_lane(s, a);
-        on_fill(s, a);
-        break;
     case SL_CORE_HOST_DROP:
-        check_lane(s, a);
-        on_drop(s, a);
-        break;
     case SL_CORE_TRIM:
-        check_lane(s, a);
-        SIM_CHECK(s, sim_find_ticket(s, a->ticket));
-        s->trims++;
+        on_lane_action(s, a);
         break;
     case SL_CORE_RUN:
         on_run(s, a);
