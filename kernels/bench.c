@@ -1,6 +1,7 @@
 /* bench - how fast the ops are, beside what the machine can do.
  *
  *     bench kernels [--json]
+ *     bench load FILE [--json]      a checkpoint; engine/model/bench_load.h
  *
  * Every op is timed on shapes of the networks and printed in GFLOP/s beside
  * the matrix library's own best with all threads, or in GB/s beside memcpy by
@@ -11,6 +12,7 @@
  */
 #include "base/clock.h"
 #include "base/size.h"
+#include "engine/model/bench_load.h"
 #include "kernels/gemm.h"
 #include "kernels/ops.h"
 #include "kernels/scratch.h"
@@ -482,21 +484,23 @@ static sl_status bench_kernels(bench *b, sl_error *err)
 
 int main(int argc, char **argv)
 {
-    bench b = { .json = false };
+    bench b = { .json = argc > 2 && strcmp(argv[argc - 1], "--json") == 0 };
+    const int words = argc - b.json;
     sl_error err = { .status = SL_OK };
-    sl_status status;
+    sl_status status = SL_OK;
 
-    if (argc < 2 || argc > 3 || strcmp(argv[1], "kernels") != 0 ||
-        (argc == 3 && strcmp(argv[2], "--json") != 0)) {
-        fprintf(stderr, "usage: bench kernels [--json]\n");
+    if (words == 2 && strcmp(argv[1], "kernels") == 0) {
+        status = bench_open(&b, &err);
+        if (status == SL_OK)
+            status = bench_kernels(&b, &err);
+        bench_close(&b);
+    } else if (words == 3 && strcmp(argv[1], "load") == 0) {
+        status = sl_bench_load(argv[2], b.json, &err);
+    } else {
+        fprintf(stderr, "usage: bench kernels [--json]\n       bench load FILE [--json]\n");
         return 2;
     }
-    b.json = argc == 3;
-    status = bench_open(&b, &err);
-    if (status == SL_OK)
-        status = bench_kernels(&b, &err);
     if (status != SL_OK)
         fprintf(stderr, "bench: %s: %s\n", sl_status_text(status), err.message);
-    bench_close(&b);
     return status == SL_OK ? 0 : 1;
 }

@@ -27,8 +27,8 @@ struct sl_channel {
     const char *peer;
 
     /* The reading thread's. */
-    size_t read_bytes;              /* held in read[] */
-    bool broken;                    /* a frame broke the rules: nothing after it can be trusted */
+    size_t read_bytes; /* held in read[] */
+    bool broken;       /* a frame broke the rules: nothing after it can be trusted */
     int held[SL_CHANNEL_MAX_HELD_FDS]; /* descriptors that came and were not taken */
     int held_count;
     unsigned char read[READ_BYTES]; /* room for one whole frame of any size */
@@ -36,9 +36,9 @@ struct sl_channel {
     pthread_mutex_t lock; /* guards what follows, and the order of writes */
     unsigned char *pending;
     size_t pending_bytes, pending_start, pending_capacity;
-    uint64_t written_bytes;   /* of the stream, so far */
-    attachment *attachments;  /* not sent yet, by position */
-    int attached_count;       /* descriptors in them */
+    uint64_t written_bytes;  /* of the stream, so far */
+    attachment *attachments; /* not sent yet, by position */
+    int attached_count;      /* descriptors in them */
 };
 
 static sl_status make_nonblocking(int fd, const char *peer, sl_error *err)
@@ -195,10 +195,9 @@ sl_status sl_channel_push_fds(sl_channel *channel, const ProtobufCMessage *messa
                               int fd_count, sl_error *err)
 {
     if (fd_count < 1 || fd_count > SL_CHANNEL_MAX_FDS)
-        return sl_fail(err, SL_ERR_TOO_LARGE,
-                       "a %s with %d descriptors to the %s: expected 1 to %d",
-                       message->descriptor->short_name, fd_count, channel->peer,
-                       (int)SL_CHANNEL_MAX_FDS);
+        return sl_fail(
+            err, SL_ERR_TOO_LARGE, "a %s with %d descriptors to the %s: expected 1 to %d",
+            message->descriptor->short_name, fd_count, channel->peer, (int)SL_CHANNEL_MAX_FDS);
     attachment *a = calloc(1, sizeof *a);
     if (!a)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for descriptors to the %s",

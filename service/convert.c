@@ -259,6 +259,7 @@ Sluice__V1__Job *sl_job_to_pb(sl_service *s, const sl_job *job, sl_arena *arena)
     pb->output_size_bytes = job->output_size_bytes;
     pb->output = format_to_pb(job->spec.format);
     pb->attempt = job->attempt;
+    pb->resumed_from_step = job->resumed_from_step;
     pb->run_ns = job->run_ns;
     if (job->state == SLUICE__V1__JOB_STATE__QUEUED)
         pb->waiting_for = waiting_to_pb(s, job, arena);

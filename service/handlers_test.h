@@ -51,6 +51,7 @@ struct sl_supervisor {
 };
 
 static sl_supervisor *fake; /* the latest */
+static bool next_fake_holds; /* hold_run of the coming one */
 
 static inline void wait_locked(sl_supervisor *f)
 {
@@ -220,6 +221,7 @@ static inline bool do_fake_run(sl_supervisor *f, uint64_t id, const Sluice__Work
 static inline bool do_command(sl_supervisor *f, const Sluice__Worker__Command *command)
 {
     Sluice__Worker__Done done = SLUICE__WORKER__DONE__INIT;
+    sl_status load_fails = SL_OK;
 
     done.before_bytes = f->mapped;
     if (command->kind_case == SLUICE__WORKER__COMMAND__KIND_RUN)
@@ -227,11 +229,14 @@ static inline bool do_command(sl_supervisor *f, const Sluice__Worker__Command *c
     f->peak = f->mapped;
     if (command->kind_case == SLUICE__WORKER__COMMAND__KIND_LOAD) {
         SL_ASSERT(command->load->model_path[0] == '/');
-        if (f->load_fails == SL_OK) {
+        pthread_mutex_lock(&f->lock);
+        load_fails = f->load_fails;
+        pthread_mutex_unlock(&f->lock);
+        if (load_fails == SL_OK) {
             map(f, command->load->planned_bytes);
             done.component_bytes = command->load->planned_bytes;
         }
-        finish(f, command->id, &done, f->load_fails);
+        finish(f, command->id, &done, load_fails);
     } else {
         /* The size is not in the command: all components of the tests' model are of
          * the sizes that its plan says; the service is asked for them. */
@@ -290,6 +295,7 @@ sl_status sl_supervisor_create(sl_supervisor **out, const sl_supervisor_config *
     (void)err;
     fake = calloc(1, sizeof *fake);
     fake->events = *events;
+    fake->hold_run = next_fake_holds;
     pthread_mutex_init(&fake->lock, NULL);
     pthread_cond_init(&fake->changed, NULL);
     *out = fake;

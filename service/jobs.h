@@ -72,6 +72,7 @@ typedef struct {
 
     Sluice__V1__JobState state;
     int step, step_count, position, attempt;
+    int resumed_from_step; /* of the last attempt; 0: it began at the beginning */
     int64_t submitted_ns, started_ns, ended_ns; /* wall clock; 0: not yet */
     int64_t admitted_ns, run_ns;                /* monotonic; duration */
     sl_status status;                           /* of FAILED, CANCELLED */

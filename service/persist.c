@@ -39,6 +39,7 @@ static sl_store_job standing_of(const sl_job *job)
         .device_after_bytes = job->device_after_bytes,
         .output_size_bytes = job->output_size_bytes,
         .output_sha256 = job->output_sha256,
+        .resumed_from_step = job->resumed_from_step,
         .last_seq = job->last_seq,
     };
 }
@@ -342,6 +343,7 @@ static void take_standing(sl_job *job, const sl_store_job *row)
     job->device_before_bytes = row->device_before_bytes;
     job->device_after_bytes = row->device_after_bytes;
     job->output_size_bytes = row->output_size_bytes;
+    job->resumed_from_step = row->resumed_from_step;
     job->last_seq = job->stored_seq = row->last_seq;
 }
 

@@ -20,6 +20,14 @@ static void check_done(sl_service *s, const char *id, int attempt, sl_error *err
     sl_arena_destroy(call.arena);
 }
 
+static uint64_t get_last_seq(sl_service *s, const char *id)
+{
+    pthread_mutex_lock(&s->lock);
+    const uint64_t seq = sl_jobs_find(s->jobs, id)->last_seq;
+    pthread_mutex_unlock(&s->lock);
+    return seq;
+}
+
 /* --- queues --- */
 
 SL_TEST(unfinished_jobs_run_in_their_order)
@@ -33,16 +41,18 @@ SL_TEST(unfinished_jobs_run_in_their_order)
     for (int i = 0; i < 3; i++)
         snprintf(ids[i], sizeof ids[i], "%s", generate(s, "uid:1", names[i], err));
     await_state(s, ids[0], SLUICE__V1__JOB_STATE__DENOISING, err);
-    const uint64_t seq = sl_jobs_find(s->jobs, ids[0])->last_seq;
+    const uint64_t seq = get_last_seq(s, ids[0]);
     stop(s);
 
     s = start(LIMIT, err);
-    SL_CHECK(sl_jobs_find(s->jobs, ids[0])->last_seq > seq); /* goes on, not from the start */
+    SL_CHECK(get_last_seq(s, ids[0]) > seq); /* goes on, not from the start */
     SL_CHECK(strcmp(generate(s, "uid:1", "b", err), ids[1]) == 0); /* still the same job */
     for (int i = 0; i < 3; i++)
         check_done(s, ids[i], i == 0 ? 2 : 1, err);
     SL_CHECK(fake->runs == 3);
+    pthread_mutex_lock(&s->lock);
     const sl_job *first = sl_jobs_find(s->jobs, ids[0]), *last = sl_jobs_find(s->jobs, ids[2]);
+    pthread_mutex_unlock(&s->lock); /* nothing moves any more */
     SL_CHECK(first->ended_ns <= last->ended_ns && first->started_ns <= last->started_ns);
     SL_CHECK(first->events[0].seq == 1); /* what came before is still told */
     stop(s);
@@ -101,8 +111,9 @@ SL_TEST(latents_stay_until_the_job_ends)
     SL_CHECK(creat(latent, 0600) >= 0 && creat(stray, 0600) >= 0);
     stop(s);
     SL_CHECK(access(latent, F_OK) == 0);
+    next_fake_holds = true;
     s = start(LIMIT, err);
-    set_fake(true, 0, SL_OK);
+    next_fake_holds = false;
     SL_CHECK(access(stray, F_OK) != 0); /* of no job */
     await_state(s, id, SLUICE__V1__JOB_STATE__DENOISING, err);
     SL_CHECK(access(latent, F_OK) == 0 && fake->resumed);
@@ -148,7 +159,7 @@ static void end_without_record(left_over what, int want_attempt, sl_error *err)
     set_fake(true, 0, SL_OK);
     snprintf(id, sizeof id, "%s", generate(s, "uid:1", "a", err));
     await_state(s, id, SLUICE__V1__JOB_STATE__DENOISING, err);
-    const uint64_t last_seq = sl_jobs_find(s->jobs, id)->last_seq;
+    const uint64_t last_seq = get_last_seq(s, id);
     const size_t peak_bytes = sl_job_planned_peak_bytes(sl_jobs_find(s->jobs, id));
     stop(s);
     snprintf(final, sizeof final, "%s/%s.mp4", outputs, id);

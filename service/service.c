@@ -289,10 +289,10 @@ void sl_service_log_end(sl_job *job)
     sl_service_note(
         job, job->status == SL_OK || job->status == SL_ERR_CANCELLED ? SL_LOG_INFO : SL_LOG_WARN,
         "job_done",
-        "status=%s model=%s steps=%d run_ms=%lld planned_peak_bytes=%zu "
+        "status=%s model=%s steps=%d resumed_from_step=%d run_ms=%lld planned_peak_bytes=%zu "
         "measured_peak_bytes=%zu device_before=%zu device_after=%zu message=%s",
         sl_grpc_code_name(sl_status_grpc_code(job->status)), job->spec.model,
-        job->spec.request.steps, (long long)(job->run_ns / SL_NS_PER_MS),
+        job->spec.request.steps, job->resumed_from_step, (long long)(job->run_ns / SL_NS_PER_MS),
         sl_job_planned_peak_bytes(job), job->measured_peak_bytes, job->device_before_bytes,
         job->device_after_bytes, sl_log_quote(quoted, sizeof quoted, job->message));
 }
@@ -554,6 +554,7 @@ static sl_status finish_run(sl_service *s, const Sluice__Worker__Done *done, sl_
     SL_ASSERT(job);
     s->running.partial = s->running.final = NULL;
     clear_running(s);
+    job->resumed_from_step = done->resumed_from_step;
     job->device_before_bytes = done->before_bytes;
     job->device_after_bytes = done->after_bytes;
     job->run_ns = sl_clock_now_ns() - job->admitted_ns;

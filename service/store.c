@@ -30,7 +30,7 @@ static const char schema_1[] =
     " measured_peak_bytes INTEGER NOT NULL, device_before_bytes INTEGER NOT NULL,"
     " device_after_bytes INTEGER NOT NULL,"
     " output_size_bytes INTEGER NOT NULL, output_sha256 TEXT NOT NULL,"
-    " last_seq INTEGER NOT NULL, UNIQUE (owner, request_id));"
+    " resumed_from_step INTEGER NOT NULL, last_seq INTEGER NOT NULL, UNIQUE (owner, request_id));"
     "CREATE TABLE events ("
     " job_id TEXT NOT NULL, seq INTEGER NOT NULL, time_ns INTEGER NOT NULL,"
     " state INTEGER NOT NULL, step INTEGER NOT NULL, step_count INTEGER NOT NULL,"
@@ -50,9 +50,9 @@ static const char schema_1[] =
 #define STANDING_COLUMNS                                                                           \
     "state, ended, cancel_asked, step, step_count, attempt, started_ns, ended_ns, run_ns, "        \
     "status, message, measured_peak_bytes, device_before_bytes, device_after_bytes, "              \
-    "output_size_bytes, output_sha256, last_seq"
+    "output_size_bytes, output_sha256, resumed_from_step, last_seq"
 
-enum { FIXED_COUNT = 13, STANDING_COUNT = 17 };
+enum { FIXED_COUNT = 13 };
 
 typedef enum {
     BEGIN,
@@ -82,9 +82,9 @@ static const char *const statements[STATEMENT_COUNT] = {
     [ROLLBACK] = "ROLLBACK",
     [ADD_JOB] = "INSERT INTO jobs (" FIXED_COLUMNS ", " STANDING_COLUMNS ") VALUES"
                 " (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,"
-                "?22,?23,?24,?25,?26,?27,?28,?29,?30)",
+                "?22,?23,?24,?25,?26,?27,?28,?29,?30,?31)",
     [UPDATE_JOB] = "UPDATE jobs SET (" STANDING_COLUMNS ") ="
-                   " (?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18)"
+                   " (?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19)"
                    " WHERE job_id = ?1",
     [DROP_IDS] = "UPDATE jobs SET ids = NULL WHERE job_id = ?1 AND ids IS NOT NULL",
     [REMOVE_JOB] = "DELETE FROM jobs WHERE job_id = ?1",
@@ -399,6 +399,7 @@ static void bind_standing(sqlite3_stmt *stmt, int at, const sl_store_job *job)
     bind_u64(stmt, at++, job->device_after_bytes);
     bind_u64(stmt, at++, job->output_size_bytes);
     bind_text(stmt, at++, job->output_sha256);
+    sqlite3_bind_int(stmt, at++, job->resumed_from_step);
     bind_u64(stmt, at, job->last_seq);
 }
 
@@ -552,6 +553,7 @@ static void get_job(sqlite3_stmt *stmt, sl_store_job *out)
     out->device_after_bytes = get_u64(stmt, at++);
     out->output_size_bytes = get_u64(stmt, at++);
     out->output_sha256 = get_text(stmt, at++);
+    out->resumed_from_step = sqlite3_column_int(stmt, at++);
     out->last_seq = get_u64(stmt, at);
 }
 

@@ -67,6 +67,7 @@ typedef struct {
     uint64_t measured_peak_bytes, device_before_bytes, device_after_bytes;
     uint64_t output_size_bytes;
     const char *output_sha256; /* "": there is no whole output */
+    int resumed_from_step;     /* of the last attempt; 0: from the beginning */
     uint64_t last_seq;
 } sl_store_job;
 

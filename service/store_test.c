@@ -117,6 +117,7 @@ SL_TEST(jobs_come_back_in_their_order)
     job.output_sha256 = "abc";
     job.last_seq = 17;
     job.attempt = 3;
+    job.resumed_from_step = 2;
     SL_CHECK_OK(sl_store_begin(store, true, err));
     SL_CHECK_OK(sl_store_update_job(store, &job, err));
     SL_CHECK_OK(sl_store_remove_job(store, "first", err));
@@ -129,6 +130,7 @@ SL_TEST(jobs_come_back_in_their_order)
     SL_CHECK(seen.count == 2 && strcmp(seen.ids[0], "a-second") == 0
              && strcmp(seen.ids[1], "third") == 0);
     SL_CHECK(seen.last.ended && seen.last.state == 8 && seen.last.attempt == 3
+             && seen.last.resumed_from_step == 2
              && seen.last.last_seq == 17 && seen.last.output_size_bytes == 99
              && seen.last.workspace_bytes == UINT64_MAX
              && seen.last.submitted_ns == 1234567890123456789);

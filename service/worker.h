@@ -61,7 +61,7 @@ typedef struct sl_resident {
     sl_component_mode mode;
     sl_component *component;
     sl_host_mapping *image; /* that it reads; NULL: none.  The loader's lane's */
-    int user_count; /* jobs that hold it; under the worker's lock */
+    int user_count;         /* jobs that hold it; under the worker's lock */
 } sl_resident;
 
 /* A command that waits for a lane. */
@@ -79,9 +79,9 @@ typedef struct {
     sl_exec *exec;
     pthread_t thread;
     bool started;
-    atomic_uint cancel;    /* the exec's cancel word */
-    atomic_bool preempt;   /* the running job is to stop at its next step */
-    bool changing;         /* the lane's thread's: it has begun a change that no event told yet */
+    atomic_uint cancel;  /* the exec's cancel word */
+    atomic_bool preempt; /* the running job is to stop at its next step */
+    bool changing;       /* the lane's thread's: it has begun a change that no event told yet */
     atomic_size_t activations_bytes;
 
     /* Under the worker's lock. */
@@ -99,7 +99,7 @@ enum { SL_WORKER_MAX_LANES = 16 };
 struct sl_worker {
     sl_device *device;
     sl_channel *channel;
-    int lane_count;    /* all of them */
+    int lane_count;     /* all of them */
     int job_lane_first; /* 0: the loader's lane runs jobs too */
     sl_lane lanes[1 + SL_WORKER_MAX_LANES];
 
@@ -193,9 +193,8 @@ typedef struct {
     char sha256[SL_SHA256_HEX_BYTES];
 } sl_worker_run_result;
 
-sl_status sl_worker_run(sl_lane *lane, const Sluice__Worker__Run *run,
-                        sl_worker_run_result *result, Sluice__Worker__Done *done,
-                        sl_error *err) SL_MUST_CHECK;
+sl_status sl_worker_run(sl_lane *lane, const Sluice__Worker__Run *run, sl_worker_run_result *result,
+                        Sluice__Worker__Done *done, sl_error *err) SL_MUST_CHECK;
 
 /* ---- worker_output.c; a job lane ---- */
 

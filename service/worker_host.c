@@ -190,8 +190,8 @@ static sl_status fill(sl_lane *lane, sl_host_mapping *image,
     if (status == SL_OK)
         status = populate(lane, image, err);
     if (status == SL_OK)
-        status = sl_component_fill_image(image->base, image->image_bytes, &spec, lane->exec, ckpt,
-                                         err);
+        status =
+            sl_component_fill_image(image->base, image->image_bytes, &spec, lane->exec, ckpt, err);
     sl_ckpt_close(ckpt);
     sl_model_dir_close(dir);
     return status;

@@ -169,8 +169,7 @@ static sl_status init_lane(sl_worker *worker, int threads, sl_error *err)
     sl_lane *lane = &worker->lanes[worker->lane_count];
 
     lane->worker = worker;
-    sl_status status =
-        sl_exec_create_cpu(&lane->exec, worker->device, threads, &lane->cancel, err);
+    sl_status status = sl_exec_create_cpu(&lane->exec, worker->device, threads, &lane->cancel, err);
     worker->lane_count++; /* from now on fini looks at it */
     return status;
 }

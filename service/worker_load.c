@@ -82,8 +82,7 @@ static sl_status check_plan(const sl_component_spec *spec, const Sluice__Worker_
         return sl_fail(err, SL_ERR_PRECONDITION,
                        "component %s of \"%s\" needs %zu bytes, the plan said %llu: its files have "
                        "changed",
-                       name, load->key->model, plan_bytes,
-                       (unsigned long long)load->planned_bytes);
+                       name, load->key->model, plan_bytes, (unsigned long long)load->planned_bytes);
     return SL_OK;
 }
 

@@ -31,9 +31,9 @@ typedef struct {
     sl_scratch scratch; /* over the region */
     size_t peak_bytes;  /* held components and region at most */
     sl_media_writer *writer;
-    uint8_t *image;     /* the first frame; NULL: the model takes none */
-    double *state;      /* on its way from or to the latent file; NULL: there is none */
-    int steps_done;     /* that were read from there */
+    uint8_t *image; /* the first frame; NULL: the model takes none */
+    double *state;  /* on its way from or to the latent file; NULL: there is none */
+    int steps_done; /* that were read from there */
     bool preempted;
 } job;
 
@@ -253,8 +253,10 @@ static sl_resident *acquire(const job *j, sl_component_kind kind)
 static sl_status hold_components(job *j, sl_t2v_components *out, sl_error *err)
 {
     const sl_component **slots[SL_COMPONENT_COUNT] = {
-        [SL_COMPONENT_TEXT_ENCODER] = &out->text_encoder, [SL_COMPONENT_DIT] = &out->dit,
-        [SL_COMPONENT_DIT_HIGH] = &out->dit_high,         [SL_COMPONENT_DIT_LOW] = &out->dit_low,
+        [SL_COMPONENT_TEXT_ENCODER] = &out->text_encoder,
+        [SL_COMPONENT_DIT] = &out->dit,
+        [SL_COMPONENT_DIT_HIGH] = &out->dit_high,
+        [SL_COMPONENT_DIT_LOW] = &out->dit_low,
         [SL_COMPONENT_VAE] = &out->vae,
     };
     const bool decode_only = j->steps_done == j->request.steps;
@@ -416,8 +418,8 @@ static void report(const job *j, const sl_t2v_result *measured, sl_worker_run_re
     done->resumed_from_step = j->steps_done;
 }
 
-sl_status sl_worker_run(sl_lane *lane, const Sluice__Worker__Run *run,
-                        sl_worker_run_result *result, Sluice__Worker__Done *done, sl_error *err)
+sl_status sl_worker_run(sl_lane *lane, const Sluice__Worker__Run *run, sl_worker_run_result *result,
+                        Sluice__Worker__Done *done, sl_error *err)
 {
     job j = { .lane = lane, .run = run };
     sl_model_dir *dir = NULL;
@@ -442,8 +444,8 @@ sl_status sl_worker_run(sl_lane *lane, const Sluice__Worker__Run *run,
     if (status == SL_OK)
         status = make_video(&j, &components, &measured, err);
     if (status == SL_OK)
-        status = sl_worker_hash_file(run->output_path, result->sha256, &done->output_size_bytes,
-                                     err);
+        status =
+            sl_worker_hash_file(run->output_path, result->sha256, &done->output_size_bytes, err);
     sl_worker_forget_partial(lane, status != SL_OK);
     if (status == SL_OK) {
         report(&j, &measured, result, done);

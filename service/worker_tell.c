@@ -32,7 +32,8 @@ static size_t resident_set_bytes(void)
     if (n <= 0)
         return 0;
     text[n] = '\0';
-    const size_t rss = status_line_bytes(text, "VmRSS"), shared = status_line_bytes(text, "RssShmem");
+    const size_t rss = status_line_bytes(text, "VmRSS"),
+                 shared = status_line_bytes(text, "RssShmem");
     return rss > shared ? rss - shared : 0;
 }
 

@@ -955,8 +955,7 @@ SL_TEST(host_images_survive_the_worker)
     SL_CHECK(kill(w.pid, SIGKILL) == 0 && wait_exit(&w, PATIENCE * SL_NS_PER_S) == -SIGKILL);
 
     w = start_worker(err);
-    SL_CHECK(load_host(&w, SL_COMPONENT_DIT, SL_MODE_RESIDENT, err)->status ==
-             SL_ERR_PRECONDITION);
+    SL_CHECK(load_host(&w, SL_COMPONENT_DIT, SL_MODE_RESIDENT, err)->status == SL_ERR_PRECONDITION);
     for (size_t i = 0; i < SL_COUNT(kinds); i++) {
         SL_CHECK(host_segments(&w, kinds[i], images[i], err)->status == SL_OK);
         const Sluice__Worker__Done *done = load_host(&w, kinds[i], SL_MODE_RESIDENT, err);
@@ -1006,8 +1005,8 @@ SL_TEST(streamed_components_give_the_same_bytes)
     run_and_check(&w, &j, resident, err);
     SL_CHECK(unlink(j.output) == 0);
 
-    make_streamed_job(&j, "streamed",
-                      SL_COMPONENT_BIT(streamed[0]) | SL_COMPONENT_BIT(streamed[1]), err);
+    make_streamed_job(&j, "streamed", SL_COMPONENT_BIT(streamed[0]) | SL_COMPONENT_BIT(streamed[1]),
+                      err);
     expect_run(&w, &j, SL_ERR_PRECONDITION, "not loaded", err);
     SL_CHECK_OK(sl_hosttier_create(&tier, 64 * SL_MIB, err));
     for (size_t i = 0; i < SL_COUNT(streamed); i++) {
@@ -1174,8 +1173,7 @@ SL_TEST(components_come_and_go_beside_a_job)
     SL_CHECK(unload(&w, SL_COMPONENT_VAE, err)->status == SL_ERR_PRECONDITION);
     done = unload(&w, SL_COMPONENT_TEXT_ENCODER, err);
     SL_CHECK(done->status == SL_OK);
-    SL_CHECK(done->after_bytes ==
-             done->before_bytes - planned_bytes(SL_COMPONENT_TEXT_ENCODER));
+    SL_CHECK(done->after_bytes == done->before_bytes - planned_bytes(SL_COMPONENT_TEXT_ENCODER));
     SL_CHECK(host_segments(&w, SL_COMPONENT_DIT, image, err)->status == SL_OK);
     SL_CHECK(host_fill(&w, SL_COMPONENT_DIT, err)->status == SL_OK);
     SL_CHECK(load_host(&w, SL_COMPONENT_DIT, SL_MODE_STREAMED, err)->status == SL_OK);

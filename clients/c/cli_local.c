@@ -115,7 +115,9 @@ static sl_status show_components(cli *c, const sl_model_info *info, cJSON *objec
 
         if (!path)
             continue;
-        const sl_status status = sl_ckpt_summarise(&s, path, &c->err);
+        const sl_component_spec spec =
+            sl_component_spec_of(info->arch, (sl_component_kind)kind, SL_PRECISION_F32);
+        const sl_status status = sl_ckpt_summarise(&s, path, &spec, &c->err);
         if (status != SL_OK)
             return status;
         if (!object) {
@@ -172,7 +174,7 @@ static sl_status inspect_file(cli *c, cJSON *object, inspection *seen, int *coun
 {
     const char *path = c->opt.args[0];
     sl_ckpt_summary s;
-    const sl_status status = sl_ckpt_summarise(&s, path, &c->err);
+    const sl_status status = sl_ckpt_summarise(&s, path, NULL, &c->err);
 
     if (status != SL_OK)
         return status;

@@ -10,9 +10,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Elements of one tile of work: some milliseconds even from a cold disk, and
- * small enough for a thread's workspace in any dtype. */
-#define TILE_ELEMENTS ((int64_t)1 << 18)
+/* Elements of one tile of work: some milliseconds from a disk, and small enough
+ * for a thread's workspace in any dtype.  Smaller tiles of several threads break
+ * the kernel's read-ahead (docs/SPEED.md). */
+#define TILE_ELEMENTS ((int64_t)1 << 20)
 
 /* The same for plain copies. */
 #define COPY_TILE_BYTES ((size_t)4 << 20)
@@ -138,7 +139,7 @@ typedef struct {
 } transfer;
 
 /* Reads into the thread's workspace, then converts into device memory, which
- * of `cpu` is written directly. */
+ * of `cpu` is written directly; what needs no conversion is read right there. */
 static void transfer_tile(void *arg, int64_t i, int thread, void *workspace)
 {
     transfer *t = arg;
@@ -148,15 +149,18 @@ static void transfer_tile(void *arg, int64_t i, int thread, void *workspace)
     const int64_t left = t->count - first;
     const int64_t count = left < t->tile_elements ? left : t->tile_elements;
     unsigned char *out = (unsigned char *)to->data + (size_t)first * sl_dtype_bytes(to->dtype);
+    const bool as_it_is = from->dtype == to->dtype && to->rank != 5;
     sl_error error = { .status = SL_OK };
 
     (void)thread;
-    if (sl_ckpt_read(t->ckpt, t->from, (size_t)first * element_bytes, workspace,
+    if (sl_ckpt_read(t->ckpt, t->from, (size_t)first * element_bytes, as_it_is ? out : workspace,
                      (size_t)count * element_bytes, &error) != SL_OK) {
         if (!atomic_flag_test_and_set(&t->failed))
             t->error = error;
         return;
     }
+    if (as_it_is)
+        return;
     if (to->rank == 5) /* channels last: a tile is one output channel */
         sl_convert_channels_last(out, to->dtype, workspace, from->dtype, to->dim[4],
                                  to->dim[1] * to->dim[2] * to->dim[3]);

@@ -109,7 +109,7 @@ static sl_status add_item(output *o, const char *name, work_kind kind, const sl_
     it = &o->items[o->count++];
     *it = (item){ .work = kind, .from = from, .shape = shape };
     SL_ASSERT(strlen(name) < sizeof it->name);
-    strcpy(it->name, name);
+    memcpy(it->name, name, strlen(name) + 1);
     it->shape.data = NULL;
     o->data_bytes += sl_tensor_bytes(&shape);
     return SL_OK;
@@ -222,7 +222,7 @@ static sl_status make_plain(run *r, const output *o, const item *it, taker *take
                                   (size_t)n * in_bytes, err);
         else
             memset(r->read, 0, (size_t)n * out_bytes);
-        if (status == SL_OK && it->work == WORK_CONVERT) {
+        if (status == SL_OK && it->from && it->work == WORK_CONVERT) {
             sl_convert(r->made, SL_BF16, r->read, it->from->tensor.dtype, n);
             piece = r->made;
             if (it->shape.dtype == SL_F32) {

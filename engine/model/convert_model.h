@@ -37,8 +37,8 @@ typedef struct {
  * one checkpoint, then dst is a file (absent before); else SL_ERR_EXISTS.  All
  * of src is checked, and the space on dst's disk, before anything is written
  * (SL_ERR_DATA, SL_ERR_TOO_LARGE).  SL_ERR_IO: what was read back differs; that
- * file is removed.  progress(arg, done_bytes, total_bytes), reading back
- * included, may be NULL.  *result is written on success. */
+ * file is removed; checkpoints finished before a failure stay.  progress(arg, done_bytes,
+ * total_bytes), reading back included, may be NULL.  *result is written on success. */
 sl_status sl_convert_model(const char *src, const char *dst, sl_convert_target target,
                            void (*progress)(void *arg, size_t done_bytes, size_t total_bytes),
                            void *arg, sl_convert_result *result, sl_error *err) SL_MUST_CHECK;

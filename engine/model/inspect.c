@@ -117,13 +117,16 @@ const char *sl_layout_name(sl_layout layout)
     return names[layout];
 }
 
-sl_status sl_ckpt_summarise(sl_ckpt_summary *out, const char *path, sl_error *err)
+sl_status sl_ckpt_summarise(sl_ckpt_summary *out, const char *path, const sl_component_spec *spec,
+                            sl_error *err)
 {
     sl_ckpt_summary s = { .tensor_count = 0 };
     sl_ckpt *ckpt = NULL;
     sl_status status = sl_ckpt_open(&ckpt, path, err);
 
-    if (status == SL_OK)
+    if (status == SL_OK && spec)
+        s.spec = *spec;
+    else if (status == SL_OK)
         status = sl_probe_spec(ckpt, &s.spec, err);
     if (status != SL_OK)
         goto done;

@@ -10,7 +10,7 @@
 #include "engine/model/weights.h"
 
 typedef struct {
-    sl_component_spec spec; /* every transformer is SL_COMPONENT_DIT; its config is the file's */
+    sl_component_spec spec; /* found out: every transformer is SL_COMPONENT_DIT */
     const char *naming;     /* "official", "diffusers", "huggingface" */
     sl_layout layout;       /* of a transformer; else OFFICIAL */
     int64_t tensor_count;
@@ -23,8 +23,10 @@ typedef struct {
 
 const char *sl_layout_name(sl_layout layout); /* "official", "turbo", "turbo-quant" */
 
-/* SL_ERR_DATA: broken, or no part of a model. */
-sl_status sl_ckpt_summarise(sl_ckpt_summary *out, const char *path, sl_error *err) SL_MUST_CHECK;
+/* spec: what it is in a model, or NULL: found out.  SL_ERR_DATA: broken, or no
+ * part of a model. */
+sl_status sl_ckpt_summarise(sl_ckpt_summary *out, const char *path, const sl_component_spec *spec,
+                            sl_error *err) SL_MUST_CHECK;
 
 /* say(arg, line) for each tensor that is missing, of another shape or dtype, or
  * unexpected; *problems counts. */

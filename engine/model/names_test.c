@@ -465,24 +465,24 @@ SL_TEST(single_files_are_inspected)
     int problems = -1;
 
     make_models(err);
-    SL_CHECK_OK(sl_ckpt_summarise(&s, at("t2v", dit_file), err));
+    SL_CHECK_OK(sl_ckpt_summarise(&s, at("t2v", dit_file), NULL, err));
     SL_CHECK(s.spec.kind == SL_COMPONENT_DIT && s.layout == SL_LAYOUT_OFFICIAL);
     SL_CHECK(s.spec.config.dit.dim == 256 && s.spec.config.dit.text_len == 64);
     SL_CHECK(s.by_dtype[SL_F32].tensor_count == s.tensor_count && s.tensor_count > 100);
     SL_CHECK(s.by_dtype[SL_F32].data_bytes == s.data_bytes && s.data_bytes > 0);
-    SL_CHECK_OK(sl_ckpt_summarise(&s, at("t2v", t5_file), err));
+    SL_CHECK_OK(sl_ckpt_summarise(&s, at("t2v", t5_file), NULL, err));
     SL_CHECK(s.spec.kind == SL_COMPONENT_TEXT_ENCODER && strcmp(s.naming, "official") == 0);
     SL_CHECK(s.by_dtype[SL_BF16].tensor_count + s.by_dtype[SL_F32].tensor_count == s.tensor_count);
 
     SL_CHECK_OK(sl_ckpt_open(&ckpt, at("t2v", dit_file), err));
     write_st(at("stray.safetensors", NULL), ckpt, diffusers_dit, &stray, err);
     sl_ckpt_close(ckpt);
-    SL_CHECK_OK(sl_ckpt_summarise(&s, at("stray.safetensors", NULL), err));
+    SL_CHECK_OK(sl_ckpt_summarise(&s, at("stray.safetensors", NULL), NULL, err));
     SL_CHECK(strcmp(s.naming, "diffusers") == 0);
     SL_CHECK_OK(sl_ckpt_inspect(at("stray.safetensors", NULL), collect, &l, &problems, err));
     SL_CHECK(problems == 1);
     SL_CHECK(strcmp(l.text, "dit: unexpected tensor \"blocks.0.norm3.weight\"\n") == 0);
-    SL_CHECK_STATUS(sl_ckpt_summarise(&s, at("t2v", "config.json"), err), SL_ERR_DATA);
+    SL_CHECK_STATUS(sl_ckpt_summarise(&s, at("t2v", "config.json"), NULL, err), SL_ERR_DATA);
     sl_error_clear(err);
     SL_CHECK_STATUS(sl_ckpt_inspect(at("absent", NULL), NULL, NULL, &problems, err),
                     SL_ERR_NOT_FOUND);

@@ -87,7 +87,7 @@ def test_the_daemon_dies():
         wait_for("the worker to be gone", lambda: reap_orphan(worker), 2)
         assert time.monotonic() - start < 2 * PATIENCE
         d.start()  # at once: the lock went with the worker
-        assert not partials(d)
+        assert not [n for n in partials(d) if n.endswith("-1.mp4")]  # of the first attempt
         job = d.job(job_id)  # nothing that was acknowledged is lost
         assert job["state"] not in ("done", "failed", "cancelled"), job
         assert d.cli("cancel", job_id).code == 0

@@ -78,6 +78,23 @@ def test_a_queue_survives_ten_kills():
         assert d.stop() == 0
 
 
+def test_a_job_continues_behind_its_last_step():
+    shape = ["--format", "y4m", "--width", "192", "--height", "192", "--frames", "17", "--steps",
+             "4", "--seed", "3"]
+    with Daemon() as d:
+        whole = d.wait_state(d.submit(*shape), ["done"], 120)
+        assert whole["resumed_from_step"] == 0
+        job_id = d.submit(*shape)
+        wait_for("a step", lambda: d.job(job_id)["step"] >= 1, 60)
+        kill_and_start(d)
+        job = d.wait_state(job_id, ENDED, 120)
+        assert job["state"] == "done" and job["attempt"] == 2, job
+        assert job["resumed_from_step"] >= 1, job
+        assert job["output_sha256"] == whole["output_sha256"], job
+        assert job["planned_peak_bytes"] == job["measured_peak_bytes"], job
+        assert not [n for n in os.listdir(d.outputs) if n.startswith(".latent")]
+
+
 def test_kills_while_jobs_are_submitted():
     """What was acknowledged is there; what was not can be sent again."""
     chance = random.Random(7)
