@@ -635,20 +635,18 @@ static bool is_served(const ticket *t, const command *c)
 
     if (!t->started || t->ended)
         return false;
+    if (c->kind == SL_CORE_LOAD) {
+        const int line = t->kind == TICKET_LOAD ? find_line(t, key) : -1;
+        return line >= 0 && t->needs[line].size_bytes == c->node->size_bytes;
+    }
     if (for_ticket == t->id)
         return true;
     if (!key || (c->image ? !lists_image(t, key) : find_line(t, key) < 0))
         return false;
-    switch (c->kind) {
-    case SL_CORE_LOAD:
-        return t->kind == TICKET_LOAD;
-    case SL_CORE_HOST_FILL:
+    if (c->kind == SL_CORE_HOST_FILL)
         return is_load(t);
-    case SL_CORE_UNLOAD:
-        return t->kind == TICKET_UNLOAD;
-    default:
-        return t->kind == TICKET_UNLOAD && t->mode != SL_CORE_UNLOAD_SOFT;
-    }
+    return t->kind == TICKET_UNLOAD &&
+           (c->kind == SL_CORE_UNLOAD || t->mode != SL_CORE_UNLOAD_SOFT);
 }
 
 void sl_core_note_receipts(sl_core *core, const command *c, const sl_core_done *done)
