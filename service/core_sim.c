@@ -452,6 +452,10 @@ static void on_ticket_ended(sim *s, const sl_core_action *a)
 
     SIM_CHECK(s, t != NULL && !strstr(a->message, "books"));
     check_receipt(s, &a->receipt);
+    /* Unloads that were asked for before this load have begun before it. */
+    for (int i = 0; i < MAX_OPEN_TICKETS && t->is_load; i++)
+        if (s->tickets[i].id && s->tickets[i].id < t->id && !s->tickets[i].is_load)
+            unpin_by(s, &s->tickets[i]);
     for (int i = 0; i < t->count && a->status == SL_OK && t->is_load; i++) {
         sim_component *c = sim_find(s, &t->keys[i]);
         sim_image *image = sim_find_image(s, &t->keys[i]);
