@@ -280,6 +280,48 @@ SL_TEST(a_switch_that_fails_ends_all_its_tickets)
     sl_core_destroy(core);
 }
 
+/* ---- pins ---- */
+
+static sl_core_action expect_failures(sl_core *core, const sl_core_action *load, int count)
+{
+    sl_core_action a = { 0 };
+
+    done(core, load, SL_ERR_DATA);
+    for (int i = 0; i < count; i++) {
+        a = expect(core, SL_CORE_TICKET_ENDED);
+        SL_CHECK(a.status == SL_ERR_DATA);
+    }
+    return a;
+}
+
+SL_TEST(a_pin_goes_with_the_last_load_that_wanted_it)
+{
+    sl_core *core = make(config_of(100, 1, 0), err);
+    const sl_core_need needs[] = { need_of("m", SL_COMPONENT_DIT, 20),
+                                   need_of("m", SL_COMPONENT_VAE, 5) };
+    const sl_budget_facts facts = { .model = "m" };
+    sl_core_action load;
+    uint64_t ticket;
+
+    for (int i = 0; i < 2; i++)
+        SL_CHECK_OK(sl_core_load(core, needs, 2, &facts, &ticket, NULL, err));
+    let(core, SL_CORE_LOAD, 1);
+    load = expect(core, SL_CORE_LOAD);
+    expect_failures(core, &load, 2);
+    SL_CHECK(resident(core, "m", SL_COMPONENT_DIT));
+    SL_CHECK(!component(core, "m", SL_COMPONENT_DIT).pinned);
+
+    /* One that has succeeded keeps its pins when another fails. */
+    SL_CHECK_OK(sl_core_load(core, needs, 2, &facts, &ticket, NULL, err));
+    load = expect(core, SL_CORE_LOAD);
+    SL_CHECK_OK(sl_core_load(core, needs, 1, &facts, &ticket, NULL, err));
+    SL_CHECK(expect(core, SL_CORE_TICKET_ENDED).status == SL_OK);
+    expect_failures(core, &load, 1);
+    SL_CHECK(component(core, "m", SL_COMPONENT_DIT).pinned);
+    expect(core, SL_CORE_NONE);
+    sl_core_destroy(core);
+}
+
 /* ---- deaths ---- */
 
 SL_TEST(a_death_queues_all_its_jobs_again_in_order)
@@ -435,6 +477,7 @@ SL_TEST_MAIN(SL_RUN(an_unload_now_stops_the_job_and_queues_it_again),
              SL_RUN(a_trim_takes_what_is_idle_while_jobs_run),
              SL_RUN(draining_lets_end_what_has_begun), SL_RUN(a_switch_has_three_steps),
              SL_RUN(a_switch_that_fails_ends_all_its_tickets),
+             SL_RUN(a_pin_goes_with_the_last_load_that_wanted_it),
              SL_RUN(a_death_queues_all_its_jobs_again_in_order),
              SL_RUN(a_job_that_only_waited_is_not_counted),
              SL_RUN(a_new_table_refuses_queued_jobs_and_lets_running_ones_end),

@@ -50,7 +50,7 @@ void sl_core_observe_run(sl_core *core, const char *model, double cost, int64_t 
     }
     if (strcmp(r->model, model) != 0) {
         r->per_s = 0.0;
-        strcpy(r->model, model);
+        memcpy(r->model, model, strlen(model) + 1);
     }
     r->used = ++core->clock;
     average(&r->per_s, cost, duration_ns);
@@ -251,7 +251,7 @@ bool sl_core_would_make_late(sl_core *core, const job *j, int64_t now_ns)
 {
     bool any = false, late = false;
 
-    for (const job *at = core->queue; at != j; at = at->next)
+    for (const job *at = core->queue; at && at != j; at = at->next)
         any = any || at->spec.deadline_ns > 0;
     if (!any || !sl_core_estimate_queue(core, NULL, NULL, now_ns))
         return false;
@@ -259,7 +259,7 @@ bool sl_core_would_make_late(sl_core *core, const job *j, int64_t now_ns)
         at->est_other_ns = at->est_end_ns;
     if (!sl_core_estimate_queue(core, NULL, j, now_ns))
         return false;
-    for (const job *at = core->queue; at != j; at = at->next)
+    for (const job *at = core->queue; at && at != j; at = at->next)
         late = late || (at->spec.deadline_ns > 0 && at->est_other_ns <= at->spec.deadline_ns &&
                         at->est_end_ns > at->spec.deadline_ns);
     return late;

@@ -190,10 +190,11 @@ void sl_core_mark_drop(sl_core *core, image *im, uint64_t for_ticket)
     im->drop = true;
     im->for_ticket = for_ticket;
     for (node *n = core->nodes; n; n = n->next) {
-        if (streams_from(n, im) && !n->evict && n->state != SL_CORE_WANTED) {
-            n->evict = n->must = true;
+        if (!streams_from(n, im) || n->state == SL_CORE_WANTED)
+            continue;
+        if (!n->evict)
             n->for_ticket = for_ticket;
-        }
+        n->evict = n->must = true;
     }
 }
 

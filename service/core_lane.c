@@ -322,6 +322,9 @@ bool sl_core_next_command(sl_core *core, int64_t now_ns, sl_core_action *out)
         return false;
     if (!core->up)
         return next_drop(core, out);
-    return next_unload(core, out) || next_drop(core, out) || next_load(core, out) ||
-           next_trim(core, out) || next_ahead(core, out);
+    if (next_unload(core, out) || next_drop(core, out) || next_load(core, out) ||
+        next_trim(core, out) || next_ahead(core, out))
+        return true;
+    /* What could not come yet may have found who goes for it. */
+    return next_unload(core, out) || next_drop(core, out);
 }

@@ -32,7 +32,7 @@ void sl_core_enqueue(sl_core *core, job *j)
     const int base = sl_core_base_variant(core, &j->spec);
     job **at = &core->queue;
 
-    while (*at != place)
+    while (*at && *at != place)
         at = &(*at)->next;
     j->next = *at;
     *at = j;
@@ -45,8 +45,9 @@ void sl_core_unqueue(sl_core *core, job *j)
 {
     job **at = &core->queue;
 
-    while (*at != j)
+    while (*at && *at != j)
         at = &(*at)->next;
+    SL_ASSERT(*at == j);
     *at = j->next;
     j->next = NULL;
     core->queued_count--;
@@ -112,7 +113,7 @@ static sl_status make_job(const sl_core *core, const sl_core_job *spec, job **ou
         return status;
     }
     const job *place = sl_core_queue_place(core, j);
-    for (const job *at = core->queue; at != place; at = at->next)
+    for (const job *at = core->queue; at && at != place; at = at->next)
         ahead++;
     sl_core_answer_job(core, &j->spec, ahead, answer);
     j->variant = answer->variant < 0 ? 0 : answer->variant;

@@ -172,14 +172,6 @@ static bool is_held_by_user(const sim *s, const sim_job *j, const sim_job *but)
 
 /* ---- commands of the loader lane ---- */
 
-static void check_lane(sim *s, const sl_core_action *a)
-{
-    SIM_CHECK(s, !s->must_die && s->command.kind == SL_CORE_NONE);
-    SIM_CHECK(s, s->up || a->kind == SL_CORE_HOST_DROP);
-    SIM_CHECK(s, a->command_id > 0);
-    s->command = *a;
-}
-
 static void on_load(sim *s, const sl_core_action *a)
 {
     sim_component *c = sim_find(s, &a->key);
@@ -187,7 +179,7 @@ static void on_load(sim *s, const sl_core_action *a)
 
     SIM_CHECK(s, !c->resident);
     SIM_CHECK(s, a->from_host || a->key.mode == SL_MODE_RESIDENT);
-    SIM_CHECK(s, !a->from_host || image->there);
+    SIM_CHECK(s, !a->from_host || (image->there && !image->broken));
     SIM_CHECK(s, !a->from_host || a->key.mode == SL_MODE_STREAMED || image->size == a->size_bytes);
     c->size = a->size_bytes;
     s->mapped += a->size_bytes;
@@ -258,6 +250,7 @@ static void check_components(sim *s, const sim_job *j)
         SIM_CHECK(s, c->resident && c->size == v->needs[i].size_bytes);
         SIM_CHECK(s, v->needs[i].key.mode == SL_MODE_RESIDENT ||
                          (sim_find_image(s, &v->needs[i].key)->there &&
+                          !sim_find_image(s, &v->needs[i].key)->broken &&
                           sim_find_image(s, &v->needs[i].key)->size == v->needs[i].host_bytes));
     }
 }
@@ -437,8 +430,11 @@ static void check_receipt(sim *s, const sl_core_receipt *r)
 }
 
 /* What an unload has begun to take away is pinned no more, whatever becomes of it. */
-static void unpin_by(sim *s, const sim_ticket *t)
+static void unpin_by(sim *s, sim_ticket *t)
 {
+    if (t->unpinned)
+        return;
+    t->unpinned = true;
     for (int m = 0; m < MODELS; m++)
         for (int p = 0; p < PARTS; p++)
             for (int mode = 0; mode < MODES; mode++) {
@@ -456,6 +452,10 @@ static void on_ticket_ended(sim *s, const sl_core_action *a)
 
     SIM_CHECK(s, t != NULL && !strstr(a->message, "books"));
     check_receipt(s, &a->receipt);
+    /* Unloads that were asked for before this load have begun before it. */
+    for (int i = 0; i < MAX_OPEN_TICKETS && t->is_load; i++)
+        if (s->tickets[i].id && s->tickets[i].id < t->id && !s->tickets[i].is_load)
+            unpin_by(s, &s->tickets[i]);
     for (int i = 0; i < t->count && a->status == SL_OK && t->is_load; i++) {
         sim_component *c = sim_find(s, &t->keys[i]);
         sim_image *image = sim_find_image(s, &t->keys[i]);
@@ -479,29 +479,35 @@ static void on_lost(sim *s, const sl_core_action *a)
         sim_find(s, &a->key)->pinned = false;
 }
 
+static void on_lane_action(sim *s, const sl_core_action *a)
+{
+    SIM_CHECK(s, !s->must_die && s->command.kind == SL_CORE_NONE);
+    SIM_CHECK(s, s->up || a->kind == SL_CORE_HOST_DROP);
+    SIM_CHECK(s, a->command_id > 0);
+    s->command = *a;
+    if (a->kind == SL_CORE_LOAD) {
+        on_load(s, a);
+    } else if (a->kind == SL_CORE_UNLOAD) {
+        on_unload(s, a);
+    } else if (a->kind == SL_CORE_HOST_FILL) {
+        on_fill(s, a);
+    } else if (a->kind == SL_CORE_HOST_DROP) {
+        on_drop(s, a);
+    } else {
+        SIM_CHECK(s, sim_find_ticket(s, a->ticket));
+        s->trims++;
+    }
+}
+
 static void on_action(sim *s, const sl_core_action *a)
 {
     switch (a->kind) {
     case SL_CORE_LOAD:
-        check_lane(s, a);
-        on_load(s, a);
-        break;
     case SL_CORE_UNLOAD:
-        check_lane(s, a);
-        on_unload(s, a);
-        break;
     case SL_CORE_HOST_FILL:
-        check_lane(s, a);
-        on_fill(s, a);
-        break;
     case SL_CORE_HOST_DROP:
-        check_lane(s, a);
-        on_drop(s, a);
-        break;
     case SL_CORE_TRIM:
-        check_lane(s, a);
-        SIM_CHECK(s, sim_find_ticket(s, a->ticket));
-        s->trims++;
+        on_lane_action(s, a);
         break;
     case SL_CORE_RUN:
         on_run(s, a);
@@ -537,7 +543,7 @@ static void on_action(sim *s, const sl_core_action *a)
     }
     /* With an unload's first command or its end its pins are off. */
     if (a->ticket && (a->kind == SL_CORE_UNLOAD || a->kind == SL_CORE_HOST_DROP)) {
-        const sim_ticket *t = sim_find_ticket(s, a->ticket);
+        sim_ticket *t = sim_find_ticket(s, a->ticket);
         if (t && !t->is_load)
             unpin_by(s, t);
     }
@@ -562,6 +568,18 @@ static void check_ledger(sim *s)
     SIM_CHECK(s, l.host_used_bytes <= l.host_limit_bytes);
 }
 
+/* By a load that is open. */
+static bool is_asked_for(const sim *s, const sl_core_key *key, bool host)
+{
+    for (int i = 0; i < MAX_OPEN_TICKETS; i++) {
+        const sim_ticket *t = &s->tickets[i];
+        for (int k = 0; k < t->count && t->id && t->is_load && t->host == host; k++)
+            if (host ? same_image(t->keys[k], key) : sl_core_key_equal(&t->keys[k], key))
+                return true;
+    }
+    return false;
+}
+
 /* Each component as the core has it is as the worker has it. */
 static void check_components_shown(sim *s)
 {
@@ -571,6 +589,9 @@ static void check_components_shown(sim *s)
         sl_core_component c;
         sl_core_get_component(s->core, i, &c);
         SIM_CHECK(s, !c.evicting || (!c.pinned && c.users == 0));
+        SIM_CHECK(s, !c.pinned || sim_find(s, &c.key)->pinned || is_asked_for(s, &c.key, false));
+        SIM_CHECK(s, !c.host_pinned || sim_find_image(s, &c.key)->pinned ||
+                         is_asked_for(s, &c.key, true));
         if (c.state == SL_CORE_READY || c.state == SL_CORE_UNLOADING) {
             SIM_CHECK(s, sim_find(s, &c.key)->resident);
             weights += c.size_bytes;
@@ -673,7 +694,8 @@ void sim_worker_dies(sim *s)
         s->jobs[i].mapped = s->jobs[i].told = 0;
     }
     if (s->command.kind == SL_CORE_HOST_FILL)
-        sim_find_image(s, &s->command.key)->there = true; /* what there is of it */
+        sim_find_image(s, &s->command.key)->there = sim_find_image(s, &s->command.key)->broken =
+            true; /* what there is of it */
     s->command.kind = SL_CORE_NONE;
     s->mapped = s->told = 0;
     s->up = s->must_die = false;
@@ -741,6 +763,7 @@ bool sim_finish_command(sim *s, bool well)
     } else if (c) {
         sim_image *image = sim_find_image(s, &a.key);
         image->there = a.kind == SL_CORE_HOST_FILL && done.status == SL_OK;
+        image->broken = false;
         if (!image->there)
             s->images -= a.size_bytes;
     }

@@ -43,7 +43,7 @@ typedef struct {
 
 typedef struct {
     uint64_t id; /* 0: free */
-    bool is_load, host, others, trim;
+    bool is_load, host, others, trim, unpinned;
     sl_core_unload_mode mode;
     int count;
     sl_core_key keys[PARTS];
@@ -56,6 +56,7 @@ typedef struct {
 
 typedef struct {
     bool there, pinned; /* there: READY, or to be dropped after a death */
+    bool broken;        /* by the death: only to be dropped */
     size_t size;
 } sim_image;
 

@@ -521,9 +521,10 @@ SL_TEST(every_rule_holds_whatever_happens)
     SL_CHECK(tables && s && sum);
     make_tables(tables);
     for (int i = 0; i < plan.seeds; i++) {
+        const unsigned long long seed = plan.first_seed + (unsigned)i;
         if (plan.verbose)
-            print_message("seed %llu\n", (unsigned long long)(plan.first_seed + (uint64_t)i));
-        simulate(s, tables, plan.first_seed + (uint64_t)i, plan.operations, err);
+            print_message("seed %llu\n", seed);
+        simulate(s, tables, seed, plan.operations, err);
         add(sum, s);
     }
     if (plan.verbose)

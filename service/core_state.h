@@ -219,9 +219,10 @@ typedef struct {
     size_t need_bytes, have_bytes;
 } verdict;
 
+/* For each need that counts, with its index in i. */
 #define FOR_NEEDS(d, i)                                                                            \
-    for (int i = 0; i < (d)->count; i++)                                                           \
-        if ((d)->set >> i & 1)
+    for (int i = 0; (i) < (d)->count; (i)++) /* NOLINT(bugprone-macro-parentheses) */              \
+        if ((d)->set >> (i)&1)
 
 demand sl_core_demand_of(const sl_core_variant *variant, int phase);
 demand sl_core_demand_left(const job *j); /* all that an active job will still need */

@@ -278,6 +278,51 @@ sl_status sl_core_switch(sl_core *core, const sl_core_need *needs, int count,
 
 /* ---- ending ---- */
 
+static int find_pin(const ticket *t, const sl_core_key *key)
+{
+    for (int i = 0; i < t->count && t->kind == TICKET_LOAD_HOST; i++)
+        if (sl_core_same_image(&t->needs[i].key, key))
+            return i;
+    return t->kind == TICKET_LOAD ? find_line(t, key) : -1;
+}
+
+bool sl_core_is_pinned_by_ticket(const sl_core *core, const sl_core_key *key, bool host)
+{
+    for (const ticket *t = core->tickets; t; t = t->next) {
+        const int line =
+            t->ended || t->kind != (host ? TICKET_LOAD_HOST : TICKET_LOAD) ? -1 : find_pin(t, key);
+        if (line >= 0 && t->pinned_here[line])
+            return true;
+    }
+    return false;
+}
+
+/* Pins that only this ticket wanted go when it fails; when it succeeds they stay,
+ * whatever becomes of others that asked for them. */
+static void settle_pins(sl_core *core, const ticket *t)
+{
+    const bool host = t->kind == TICKET_LOAD_HOST;
+
+    for (int i = 0; i < t->count; i++) {
+        const sl_core_key *key = &t->needs[i].key;
+        node *n = sl_core_find(core, key);
+        image *im = sl_core_find_image(core, key);
+
+        for (ticket *other = core->tickets; other && t->status == SL_OK; other = other->next) {
+            const int line = other->kind == t->kind ? find_pin(other, key) : -1;
+            if (line >= 0)
+                other->pinned_here[line] = false;
+        }
+        if (t->status == SL_OK || !t->pinned_here[i] ||
+            sl_core_is_pinned_by_ticket(core, key, host))
+            continue;
+        if (host && im)
+            im->pinned = false;
+        else if (!host && n)
+            n->pinned = false;
+    }
+}
+
 static void fail_followers(const sl_core *core, const ticket *failed);
 
 static void end_ticket(sl_core *core, ticket *t, sl_status status, const char *message)
@@ -289,21 +334,13 @@ static void end_ticket(sl_core *core, ticket *t, sl_status status, const char *m
     if (!t->started)
         t->receipt.host_before_bytes = t->receipt.host_after_bytes;
     core->unsettled = true;
+    if (is_load(t) && t->started)
+        settle_pins(core, t);
     if (status == SL_OK)
         return;
     fail_followers(core, t);
-    if (!is_load(t) || !t->started)
-        return;
-    /* Pins that only this ticket wanted go with it, and its evictions. */
-    for (int i = 0; i < t->count; i++) {
-        node *n = sl_core_find(core, &t->needs[i].key);
-        image *im = sl_core_find_image(core, &t->needs[i].key);
-        if (n && t->kind == TICKET_LOAD && t->pinned_here[i])
-            n->pinned = false;
-        if (im && t->kind == TICKET_LOAD_HOST && t->pinned_here[i])
-            im->pinned = false;
-    }
-    sl_core_relent(core, t->id);
+    if (is_load(t) && t->started)
+        sl_core_relent(core, t->id); /* and its evictions */
 }
 
 static void fail_followers(const sl_core *core, const ticket *failed)
@@ -322,36 +359,6 @@ static void fail_followers(const sl_core *core, const ticket *failed)
 }
 
 /* ---- loads ---- */
-
-static int find_pin(const ticket *t, const sl_core_key *key)
-{
-    for (int i = 0; i < t->count && t->kind == TICKET_LOAD_HOST; i++)
-        if (sl_core_same_image(&t->needs[i].key, key))
-            return i;
-    return t->kind == TICKET_LOAD ? find_line(t, key) : -1;
-}
-
-/* A pin that another load asks for, too, outlives the failure of the first. */
-static bool take_over_pin(sl_core *core, ticket *t, const sl_core_key *key, bool pinned)
-{
-    for (ticket *other = core->tickets; other; other = other->next) {
-        const int line = other == t || other->kind != t->kind ? -1 : find_pin(other, key);
-        if (line >= 0)
-            other->pinned_here[line] = false;
-    }
-    return !pinned;
-}
-
-bool sl_core_is_pinned_by_ticket(const sl_core *core, const sl_core_key *key, bool host)
-{
-    for (const ticket *t = core->tickets; t; t = t->next) {
-        const int line =
-            t->ended || t->kind != (host ? TICKET_LOAD_HOST : TICKET_LOAD) ? -1 : find_pin(t, key);
-        if (line >= 0 && t->pinned_here[line])
-            return true;
-    }
-    return false;
-}
 
 static bool all_present(const sl_core *core, const ticket *t)
 {
@@ -416,7 +423,8 @@ static bool start_load(sl_core *core, ticket *t)
         node *n = sl_core_find(core, key);
         image *im = sl_core_find_image(core, key);
         bool *pinned = t->kind == TICKET_LOAD ? &n->pinned : &im->pinned;
-        t->pinned_here[i] = take_over_pin(core, t, key, *pinned);
+        t->pinned_here[i] =
+            !*pinned || sl_core_is_pinned_by_ticket(core, key, t->kind == TICKET_LOAD_HOST);
         *pinned = true;
     }
     return true;
@@ -640,20 +648,18 @@ static bool is_served(const ticket *t, const command *c)
 
     if (!t->started || t->ended)
         return false;
+    if (c->kind == SL_CORE_LOAD) {
+        const int line = t->kind == TICKET_LOAD ? find_line(t, key) : -1;
+        return line >= 0 && t->needs[line].size_bytes == c->node->size_bytes;
+    }
     if (for_ticket == t->id)
         return true;
     if (!key || (c->image ? !lists_image(t, key) : find_line(t, key) < 0))
         return false;
-    switch (c->kind) {
-    case SL_CORE_LOAD:
-        return t->kind == TICKET_LOAD;
-    case SL_CORE_HOST_FILL:
+    if (c->kind == SL_CORE_HOST_FILL)
         return is_load(t);
-    case SL_CORE_UNLOAD:
-        return t->kind == TICKET_UNLOAD;
-    default:
-        return t->kind == TICKET_UNLOAD && t->mode != SL_CORE_UNLOAD_SOFT;
-    }
+    return t->kind == TICKET_UNLOAD &&
+           (c->kind == SL_CORE_UNLOAD || t->mode != SL_CORE_UNLOAD_SOFT);
 }
 
 void sl_core_note_receipts(sl_core *core, const command *c, const sl_core_done *done)
