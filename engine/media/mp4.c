@@ -25,12 +25,16 @@
 #include <string.h>
 #include <unistd.h>
 
+/* The scaler reads in whole vectors, past the end of the last row. */
+enum { READ_AHEAD = 64 };
+
 typedef struct {
     const sl_media_params *params;
     AVFormatContext *container;
     AVCodecContext *encoder;
     AVStream *stream; /* of container */
     struct SwsContext *scaler;
+    uint8_t *rgb;   /* a frame and READ_AHEAD bytes */
     AVFrame *frame; /* yuv420p */
     AVPacket *packet;
     int64_t frame_count;
@@ -95,6 +99,11 @@ static sl_status open_encoder(mp4 *self, sl_error *err)
     return code < 0 ? fail_av(self, "set up the encoder of", code, err) : SL_OK;
 }
 
+static size_t frame_bytes(const mp4 *self)
+{
+    return (size_t)self->params->width * (size_t)self->params->height * 3;
+}
+
 static sl_status open_scaler(mp4 *self, sl_error *err)
 {
     const int width = self->params->width;
@@ -104,9 +113,10 @@ static sl_status open_scaler(mp4 *self, sl_error *err)
     self->scaler =
         sws_getContext(width, height, AV_PIX_FMT_RGB24, width, height, AV_PIX_FMT_YUV420P,
                        SWS_BICUBIC | SWS_ACCURATE_RND | SWS_BITEXACT, NULL, NULL, NULL);
+    self->rgb = calloc(1, frame_bytes(self) + READ_AHEAD);
     self->frame = av_frame_alloc();
     self->packet = av_packet_alloc();
-    if (!self->scaler || !self->frame || !self->packet)
+    if (!self->scaler || !self->rgb || !self->frame || !self->packet)
         return fail_av(self, "set up the frames of", AVERROR(ENOMEM), err);
     sws_setColorspaceDetails(self->scaler, bt601, 1, bt601, 0, 0, 1 << 16, 1 << 16);
     self->frame->format = AV_PIX_FMT_YUV420P;
@@ -165,6 +175,7 @@ static void mp4_close(void *ptr)
     }
     av_packet_free(&self->packet);
     av_frame_free(&self->frame);
+    free(self->rgb);
     sws_freeContext(self->scaler);
     avcodec_free_context(&self->encoder);
     free(self);
@@ -215,12 +226,13 @@ static sl_status encode(mp4 *self, const AVFrame *frame, sl_error *err)
 static sl_status mp4_write_frame(void *ptr, const uint8_t *rgb, sl_error *err)
 {
     mp4 *self = ptr;
-    const uint8_t *const source[4] = { rgb };
+    const uint8_t *const source[4] = { self->rgb };
     const int stride[4] = { self->params->width * 3 };
     const int code = av_frame_make_writable(self->frame);
 
     if (code < 0)
         return fail_av(self, "encode", code, err);
+    memcpy(self->rgb, rgb, frame_bytes(self));
     sws_scale(self->scaler, source, stride, 0, self->params->height, self->frame->data,
               self->frame->linesize);
     self->frame->pts = self->frame_count++;
