@@ -406,11 +406,23 @@ static bool book_load(sl_core *core, ticket *t)
     return true;
 }
 
+/* All of it is there, or promised to others, and may stay. */
+static bool can_join(const sl_core *core, const ticket *t)
+{
+    const demand d = sl_core_demand_of_ticket(t);
+    size_t need_bytes, have_bytes;
+
+    /* What a job by phase has now it counts on being rid of later; the host tier may
+     * be about to shrink below what it holds. */
+    return all_present(core, t) && !sl_core_has_job_by_phase(core) &&
+           (t->kind == TICKET_LOAD ||
+            !sl_core_is_host_blocked(core, &d, true, SCOPE_PINNED, &need_bytes, &have_bytes));
+}
+
 /* False: it has to wait, and all tickets after it. */
 static bool start_load(sl_core *core, ticket *t)
 {
-    /* What a job by phase has now it counts on being rid of later. */
-    if (!all_present(core, t) || sl_core_has_job_by_phase(core)) {
+    if (!can_join(core, t)) {
         if (!book_load(core, t))
             return false;
         if (t->ended)
