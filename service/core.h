@@ -261,7 +261,8 @@ sl_status sl_core_unload(sl_core *core, const sl_core_key *keys, int count, uint
 sl_status sl_core_unload_as(sl_core *core, const sl_core_key *keys, int count,
                             sl_core_unload_mode mode, sl_core_if_used used, uint64_t *ticket,
                             sl_error *err) SL_MUST_CHECK;
-/* They stay and may be evicted again, on the device and in the host tier. */
+/* They stay and may be evicted again, on the device and in the host tier; what a
+ * load that is under way asks for stays pinned. */
 void sl_core_unpin(sl_core *core, const sl_core_key *keys, int count);
 /* Evicts all that is idle on the device, then TRIM; jobs go on. */
 sl_status sl_core_trim(sl_core *core, uint64_t *ticket, sl_error *err) SL_MUST_CHECK;

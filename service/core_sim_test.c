@@ -251,6 +251,21 @@ static void trim(sim *s, sl_error *err)
     note_ticket(s, id, (sim_ticket){ .trim = true }, NULL, 0);
 }
 
+/* What a load that is open asks for may stay pinned. */
+static void unpin_some(sim *s)
+{
+    sl_core_need needs[PARTS];
+    sl_core_key keys[PARTS];
+
+    const int count = make_needs(s, (int)sim_roll(s, MODELS), needs);
+    for (int i = 0; i < count; i++) {
+        keys[i] = needs[i].key;
+        sim_find(s, &keys[i])->pinned = false;
+        sim_find_image(s, &keys[i])->pinned = false;
+    }
+    sl_core_unpin(s->core, keys, count);
+}
+
 static int open_tickets(const sim *s)
 {
     int count = 0;
@@ -264,7 +279,10 @@ static void change_ticket(sim *s, sl_error *err)
 {
     if (open_tickets(s) > MAX_OPEN_TICKETS - SL_CORE_SWITCH_STEPS)
         return;
-    switch (sim_roll(s, 8)) {
+    switch (sim_roll(s, 9)) {
+    case 8:
+        unpin_some(s);
+        break;
     case 0:
     case 1:
     case 2:

@@ -220,19 +220,6 @@ sl_status sl_core_unload(sl_core *core, const sl_core_key *keys, int count, uint
                              ticket_out, err);
 }
 
-void sl_core_unpin(sl_core *core, const sl_core_key *keys, int count)
-{
-    for (int i = 0; i < count; i++) {
-        node *n = sl_core_find(core, &keys[i]);
-        image *im = sl_core_find_image(core, &keys[i]);
-        if (n)
-            n->pinned = false;
-        if (im)
-            im->pinned = false;
-    }
-    core->unsettled = true;
-}
-
 sl_status sl_core_trim(sl_core *core, uint64_t *ticket_out, sl_error *err)
 {
     ticket *t = make_ticket(TICKET_TRIM, NULL, 0);
@@ -452,6 +439,34 @@ static bool load_complete(const sl_core *core, const ticket *t)
             return false;
     }
     return true;
+}
+
+/* A load that has begun, and not ended, counts on it: the pin is that load's now. */
+static bool leave_pin_to_loads(sl_core *core, const sl_core_key *key, ticket_kind kind)
+{
+    bool any = false;
+
+    for (ticket *t = core->tickets; t; t = t->next) {
+        const int line = t->kind == kind && t->started && !t->ended ? find_pin(t, key) : -1;
+        if (line >= 0)
+            any = t->pinned_here[line] = true;
+    }
+    return any;
+}
+
+void sl_core_unpin(sl_core *core, const sl_core_key *keys, int count)
+{
+    for (int i = 0; i < count; i++) {
+        node *n = sl_core_find(core, &keys[i]);
+        image *im = sl_core_find_image(core, &keys[i]);
+
+        if (n && !leave_pin_to_loads(core, &keys[i], TICKET_LOAD))
+            n->pinned = false;
+        if (im && !leave_pin_to_loads(core, &keys[i], TICKET_LOAD_HOST))
+            im->pinned = false;
+    }
+    sl_core_relent(core, 0);
+    core->unsettled = true;
 }
 
 /* ---- unloads ---- */
