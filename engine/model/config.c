@@ -17,6 +17,11 @@
 const float sl_wan_latent_mean[16] = LATENT_MEAN;
 const float sl_wan_latent_std[16] = LATENT_STD;
 
+const char sl_wan_negative_prompt[] =
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，"
+    "低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，"
+    "毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走";
+
 #define VAE(base_dim)                                                                              \
     {                                                                                              \
         .dim = (base_dim), .z_dim = 16, .num_res_blocks = 2, .dim_mult = { 1, 2, 4, 4 },           \
@@ -174,6 +179,16 @@ static const char *const attention_names[SL_ATTENTION_COUNT] = {
     [SL_ATTENTION_SAGESLA] = "sagesla",
 };
 
+static const char *const dialect_names[SL_DIALECT_COUNT] = {
+    [SL_DIALECT_TURBO] = "turbo",
+    [SL_DIALECT_OFFICIAL] = "official",
+};
+
+static const char *const layer_norm_names[SL_LAYER_NORM_COUNT] = {
+    [SL_LAYER_NORM_EXACT] = "exact",
+    [SL_LAYER_NORM_TURBO_COMPAT] = "turbo-compat",
+};
+
 static int find_name(const char *const *names, int count, const char *text)
 {
     for (int i = 0; i < count; i++)
@@ -235,6 +250,38 @@ bool sl_attention_parse(const char *text, sl_attention_mode *out)
     if (i < 0)
         return false;
     *out = (sl_attention_mode)i;
+    return true;
+}
+
+const char *sl_dialect_name(sl_dialect dialect)
+{
+    SL_ASSERT((int)dialect >= 0 && dialect < SL_DIALECT_COUNT);
+    return dialect_names[dialect];
+}
+
+bool sl_dialect_parse(const char *text, sl_dialect *out)
+{
+    const int i = find_name(dialect_names, SL_DIALECT_COUNT, text);
+
+    if (i < 0)
+        return false;
+    *out = (sl_dialect)i;
+    return true;
+}
+
+const char *sl_layer_norm_name(sl_layer_norm_mode mode)
+{
+    SL_ASSERT((int)mode >= 0 && mode < SL_LAYER_NORM_COUNT);
+    return layer_norm_names[mode];
+}
+
+bool sl_layer_norm_parse(const char *text, sl_layer_norm_mode *out)
+{
+    const int i = find_name(layer_norm_names, SL_LAYER_NORM_COUNT, text);
+
+    if (i < 0)
+        return false;
+    *out = (sl_layer_norm_mode)i;
     return true;
 }
 

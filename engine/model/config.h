@@ -57,6 +57,30 @@ bool sl_attention_parse(const char *text, sl_attention_mode *out);
 
 #define SL_DEFAULT_TOPK_RATIO 0.1
 
+/* Whose rounding points the arithmetic follows.  Source: wan.md 4.10. */
+typedef enum {
+    SL_DIALECT_TURBO,    /* TurboDiffusion's scripts */
+    SL_DIALECT_OFFICIAL, /* Wan's own: rotary angles in f64 */
+    SL_DIALECT_COUNT
+} sl_dialect;
+
+const char *sl_dialect_name(sl_dialect dialect); /* "turbo", "official" */
+bool sl_dialect_parse(const char *text, sl_dialect *out);
+
+/* The variance that a transformer's block norms divide by.  Source: wan.md 4.5. */
+typedef enum {
+    SL_LAYER_NORM_EXACT,
+    SL_LAYER_NORM_TURBO_COMPAT, /* with the padding of rows to a power of two in it */
+    SL_LAYER_NORM_COUNT
+} sl_layer_norm_mode;
+
+const char *sl_layer_norm_name(sl_layer_norm_mode mode); /* "exact", "turbo-compat" */
+bool sl_layer_norm_parse(const char *text, sl_layer_norm_mode *out);
+
+/* What UniPC's guidance leads away from where a request does not say: the text
+ * that the official configuration has (wan.md 7.3). */
+extern const char sl_wan_negative_prompt[];
+
 enum { SL_MAX_LAYERS = 64 };
 
 typedef struct {

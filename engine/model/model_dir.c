@@ -4,6 +4,7 @@
 #include "base/size.h"
 #include "engine/model/match.h"
 #include "engine/model/model_probe.h"
+#include "engine/model/names.h"
 #include "engine/model/synth.h"
 
 #include <dirent.h>
@@ -322,6 +323,24 @@ static bool same_t5(const sl_t5_config *a, const sl_t5_config *b)
            a->num_layers == b->num_layers && a->num_buckets == b->num_buckets;
 }
 
+/* `convert --to quant` writes zeros where there was none. */
+static sl_status probe_projection(const sl_ckpt *ckpt, bool *out, sl_error *err)
+{
+    const sl_ckpt_tensor *t =
+        sl_names_find(ckpt, "blocks.0.self_attn.attn_op.local_attn.proj_l.weight");
+    uint8_t bytes[4096];
+    sl_status status = SL_OK;
+
+    *out = false;
+    for (size_t at = 0; t && at < t->size_bytes && !*out && status == SL_OK; at += sizeof bytes) {
+        const size_t left = t->size_bytes - at, n = left < sizeof bytes ? left : sizeof bytes;
+        status = sl_ckpt_read(ckpt, t, at, bytes, n, err);
+        for (size_t i = 0; i < n && status == SL_OK && !*out; i++)
+            *out = bytes[i] != 0;
+    }
+    return status;
+}
+
 static sl_status probe_dit(sl_model_dir *dir, const char *path, const sl_ckpt *ckpt, sl_error *err)
 {
     const sl_layout layout = sl_ckpt_layout(ckpt);
@@ -331,6 +350,8 @@ static sl_status probe_dit(sl_model_dir *dir, const char *path, const sl_ckpt *c
 
     if (status == SL_OK)
         status = sl_probe_dit(ckpt, &json, &found, err);
+    if (status == SL_OK)
+        status = probe_projection(ckpt, &dir->info.sparse_tuned, err);
     if (status != SL_OK)
         return status;
     if (dir->has_dit && (!same_dit(&found, &dir->arch.dit) || layout != dir->info.layout ||

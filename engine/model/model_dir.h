@@ -41,6 +41,8 @@ typedef struct {
     const char *files[SL_COMPONENT_COUNT]; /* checkpoint path per component; NULL: absent */
     const char *tokenizer;                 /* NULL: absent */
     size_t file_bytes;                     /* all checkpoints together */
+    bool sparse_tuned;                     /* the DiT has a projection for SLA that is not zero:
+                                              it was distilled and tuned for sparse attention */
     bool synthetic;                        /* made by sl_synth_model: its videos are noise */
 } sl_model_info;
 

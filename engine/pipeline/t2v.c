@@ -50,6 +50,9 @@ sl_t2v_request sl_t2v_request_default(const sl_arch *arch)
         .precision = SL_PRECISION_BF16,
         .attention = SL_ATTENTION_DENSE,
         .topk_ratio = SL_DEFAULT_TOPK_RATIO,
+        .dialect = SL_DIALECT_TURBO,
+        .layer_norm = SL_LAYER_NORM_EXACT,
+        .vae_precision = SL_PRECISION_F32,
         .token_count = arch->dit.text_len,
     };
 }
@@ -61,6 +64,7 @@ sl_t2v_request sl_t2v_request_official(const sl_arch *arch)
     sl_t2v_request request = sl_t2v_request_default(arch);
 
     request.mode = SL_SAMPLER_UNIPC;
+    request.dialect = SL_DIALECT_OFFICIAL;
     request.steps = two ? 40 : 50;
     request.guidance = request.guidance_low = two ? 3.5 : 5.0;
     return request;
@@ -166,6 +170,25 @@ static sl_status check_sampling(const sl_t2v_request *request, const sl_arch *ar
                                              : check_rcm(request, arch, err);
 }
 
+static sl_status check_dialect(const sl_t2v_request *request, sl_error *err)
+{
+    if ((int)request->dialect < 0 || request->dialect >= SL_DIALECT_COUNT)
+        return sl_fail(err, SL_ERR_INVALID, "dialect %d: expected turbo or official",
+                       (int)request->dialect);
+    if ((int)request->layer_norm < 0 || request->layer_norm >= SL_LAYER_NORM_COUNT)
+        return sl_fail(err, SL_ERR_INVALID, "layer_norm %d: expected exact or turbo-compat",
+                       (int)request->layer_norm);
+    if (request->layer_norm != SL_LAYER_NORM_EXACT)
+        return sl_fail(err, SL_ERR_UNIMPLEMENTED, "layer_norm %s is not there yet",
+                       sl_layer_norm_name(request->layer_norm));
+    if (request->vae_precision == SL_PRECISION_BF16)
+        return sl_fail(err, SL_ERR_UNIMPLEMENTED, "a VAE in bf16 is not there yet");
+    if (request->vae_precision != SL_PRECISION_F32)
+        return sl_fail(err, SL_ERR_INVALID, "VAE precision %d: expected f32 or bf16",
+                       (int)request->vae_precision);
+    return SL_OK;
+}
+
 static sl_status check_execution(const sl_t2v_request *request, const sl_arch *arch, sl_error *err)
 {
     sl_status status = SL_OK;
@@ -177,6 +200,7 @@ static sl_status check_execution(const sl_t2v_request *request, const sl_arch *a
                        (int)SL_PRECISION_INT8);
     SL_TRY(sl_dit_precision_check(&arch->dit, request->precision, err));
     SL_TRY(sl_dit_attention_check(&arch->dit, request->attention, request->topk_ratio, err));
+    SL_TRY(check_dialect(request, err));
 done:
     return status;
 }

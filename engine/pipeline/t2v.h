@@ -40,6 +40,9 @@ typedef struct {
     sl_precision precision;
     sl_attention_mode attention;
     double topk_ratio;    /* SLA, SageSLA: of the key blocks, above 0, at most 1 */
+    sl_dialect dialect;
+    sl_layer_norm_mode layer_norm;
+    sl_precision vae_precision; /* of what the VAE computes with: F32 or BF16 */
     unsigned streamed;    /* SL_COMPONENT_BITs: their blocks come from host memory */
     int64_t token_count;  /* ids including </s>; a plan without a prompt uses text_len */
     const uint8_t *image; /* the first frame of a model that takes one, else NULL: RGB24 of exactly
