@@ -45,12 +45,12 @@ sl_status sl_attention_check(sl_exec *exec, const sl_tensor *o, const sl_tensor 
                              const sl_tensor *k, const sl_tensor *v, const sl_tensor *bias,
                              int64_t N, float scale, sl_error *err)
 {
-    const unsigned f32 = SL_BIT(SL_F32);
-    sl_status status = SL_OP_EXPECT("attention", "q", q, f32, err, 2, -1, -1);
+    sl_status status = SL_OP_EXPECT("attention", "q", q, SL_BITS_ACTIVATION, err, 2, -1, -1);
 
     (void)exec;
     if (status != SL_OK)
         return status;
+    const unsigned alike = SL_BIT(q->dtype);
     const int64_t width = q->dim[1];
     if (N < 1 || width % N != 0 || width / N % 4 != 0 || width / N < 4 || width / N > MAX_HEAD)
         return sl_fail(err, SL_ERR_INVALID,
@@ -59,15 +59,16 @@ sl_status sl_attention_check(sl_exec *exec, const sl_tensor *o, const sl_tensor 
                        N, width, MAX_HEAD);
     if (!isfinite(scale))
         return sl_fail(err, SL_ERR_INVALID, "attention: scale %g is not finite", (double)scale);
-    status = SL_OP_EXPECT("attention", "k", k, f32, err, 2, -1, width);
+    status = SL_OP_EXPECT("attention", "k", k, alike, err, 2, -1, width);
     if (status == SL_OK && k->dim[0] < 1)
         status = sl_fail(err, SL_ERR_INVALID, "attention: no keys");
     if (status == SL_OK)
-        status = SL_OP_EXPECT("attention", "v", v, f32, err, 2, k->dim[0], width);
+        status = SL_OP_EXPECT("attention", "v", v, alike, err, 2, k->dim[0], width);
     if (status == SL_OK)
-        status = SL_OP_EXPECT("attention", "o", o, f32, err, 2, q->dim[0], width);
+        status = SL_OP_EXPECT("attention", "o", o, alike, err, 2, q->dim[0], width);
     if (status == SL_OK && bias && q->dim[0] > 0)
-        status = SL_OP_EXPECT("attention", "bias", bias, f32, err, 2, N, q->dim[0] + k->dim[0] - 1);
+        status = SL_OP_EXPECT("attention", "bias", bias, SL_BIT(SL_F32), err, 2, N,
+                              q->dim[0] + k->dim[0] - 1);
     if (status == SL_OK)
         status = sl_op_expect_apart_or_same("attention", "o", o, "q", q, err);
     if (status == SL_OK)
@@ -129,8 +130,10 @@ sl_status sl_attention_cpu(sl_exec *exec, const sl_tensor *o, const sl_tensor *q
                            const sl_tensor *k, const sl_tensor *v, const sl_tensor *bias, int64_t N,
                            float scale, sl_error *err)
 {
-    const sl_status status = sl_attention_check(exec, o, q, k, v, bias, N, scale, err);
+    sl_status status = sl_attention_check(exec, o, q, k, v, bias, N, scale, err);
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("attention", err, q);
     if (status != SL_OK)
         return status;
     attention a = {

@@ -20,7 +20,9 @@
  *             To = (zero + cached + T - kt) / stride_t + 1
  *             Ho = (up*H + pad_top + pad_bottom - kh) / stride_hw + 1, Wo alike
  *           I and O 1 to 2^20, kt*kh*kw*I below 2^31
- * Dtypes    x, cache, residual, y f32; w, b f32 or bf16; sums f32
+ * Dtypes    x, cache, residual, y act, all alike; w, b f32 or bf16; sums f32, with
+ *           bias and residual added before the one rounding.  pair_frames: x, y
+ *           act, alike
  * Aliasing  y may be residual, overlaps nothing else
  * Memory    panels in the exec's workspace only
  * Source    wan.md 8.1, 8.3

@@ -82,7 +82,7 @@ static sl_status check_params(const sl_conv_params *p, sl_error *err)
 static sl_status check_inputs(const sl_tensor *x, const sl_tensor *cache, const sl_tensor *w,
                               const sl_tensor *b, sl_error *err)
 {
-    sl_status status = SL_OP_EXPECT("conv", "x", x, F32, err, 4, -1, -1, -1, -1);
+    sl_status status = SL_OP_EXPECT("conv", "x", x, SL_BITS_ACTIVATION, err, 4, -1, -1, -1, -1);
     int64_t K = 1;
 
     if (status == SL_OK)
@@ -90,8 +90,8 @@ static sl_status check_inputs(const sl_tensor *x, const sl_tensor *cache, const 
     if (status == SL_OK && b)
         status = SL_OP_EXPECT("conv", "b", b, F32_BF16, err, 1, w->dim[0]);
     if (status == SL_OK && cache)
-        status =
-            SL_OP_EXPECT("conv", "cache", cache, F32, err, 4, -1, x->dim[1], x->dim[2], x->dim[3]);
+        status = SL_OP_EXPECT("conv", "cache", cache, SL_BIT(x->dtype), err, 4, -1, x->dim[1],
+                              x->dim[2], x->dim[3]);
     if (status != SL_OK)
         return status;
     if (cache && cache->dim[0] > MAX_CACHED)
@@ -142,11 +142,12 @@ sl_status sl_conv_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
     const int64_t frames = p->zero_frames + (cache ? cache->dim[0] : 0) + x->dim[0];
     const int64_t height = p->upsample * x->dim[1] + p->pad_top + p->pad_bottom;
     const int64_t width = p->upsample * x->dim[2] + p->pad_left + p->pad_right;
-    status = SL_OP_EXPECT("conv", "y", y, F32, err, 4, out_size(frames, w->dim[1], p->stride_t),
+    status = SL_OP_EXPECT("conv", "y", y, SL_BIT(x->dtype), err, 4,
+                          out_size(frames, w->dim[1], p->stride_t),
                           out_size(height, w->dim[2], p->stride_hw),
                           out_size(width, w->dim[3], p->stride_hw), w->dim[0]);
     if (status == SL_OK && residual)
-        status = sl_op_expect_like("conv", "residual", residual, F32, y, err);
+        status = sl_op_expect_like("conv", "residual", residual, SL_BIT(x->dtype), y, err);
     if (status == SL_OK)
         status = check_apart(y, x, cache, w, b, residual, err);
     return status;
@@ -325,8 +326,10 @@ sl_status sl_conv_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, con
                       const sl_tensor *w, const sl_tensor *b, const sl_tensor *residual,
                       const sl_conv_params *params, sl_error *err)
 {
-    const sl_status status = sl_conv_check(exec, y, x, cache, w, b, residual, params, err);
+    sl_status status = sl_conv_check(exec, y, x, cache, w, b, residual, params, err);
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("conv", err, x);
     if (status != SL_OK)
         return status;
     if (sl_tensor_count(y) == 0)
@@ -366,7 +369,7 @@ typedef struct {
 sl_status sl_pair_frames_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
 {
     const char *op = "pair_frames";
-    sl_status status = SL_OP_EXPECT(op, "x", x, F32, err, 4, -1, -1, -1, -1);
+    sl_status status = SL_OP_EXPECT(op, "x", x, SL_BITS_ACTIVATION, err, 4, -1, -1, -1, -1);
 
     (void)exec;
     if (status == SL_OK && (x->dim[3] % 2 || x->dim[0] > max_frames))
@@ -375,8 +378,8 @@ sl_status sl_pair_frames_check(sl_exec *exec, const sl_tensor *y, const sl_tenso
                          " channels, expected an even number of channels",
                          op, x->dim[0], x->dim[3]);
     if (status == SL_OK)
-        status = SL_OP_EXPECT(op, "y", y, F32, err, 4, 2 * x->dim[0], x->dim[1], x->dim[2],
-                              x->dim[3] / 2);
+        status = SL_OP_EXPECT(op, "y", y, SL_BIT(x->dtype), err, 4, 2 * x->dim[0], x->dim[1],
+                              x->dim[2], x->dim[3] / 2);
     if (status == SL_OK)
         status = sl_op_expect_apart(op, "y", y, "x", x, err);
     return status;
@@ -396,8 +399,10 @@ static void pair_frames_tile(void *arg, int64_t i, int thread, void *workspace)
 
 sl_status sl_pair_frames_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
 {
-    const sl_status status = sl_pair_frames_check(exec, y, x, err);
+    sl_status status = sl_pair_frames_check(exec, y, x, err);
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("pair_frames", err, x);
     if (status != SL_OK)
         return status;
     pairs j = {

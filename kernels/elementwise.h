@@ -1,6 +1,6 @@
 /* elementwise.h - small ops on equal shapes.
  *
- * add           y = a + b.  a f32; b f32 or bf16 with as many elements
+ * add           y = a + b; b any shape with as many elements.  cpu: b BF16 too
  * mul           y = a * b
  * gated_add     x[s, c] += y[s, c] * gate[c]; gate [C] f32
  * silu          y = x / (1 + exp(-x))
@@ -9,7 +9,8 @@
  * check_finite  *bad_count (host memory) = how many elements of x are NaN or
  *               infinite.  f32 or f64.  Counting: writes 0
  *
- * Dtypes f32 unless stated.  y may be a or b; x in gated_add is in place.
+ * Dtypes act, any mix of F32 and BF16, unless stated.  y may be a or b where they
+ * have its dtype; x in gated_add is in place.
  */
 #ifndef SL_KERNELS_ELEMENTWISE_H
 #define SL_KERNELS_ELEMENTWISE_H

@@ -11,7 +11,6 @@ enum {
     TILE = 1 << 16,      /* elements */
     COPY_TILE = 1 << 20, /* bytes */
     F32 = SL_BIT(SL_F32),
-    F32_BF16 = SL_BIT(SL_F32) | SL_BIT(SL_BF16),
 };
 
 /* One batch; each op reads what it set. */
@@ -32,13 +31,13 @@ static sl_status run(sl_exec *exec, job *j, int64_t tile_size, sl_tile_fn fn, sl
 sl_status sl_add_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b,
                        sl_error *err)
 {
-    sl_status status = sl_op_expect_like("add", "y", y, F32, y, err);
+    sl_status status = sl_op_expect_like("add", "y", y, SL_BITS_ACTIVATION, y, err);
 
     (void)exec;
     if (status == SL_OK)
-        status = sl_op_expect_like("add", "a", a, F32, y, err);
+        status = sl_op_expect_like("add", "a", a, SL_BITS_ACTIVATION, y, err);
     if (status == SL_OK)
-        status = sl_op_expect_count("add", "b", b, F32_BF16, sl_tensor_count(y), err);
+        status = sl_op_expect_count("add", "b", b, SL_BITS_ACTIVATION, sl_tensor_count(y), err);
     if (status == SL_OK)
         status = sl_op_expect_apart_or_same("add", "y", y, "a", a, err);
     if (status == SL_OK)
@@ -77,9 +76,11 @@ static void add_tile(void *arg, int64_t i, int thread, void *workspace)
 sl_status sl_add_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b,
                      sl_error *err)
 {
-    const sl_status status = sl_add_check(exec, y, a, b, err);
+    sl_status status = sl_add_check(exec, y, a, b, err);
     job j = { .y = y, .a = a, .b = b };
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("add", err, y, a);
     if (status != SL_OK)
         return status;
     j.count = sl_tensor_count(y);
@@ -91,13 +92,13 @@ sl_status sl_add_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *a, cons
 sl_status sl_mul_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b,
                        sl_error *err)
 {
-    sl_status status = sl_op_expect_like("mul", "y", y, F32, y, err);
+    sl_status status = sl_op_expect_like("mul", "y", y, SL_BITS_ACTIVATION, y, err);
 
     (void)exec;
     if (status == SL_OK)
-        status = sl_op_expect_like("mul", "a", a, F32, y, err);
+        status = sl_op_expect_like("mul", "a", a, SL_BITS_ACTIVATION, y, err);
     if (status == SL_OK)
-        status = sl_op_expect_like("mul", "b", b, F32, y, err);
+        status = sl_op_expect_like("mul", "b", b, SL_BITS_ACTIVATION, y, err);
     if (status == SL_OK)
         status = sl_op_expect_apart_or_same("mul", "y", y, "a", a, err);
     if (status == SL_OK)
@@ -125,9 +126,11 @@ static void mul_tile(void *arg, int64_t i, int thread, void *workspace)
 sl_status sl_mul_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b,
                      sl_error *err)
 {
-    const sl_status status = sl_mul_check(exec, y, a, b, err);
+    sl_status status = sl_mul_check(exec, y, a, b, err);
     job j = { .y = y, .a = a, .b = b };
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("mul", err, y, a, b);
     if (status != SL_OK)
         return status;
     j.count = sl_tensor_count(y);
@@ -139,11 +142,11 @@ sl_status sl_mul_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *a, cons
 sl_status sl_gated_add_check(sl_exec *exec, const sl_tensor *x, const sl_tensor *y,
                              const sl_tensor *gate, sl_error *err)
 {
-    sl_status status = SL_OP_EXPECT("gated_add", "x", x, F32, err, 2, -1, -1);
+    sl_status status = SL_OP_EXPECT("gated_add", "x", x, SL_BITS_ACTIVATION, err, 2, -1, -1);
 
     (void)exec;
     if (status == SL_OK)
-        status = sl_op_expect_like("gated_add", "y", y, F32, x, err);
+        status = sl_op_expect_like("gated_add", "y", y, SL_BITS_ACTIVATION, x, err);
     if (status == SL_OK)
         status = sl_op_expect_count("gated_add", "gate", gate, F32, x->dim[1], err);
     if (status == SL_OK)
@@ -180,9 +183,11 @@ static void gated_add_tile(void *arg, int64_t i, int thread, void *workspace)
 sl_status sl_gated_add_cpu(sl_exec *exec, const sl_tensor *x, const sl_tensor *y,
                            const sl_tensor *gate, sl_error *err)
 {
-    const sl_status status = sl_gated_add_check(exec, x, y, gate, err);
+    sl_status status = sl_gated_add_check(exec, x, y, gate, err);
     job j = { .y = x, .a = y, .b = gate };
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("gated_add", err, x, y);
     if (status != SL_OK)
         return status;
     if (x->dim[1] == 0)
@@ -196,11 +201,11 @@ sl_status sl_gated_add_cpu(sl_exec *exec, const sl_tensor *x, const sl_tensor *y
 
 sl_status sl_silu_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
 {
-    sl_status status = sl_op_expect_like("silu", "y", y, F32, y, err);
+    sl_status status = sl_op_expect_like("silu", "y", y, SL_BITS_ACTIVATION, y, err);
 
     (void)exec;
     if (status == SL_OK)
-        status = sl_op_expect_like("silu", "x", x, F32, y, err);
+        status = sl_op_expect_like("silu", "x", x, SL_BITS_ACTIVATION, y, err);
     if (status == SL_OK)
         status = sl_op_expect_apart_or_same("silu", "y", y, "x", x, err);
     return status;
@@ -225,9 +230,11 @@ static void silu_tile(void *arg, int64_t i, int thread, void *workspace)
 
 sl_status sl_silu_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
 {
-    const sl_status status = sl_silu_check(exec, y, x, err);
+    sl_status status = sl_silu_check(exec, y, x, err);
     job j = { .y = y, .a = x };
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("silu", err, y, x);
     if (status != SL_OK)
         return status;
     j.count = sl_tensor_count(y);

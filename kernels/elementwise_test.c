@@ -238,11 +238,11 @@ SL_TEST(refuses_what_the_contract_excludes)
     op_test_open(&t, 1);
     SL_CHECK_STATUS(sl_add_cpu(t.exec, &x.y, &x.a, &shorter, err), SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_add_cpu(t.exec, &x.y, &square, &x.b, err), SL_ERR_INVALID);
-    SL_CHECK_STATUS(sl_add_cpu(t.exec, &x.y, &bf16, &x.b, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_add_cpu(t.exec, &x.y, &half, &x.b, err), SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_add_cpu(t.exec, &x.y, &x.a, &half, err), SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_add_cpu(t.exec, &x.y, &beside, &x.b, err), SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_mul_cpu(t.exec, &x.y, &x.a, &square, err), SL_ERR_INVALID);
-    SL_CHECK_STATUS(sl_mul_cpu(t.exec, &x.y, &x.a, &bf16, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_mul_cpu(t.exec, &x.y, &x.a, &half, err), SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_gated_add_cpu(t.exec, &y2, &a2, &gate, err), SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_gated_add_cpu(t.exec, &y2, &x.a, &gate, err), SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_silu_cpu(t.exec, &x.y, &shorter, err), SL_ERR_INVALID);

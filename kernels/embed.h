@@ -2,7 +2,7 @@
  *
  * embed_rows  y[s, :] = table[ids[s], :].  ids [S] i32 in device memory, each
  *             in [0, rows) (SL_ERR_INVALID otherwise); table [rows, C] f32 or
- *             bf16; y [S, C] f32
+ *             bf16; y [S, C] act
  * sinusoid    y[F] f32, F even: j < F/2: cos(t * 10000^(-j/(F/2))), then the
  *             sines; f64 inside.  Source: wan.md 4.2
  * rel_bias    umT5: y [N, Sq + Sk - 1] f32, y[n, r + Sq - 1] = table[bucket(r), n]

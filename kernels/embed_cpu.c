@@ -30,7 +30,7 @@ sl_status sl_embed_rows_check(sl_exec *exec, const sl_tensor *y, const sl_tensor
     if (status == SL_OK)
         status = SL_OP_EXPECT(op, "ids", ids, SL_BIT(SL_I32), err, 1, -1);
     if (status == SL_OK)
-        status = SL_OP_EXPECT(op, "y", y, F32, err, 2, ids->dim[0], table->dim[1]);
+        status = SL_OP_EXPECT(op, "y", y, SL_BITS_ACTIVATION, err, 2, ids->dim[0], table->dim[1]);
     if (status == SL_OK)
         status = sl_op_expect_apart(op, "y", y, "table", table, err);
     if (status == SL_OK)
@@ -55,9 +55,11 @@ static void embed_tile(void *arg, int64_t s, int thread, void *workspace)
 sl_status sl_embed_rows_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *table,
                             const sl_tensor *ids, sl_error *err)
 {
-    const sl_status status = sl_embed_rows_check(exec, y, table, ids, err);
+    sl_status status = sl_embed_rows_check(exec, y, table, ids, err);
     rows_job j = { .y = y, .table = table, .ids = ids };
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("embed_rows", err, y);
     if (status != SL_OK)
         return status;
     for (int64_t s = 0; s < ids->dim[0]; s++) {

@@ -44,16 +44,16 @@ typedef struct {
 sl_status sl_linear_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
                           const sl_tensor *b, sl_act act, sl_error *err)
 {
-    const unsigned f32 = SL_BIT(SL_F32), weights = f32 | SL_BIT(SL_BF16);
-    sl_status status = SL_OP_EXPECT("linear", "x", x, f32, err, 2, -1, -1);
+    const unsigned both = SL_BITS_ACTIVATION;
+    sl_status status = SL_OP_EXPECT("linear", "x", x, both, err, 2, -1, -1);
 
     (void)exec;
     if (status == SL_OK)
-        status = SL_OP_EXPECT("linear", "w", w, weights, err, 2, -1, x->dim[1]);
+        status = SL_OP_EXPECT("linear", "w", w, both, err, 2, -1, x->dim[1]);
     if (status == SL_OK && b)
-        status = SL_OP_EXPECT("linear", "b", b, weights, err, 1, w->dim[0]);
+        status = SL_OP_EXPECT("linear", "b", b, both, err, 1, w->dim[0]);
     if (status == SL_OK)
-        status = SL_OP_EXPECT("linear", "y", y, f32, err, 2, x->dim[0], w->dim[0]);
+        status = SL_OP_EXPECT("linear", "y", y, both, err, 2, x->dim[0], w->dim[0]);
     if (status == SL_OK)
         status = sl_op_expect_apart("linear", "y", y, "x", x, err);
     if (status == SL_OK)
@@ -229,9 +229,11 @@ static sl_status run_gemm(sl_exec *exec, linear *l, sl_error *err)
 sl_status sl_linear_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
                         const sl_tensor *b, sl_act act, sl_error *err)
 {
-    const sl_status status = sl_linear_check(exec, y, x, w, b, act, err);
+    sl_status status = sl_linear_check(exec, y, x, w, b, act, err);
     linear l = { .exec = exec, .act = act };
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("linear", err, y, x);
     if (status != SL_OK)
         return status;
     l.y = y->data;

@@ -15,9 +15,9 @@
  *           of 128; S 0 or more
  * Dtypes    quantize_int8: x f32 or bf16.  The reference quantises bf16, so f32
  *           is rounded to it first; values that are bf16 already stay
- *           linear_int8: x, w i8; scales, y f32; b f32 or bf16
- * act       as in linear.h, in f32 on the bf16 sum; y is then not rounded again
- *           (the next quantisation does)
+ *           linear_int8: x, w i8; scales f32; y act; b f32 or bf16
+ * act       as in linear.h, in f32 on the bf16 sum; y F32 is then not rounded
+ *           again (the next quantisation does), which makes y BF16 the same
  * NaN       a tile with NaN or infinity has such a scale, which reaches y
  * Aliasing  outputs overlap nothing
  * Source    wan.md 6; the tiles of x span 128 rows, so a result depends on which

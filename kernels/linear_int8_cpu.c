@@ -46,7 +46,7 @@ sl_status sl_quantize_int8_check(sl_exec *exec, const sl_tensor *q, const sl_ten
                                  const sl_tensor *x, sl_error *err)
 {
     static const char op[] = "quantize_int8";
-    sl_status status = SL_OP_EXPECT(op, "x", x, SL_BIT(SL_F32) | SL_BIT(SL_BF16), err, 2, -1, -1);
+    sl_status status = SL_OP_EXPECT(op, "x", x, SL_BITS_ACTIVATION, err, 2, -1, -1);
 
     (void)exec;
     if (status == SL_OK)
@@ -210,7 +210,7 @@ sl_status sl_linear_int8_check(sl_exec *exec, const sl_tensor *y, const sl_tenso
     if (status == SL_OK && b)
         status = SL_OP_EXPECT(op, "b", b, f32 | SL_BIT(SL_BF16), err, 1, w->dim[0]);
     if (status == SL_OK)
-        status = SL_OP_EXPECT(op, "y", y, f32, err, 2, S, w->dim[0]);
+        status = SL_OP_EXPECT(op, "y", y, SL_BITS_ACTIVATION, err, 2, S, w->dim[0]);
     for (size_t i = 0; i < SL_COUNT(inputs) && status == SL_OK; i++)
         if (inputs[i])
             status = sl_op_expect_apart(op, "y", y, names[i], inputs[i], err);
@@ -302,9 +302,11 @@ sl_status sl_linear_int8_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor 
                              const sl_tensor *x_scale, const sl_tensor *w, const sl_tensor *w_scale,
                              const sl_tensor *b, sl_act act, sl_error *err)
 {
-    const sl_status status = sl_linear_int8_check(exec, y, x, x_scale, w, w_scale, b, act, err);
+    sl_status status = sl_linear_int8_check(exec, y, x, x_scale, w, w_scale, b, act, err);
     linear_int8 l;
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("linear_int8", err, y);
     if (status != SL_OK)
         return status;
     l = (linear_int8){

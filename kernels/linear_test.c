@@ -150,7 +150,7 @@ SL_TEST(refuses_what_the_contract_does_not_allow)
         { t.y, t.x, sl_tensor_of(t.w.data, SL_F32, 2, 8, 11), t.b, SL_ACT_NONE },
         { t.y, t.x, sl_tensor_of(t.w.data, SL_F32, 1, 96), t.b, SL_ACT_NONE },
         { t.y, t.x, sl_tensor_of(t.w.data, SL_F16, 2, 8, 12), t.b, SL_ACT_NONE },
-        { t.y, sl_tensor_of(t.x.data, SL_BF16, 2, 4, 12), t.w, t.b, SL_ACT_NONE },
+        { t.y, sl_tensor_of(t.x.data, SL_F16, 2, 4, 12), t.w, t.b, SL_ACT_NONE },
         { t.y, t.x, t.w, sl_tensor_of(t.b.data, SL_F32, 1, 7), SL_ACT_NONE },
         { sl_tensor_of(t.y.data, SL_F32, 2, 3, 8), t.x, t.w, t.b, SL_ACT_NONE },
         { sl_tensor_of(t.y.data, SL_F64, 2, 4, 8), t.x, t.w, t.b, SL_ACT_NONE },
@@ -177,7 +177,7 @@ SL_TEST(counting_reads_nothing)
                     bad = sl_tensor_of(NULL, SL_F32, 2, 4, 9);
     sl_exec *exec;
 
-    SL_CHECK_OK(sl_exec_create_counting(&exec, err));
+    SL_CHECK_OK(sl_exec_create_counting(&exec, NULL, err));
     SL_CHECK_OK(sl_linear_check(exec, &y, &x, &w, NULL, SL_ACT_NONE, err));
     SL_CHECK_STATUS(sl_linear_check(exec, &bad, &x, &w, NULL, SL_ACT_NONE, err), SL_ERR_INVALID);
     sl_exec_destroy(exec);

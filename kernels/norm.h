@@ -9,8 +9,9 @@
  *
  * Shapes    x, y [..., C] of any rank (rows = all leading dims), C 1 to 2^19;
  *           parameters [C] (or any shape with C elements)
- * Dtypes    x, y f32; parameters f32 or bf16; sums in f32 or better
- * Aliasing  y may be x
+ * Dtypes    x, y act, any mix, but alike in channel_norm; parameters f32 or bf16;
+ *           sums in f32 or better
+ * Aliasing  y may be x if it has its dtype
  */
 #ifndef SL_KERNELS_NORM_H
 #define SL_KERNELS_NORM_H

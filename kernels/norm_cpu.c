@@ -16,8 +16,6 @@ enum {
     TILE_ELEMENTS = 1 << 17,
     PARAMS = 4, /* the most parameter vectors of an op */
     MAX_C = (int)(SL_CPU_WORKSPACE_PER_THREAD / (PARAMS * sizeof(float))),
-    F32 = SL_BIT(SL_F32),
-    F32_BF16 = SL_BIT(SL_F32) | SL_BIT(SL_BF16),
 };
 
 typedef struct {
@@ -38,7 +36,7 @@ typedef struct {
 static sl_status check_rows(const char *op, const sl_tensor *y, const sl_tensor *x,
                             const param *params, size_t param_count, sl_error *err)
 {
-    sl_status status = sl_op_expect_like(op, "x", x, F32, x, err);
+    sl_status status = sl_op_expect_like(op, "x", x, SL_BITS_ACTIVATION, x, err);
 
     if (status == SL_OK && x->rank < 1)
         status = sl_fail(err, SL_ERR_INVALID, "%s: x is a scalar, expected rows", op);
@@ -48,13 +46,13 @@ static sl_status check_rows(const char *op, const sl_tensor *y, const sl_tensor 
     if (C < 1 || C > MAX_C)
         return sl_fail(err, SL_ERR_INVALID, "%s: x has %" PRId64 " channels, expected 1 to %d", op,
                        C, MAX_C);
-    status = sl_op_expect_like(op, "y", y, F32, x, err);
+    status = sl_op_expect_like(op, "y", y, SL_BITS_ACTIVATION, x, err);
     if (status == SL_OK)
         status = sl_op_expect_apart_or_same(op, "y", y, "x", x, err);
     for (size_t i = 0; status == SL_OK && i < param_count; i++) {
         if (!params[i].t)
             continue;
-        status = sl_op_expect_count(op, params[i].name, params[i].t, F32_BF16, C, err);
+        status = sl_op_expect_count(op, params[i].name, params[i].t, SL_BITS_ACTIVATION, C, err);
         if (status == SL_OK)
             status = sl_op_expect_apart(op, "y", y, params[i].name, params[i].t, err);
     }
@@ -186,8 +184,10 @@ sl_status sl_layer_norm_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *
                             const sl_tensor *w, const sl_tensor *b, const sl_tensor *scale,
                             const sl_tensor *shift, float eps, sl_error *err)
 {
-    const sl_status status = sl_layer_norm_check(exec, y, x, w, b, scale, shift, eps, err);
+    sl_status status = sl_layer_norm_check(exec, y, x, w, b, scale, shift, eps, err);
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("layer_norm", err, y, x);
     if (status != SL_OK)
         return status;
     job j = job_over(y, x);
@@ -237,8 +237,10 @@ static void rms_norm_tile(void *arg, int64_t i, int thread, void *workspace)
 sl_status sl_rms_norm_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
                           float eps, sl_error *err)
 {
-    const sl_status status = sl_rms_norm_check(exec, y, x, w, eps, err);
+    sl_status status = sl_rms_norm_check(exec, y, x, w, eps, err);
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("rms_norm", err, y, x);
     if (status != SL_OK)
         return status;
     job j = job_over(y, x);
@@ -255,7 +257,10 @@ sl_status sl_channel_norm_check(sl_exec *exec, const sl_tensor *y, const sl_tens
     const param params[] = { { "gamma", gamma } };
 
     (void)exec, (void)silu;
-    return check_rows("channel_norm", y, x, params, SL_COUNT(params), err);
+    sl_status status = check_rows("channel_norm", y, x, params, SL_COUNT(params), err);
+    if (status == SL_OK)
+        status = sl_op_expect_like("channel_norm", "y", y, SL_BIT(x->dtype), x, err);
+    return status;
 }
 
 /* All rows of a tile, since C may be as small as 16. */
@@ -294,8 +299,10 @@ static void channel_norm_tile(void *arg, int64_t i, int thread, void *workspace)
 sl_status sl_channel_norm_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
                               const sl_tensor *gamma, bool silu, sl_error *err)
 {
-    const sl_status status = sl_channel_norm_check(exec, y, x, gamma, silu, err);
+    sl_status status = sl_channel_norm_check(exec, y, x, gamma, silu, err);
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("channel_norm", err, y, x);
     if (status != SL_OK)
         return status;
     job j = job_over(y, x);

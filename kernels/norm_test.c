@@ -259,7 +259,7 @@ SL_TEST(refuses_what_the_contract_excludes)
     operands x = make(&c, SL_F32);
     const sl_tensor short_w = sl_tensor_of(x.w.data, SL_F32, 1, 23);
     const sl_tensor half_w = sl_tensor_of(x.w.data, SL_F16, 1, 24);
-    const sl_tensor bf16_x = sl_tensor_of(x.x.data, SL_BF16, 2, 6, 24);
+    const sl_tensor half_x = sl_tensor_of(x.x.data, SL_F16, 2, 6, 24);
     const sl_tensor other_y = sl_tensor_of(x.y.data, SL_F32, 2, 5, 24);
     const sl_tensor f64_y = sl_tensor_of(x.y.data, SL_F64, 2, 6, 24);
     const sl_tensor shifted_x = sl_tensor_of((float *)x.y.data + 24, SL_F32, 2, 6, 24);
@@ -273,7 +273,7 @@ SL_TEST(refuses_what_the_contract_excludes)
         const sl_tensor *y, *x, *w;
     } bad[] = {
         { &x.y, &x.x, &short_w },   { &x.y, &x.x, &half_w },
-        { &x.y, &bf16_x, &x.w },    { &other_y, &x.x, &x.w },
+        { &x.y, &half_x, &x.w },    { &other_y, &x.x, &x.w },
         { &f64_y, &x.x, &x.w },     { &x.y, &shifted_x, &x.w },
         { &scalar, &scalar, &x.w }, { &no_channels, &no_channels, &x.w },
         { &wide, &wide, &x.w },     { &x.y, &x.x, &x.y },

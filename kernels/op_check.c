@@ -82,3 +82,16 @@ sl_status sl_op_expect_apart_or_same(const char *op, const char *a_name, const s
         return SL_OK;
     return sl_op_expect_apart(op, a_name, a, b_name, b, err);
 }
+
+sl_status sl_op_only_f32(const char *op, const sl_tensor *const *tensors, size_t count,
+                         sl_error *err)
+{
+    char got[TEXT_BYTES];
+
+    for (size_t i = 0; i < count; i++)
+        if (tensors[i] && tensors[i]->dtype == SL_BF16)
+            return sl_fail(err, SL_ERR_UNIMPLEMENTED,
+                           "%s: activations of %s: the cpu device computes this op in F32 only", op,
+                           sl_tensor_describe(tensors[i], got, sizeof got));
+    return SL_OK;
+}

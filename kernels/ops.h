@@ -9,6 +9,14 @@
  * Common to all: SL_ERR_INVALID for shapes or dtypes outside of the contract,
  * with the output untouched; SL_ERR_CANCELLED as in exec.h; an output never
  * overlaps an input unless the contract says so; zero rows are fine.
+ *
+ * Activations, which ops hand to each other, are F32 or BF16; "act" in a contract
+ * means either, and where several must be alike it says so.  Arithmetic between
+ * load and store is F32 (matrix units: bf16 products, F32 sums), and what is
+ * stored is rounded once.  With F32 alone on both sides it is F32 throughout on
+ * every device: no TF32.  A tensor that is computed in place keeps its dtype.
+ * The cpu device computes most ops in F32 only and refuses BF16 activations with
+ * SL_ERR_UNIMPLEMENTED; those that it takes say "cpu: BF16 too".
  */
 #ifndef SL_KERNELS_OPS_H
 #define SL_KERNELS_OPS_H
@@ -29,7 +37,7 @@
 #include "kernels/sla.h"
 
 struct sl_ops {
-    const char *name; /* "cpu", "counting" */
+    const char *name; /* "cpu", "cuda", "counting", "counting cuda" */
     sl_linear_fn *linear;
     sl_quantize_int8_fn *quantize_int8;
     sl_linear_int8_fn *linear_int8;
@@ -73,6 +81,8 @@ struct sl_ops {
 };
 
 extern const sl_ops sl_ops_cpu;
+extern const sl_ops sl_ops_cuda; /* only where the build has CUDA */
 extern const sl_ops sl_ops_counting;
+extern const sl_ops sl_ops_counting_cuda;
 
 #endif

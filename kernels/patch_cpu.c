@@ -21,7 +21,8 @@ typedef struct {
 static sl_status check_tokens(const char *op, const char *latent_name, const sl_tensor *latent,
                               const char *tokens_name, const sl_tensor *tokens, sl_error *err)
 {
-    sl_status status = SL_OP_EXPECT(op, latent_name, latent, F32, err, 4, -1, -1, -1, -1);
+    sl_status status =
+        SL_OP_EXPECT(op, latent_name, latent, SL_BITS_ACTIVATION, err, 4, -1, -1, -1, -1);
 
     if (status != SL_OK)
         return status;
@@ -35,7 +36,7 @@ static sl_status check_tokens(const char *op, const char *latent_name, const sl_
     if (!sl_count_mul(T, h / 2, &S) || !sl_count_mul(S, w / 2, &S) ||
         !sl_count_mul(C, 4, &features))
         return sl_fail(err, SL_ERR_INVALID, "%s: %s is too large", op, latent_name);
-    status = SL_OP_EXPECT(op, tokens_name, tokens, F32, err, 2, S, features);
+    status = SL_OP_EXPECT(op, tokens_name, tokens, SL_BITS_ACTIVATION, err, 2, S, features);
     if (status == SL_OK)
         status = sl_op_expect_apart(op, "y", latent, "x", tokens, err);
     return status;
@@ -105,8 +106,10 @@ static void unpatchify_tile(void *arg, int64_t i, int thread, void *workspace)
 
 sl_status sl_patchify_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
 {
-    const sl_status status = sl_patchify_check(exec, y, x, err);
+    sl_status status = sl_patchify_check(exec, y, x, err);
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("patchify", err, y, x);
     if (status != SL_OK)
         return status;
     job j = tokens_job(y, x, x);
@@ -115,8 +118,10 @@ sl_status sl_patchify_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
 
 sl_status sl_unpatchify_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
 {
-    const sl_status status = sl_unpatchify_check(exec, y, x, err);
+    sl_status status = sl_unpatchify_check(exec, y, x, err);
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("unpatchify", err, y, x);
     if (status != SL_OK)
         return status;
     job j = tokens_job(y, x, y);
@@ -132,11 +137,12 @@ static sl_status check_frames(const char *op, const char *latent_name, const sl_
                               const sl_tensor *scale, const sl_tensor *shift, int64_t first,
                               sl_error *err)
 {
-    sl_status status = SL_OP_EXPECT(op, latent_name, latent, F32, err, 4, -1, -1, -1, -1);
+    sl_status status =
+        SL_OP_EXPECT(op, latent_name, latent, SL_BITS_ACTIVATION, err, 4, -1, -1, -1, -1);
 
     if (status == SL_OK)
-        status = SL_OP_EXPECT(op, frames_name, frames, F32, err, 4, -1, latent->dim[2],
-                              latent->dim[3], latent->dim[0]);
+        status = SL_OP_EXPECT(op, frames_name, frames, SL_BITS_ACTIVATION, err, 4, -1,
+                              latent->dim[2], latent->dim[3], latent->dim[0]);
     if (status == SL_OK &&
         (first < 0 || first > latent->dim[1] || frames->dim[0] > latent->dim[1] - first))
         status = sl_fail(err, SL_ERR_INVALID,
@@ -200,8 +206,10 @@ sl_status sl_latent_to_frames_cpu(sl_exec *exec, const sl_tensor *y, const sl_te
                                   const sl_tensor *scale, const sl_tensor *shift, int64_t first,
                                   sl_error *err)
 {
-    const sl_status status = sl_latent_to_frames_check(exec, y, x, scale, shift, first, err);
+    sl_status status = sl_latent_to_frames_check(exec, y, x, scale, shift, first, err);
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("latent_to_frames", err, y, x);
     if (status != SL_OK)
         return status;
     job j = frames_job(y, x, x, scale, shift, first);
@@ -229,8 +237,10 @@ sl_status sl_frames_to_latent_cpu(sl_exec *exec, const sl_tensor *y, const sl_te
                                   const sl_tensor *scale, const sl_tensor *shift, int64_t first,
                                   sl_error *err)
 {
-    const sl_status status = sl_frames_to_latent_check(exec, y, x, scale, shift, first, err);
+    sl_status status = sl_frames_to_latent_check(exec, y, x, scale, shift, first, err);
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("frames_to_latent", err, y, x);
     if (status != SL_OK)
         return status;
     job j = frames_job(y, x, y, scale, shift, first);
@@ -269,17 +279,17 @@ sl_status sl_known_mask_cpu(sl_exec *exec, const sl_tensor *y, sl_error *err)
 
 /* --- frames_to_rgb, rgb_to_frames --- */
 
-static sl_status check_rgb(const char *op, const sl_tensor *y, sl_dtype y_dtype, const sl_tensor *x,
-                           sl_dtype x_dtype, sl_error *err)
+static sl_status check_rgb(const char *op, const sl_tensor *y, unsigned y_dtypes,
+                           const sl_tensor *x, unsigned x_dtypes, sl_error *err)
 {
-    sl_status status = sl_op_expect_like(op, "x", x, SL_BIT(x_dtype), x, err);
+    sl_status status = sl_op_expect_like(op, "x", x, x_dtypes, x, err);
 
     if (status == SL_OK && (x->rank < 1 || x->dim[x->rank - 1] != 3))
         status =
             sl_fail(err, SL_ERR_INVALID, "%s: the last dimension of x is %" PRId64 ", expected 3",
                     op, x->rank < 1 ? 0 : x->dim[x->rank - 1]);
     if (status == SL_OK)
-        status = sl_op_expect_like(op, "y", y, SL_BIT(y_dtype), x, err);
+        status = sl_op_expect_like(op, "y", y, y_dtypes, x, err);
     if (status == SL_OK)
         status = sl_op_expect_apart(op, "y", y, "x", x, err);
     return status;
@@ -289,14 +299,14 @@ sl_status sl_frames_to_rgb_check(sl_exec *exec, const sl_tensor *y, const sl_ten
                                  sl_error *err)
 {
     (void)exec;
-    return check_rgb("frames_to_rgb", y, SL_U8, x, SL_F32, err);
+    return check_rgb("frames_to_rgb", y, SL_BIT(SL_U8), x, SL_BITS_ACTIVATION, err);
 }
 
 sl_status sl_rgb_to_frames_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
                                  sl_error *err)
 {
     (void)exec;
-    return check_rgb("rgb_to_frames", y, SL_F32, x, SL_U8, err);
+    return check_rgb("rgb_to_frames", y, SL_BITS_ACTIVATION, x, SL_BIT(SL_U8), err);
 }
 
 SL_MULTIARCH static void to_u8(uint8_t *restrict y, const float *restrict x, int64_t count)
@@ -320,9 +330,11 @@ static void frames_to_rgb_tile(void *arg, int64_t i, int thread, void *workspace
 
 sl_status sl_frames_to_rgb_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
 {
-    const sl_status status = sl_frames_to_rgb_check(exec, y, x, err);
+    sl_status status = sl_frames_to_rgb_check(exec, y, x, err);
     job j = { .y = y, .x = x };
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("frames_to_rgb", err, x);
     if (status != SL_OK)
         return status;
     return sl_exec_parallel(exec, sl_ceil_div(sl_tensor_count(x), RGB_TILE), frames_to_rgb_tile, &j,
@@ -346,9 +358,11 @@ static void rgb_to_frames_tile(void *arg, int64_t i, int thread, void *workspace
 
 sl_status sl_rgb_to_frames_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
 {
-    const sl_status status = sl_rgb_to_frames_check(exec, y, x, err);
+    sl_status status = sl_rgb_to_frames_check(exec, y, x, err);
     job j = { .y = y, .x = x };
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("rgb_to_frames", err, y);
     if (status != SL_OK)
         return status;
     return sl_exec_parallel(exec, sl_ceil_div(sl_tensor_count(x), RGB_TILE), rgb_to_frames_tile, &j,

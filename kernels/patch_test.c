@@ -208,7 +208,7 @@ SL_TEST(refuses_what_the_contract_excludes)
     sl_tensor x = OP_TEST_TENSOR(SL_F32, 4, 4, 3, 6, 8), y = OP_TEST_TENSOR(SL_F32, 2, 36, 16);
     sl_tensor scale = OP_TEST_TENSOR(SL_F32, 1, 4);
     const sl_tensor odd = sl_tensor_of(x.data, SL_F32, 4, 4, 3, 3, 8);
-    const sl_tensor bf16 = sl_tensor_of(x.data, SL_BF16, 4, 4, 3, 6, 8);
+    const sl_tensor half = sl_tensor_of(x.data, SL_F16, 4, 4, 3, 6, 8);
     const sl_tensor few = sl_tensor_of(y.data, SL_F32, 2, 35, 16);
     const sl_tensor on_y = sl_tensor_of(y.data, SL_F32, 4, 4, 3, 6, 8);
     const sl_tensor huge = sl_tensor_of(NULL, SL_F32, 4, 4, INT64_MAX, 6, 8);
@@ -226,7 +226,7 @@ SL_TEST(refuses_what_the_contract_excludes)
     const struct {
         const sl_tensor *y, *x;
     } bad[] = {
-        { &y, &odd }, { &y, &bf16 }, { &few, &x }, { &y, &on_y }, { &y, &huge }, { &y, &y }
+        { &y, &odd }, { &y, &half }, { &few, &x }, { &y, &on_y }, { &y, &huge }, { &y, &y }
     };
     for (size_t i = 0; i < SL_COUNT(bad); i++) {
         SL_CHECK_STATUS(sl_patchify_cpu(t.exec, bad[i].y, bad[i].x, err), SL_ERR_INVALID);
@@ -260,9 +260,9 @@ SL_TEST(refuses_what_the_contract_excludes)
                     SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_frames_to_latent_cpu(t.exec, &x, &frames, &short_scale, NULL, 0, err),
                     SL_ERR_INVALID);
-    SL_CHECK_STATUS(sl_frames_to_latent_cpu(t.exec, &bf16, &frames, NULL, NULL, 0, err),
+    SL_CHECK_STATUS(sl_frames_to_latent_cpu(t.exec, &half, &frames, NULL, NULL, 0, err),
                     SL_ERR_INVALID);
-    SL_CHECK_STATUS(sl_known_mask_cpu(t.exec, &bf16, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_known_mask_cpu(t.exec, &half, err), SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_known_mask_cpu(t.exec, &y, err), SL_ERR_INVALID);
     SL_CHECK(op_test_is_poison(&y));
     op_test_close(&t);

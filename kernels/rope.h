@@ -8,7 +8,7 @@
  *
  * rope_table  fills table [max_pos, D/2, 2] f32 with (cos, sin) of each
  *             position 0..max_pos-1 for each pair (of that pair's axis)
- * rope        x [S, N*D] f32 in place, S = T*H*W tokens, t-major, then row,
+ * rope        x [S, N*D] act in place, S = T*H*W tokens, t-major, then row,
  *             then column; each of T, H, W at most max_pos
  */
 #ifndef SL_KERNELS_ROPE_H

@@ -97,7 +97,7 @@ sl_status sl_rope_check(sl_exec *exec, const sl_tensor *x, const sl_tensor *tabl
                        "rope: grid %" PRId64 "x%" PRId64 "x%" PRId64 ", expected 0 to %" PRId64
                        " tokens along each axis",
                        grid.T, grid.H, grid.W, max_pos);
-    status = SL_OP_EXPECT("rope", "x", x, F32, err, 2, S, -1);
+    status = SL_OP_EXPECT("rope", "x", x, SL_BITS_ACTIVATION, err, 2, S, -1);
     if (status == SL_OK && x->dim[1] % D)
         status = sl_fail(err, SL_ERR_INVALID,
                          "rope: x has %" PRId64 " channels, expected a multiple of %" PRId64,
@@ -153,9 +153,11 @@ static void rope_tile(void *arg, int64_t i, int thread, void *workspace)
 sl_status sl_rope_cpu(sl_exec *exec, const sl_tensor *x, const sl_tensor *table, sl_grid grid,
                       sl_error *err)
 {
-    const sl_status status = sl_rope_check(exec, x, table, grid, err);
+    sl_status status = sl_rope_check(exec, x, table, grid, err);
     job j = { .x = x, .table = table, .grid = grid };
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("rope", err, x);
     if (status != SL_OK)
         return status;
     if (sl_tensor_count(x) == 0)

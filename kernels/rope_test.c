@@ -134,7 +134,7 @@ SL_TEST(threads_do_not_change_a_bit)
 SL_TEST(refuses_what_the_contract_excludes)
 {
     sl_tensor x = OP_TEST_TENSOR(SL_F32, 2, 24, 32), table = OP_TEST_TENSOR(SL_F32, 3, 16, 8, 2);
-    const sl_tensor bf16_x = sl_tensor_of(x.data, SL_BF16, 2, 24, 32);
+    const sl_tensor half_x = sl_tensor_of(x.data, SL_F16, 2, 24, 32);
     const sl_tensor odd_x = sl_tensor_of(x.data, SL_F32, 2, 24, 24);
     const sl_tensor triple_table = sl_tensor_of(table.data, SL_F32, 3, 16, 4, 3);
     const sl_tensor no_pairs = sl_tensor_of(table.data, SL_F32, 3, 16, 0, 2);
@@ -149,7 +149,7 @@ SL_TEST(refuses_what_the_contract_excludes)
     SL_CHECK_STATUS(sl_rope_cpu(t.exec, &x, &table, other, err), SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_rope_cpu(t.exec, &x, &table, far, err), SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_rope_cpu(t.exec, &x, &table, negative, err), SL_ERR_INVALID);
-    SL_CHECK_STATUS(sl_rope_cpu(t.exec, &bf16_x, &table, good, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_rope_cpu(t.exec, &half_x, &table, good, err), SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_rope_cpu(t.exec, &odd_x, &table, good, err), SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_rope_cpu(t.exec, &x, &triple_table, good, err), SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_rope_cpu(t.exec, &x, &no_pairs, good, err), SL_ERR_INVALID);

@@ -15,7 +15,8 @@
  *           sage_attention: q8, k8, v8 [S, N*D]; q_scale [N, ceil(S/block_q)],
  *           k_scale [N, ceil(S/block_k)], v_scale [N*D]; lut and branch as in
  *           sla.h; q [S, N*D] for the branch alone, NULL without one
- * Dtypes    f32; q, q8, k8 i8; v8 F8_E4M3; lut i32
+ * Dtypes    x act; sage_attention's o and q act, alike; codes q, q8, k8 i8; v8
+ *           F8_E4M3; lut i32; all else f32
  * Aliasing  o may be q; nothing else overlaps
  * Source    wan.md 5.4 for compute capability 9.0; with blocks of 64 and 128 its
  *           arithmetic up to the order of sums and exp2's last bits.  shift is

@@ -49,7 +49,7 @@ sl_status sl_sage_quantize_check(sl_exec *exec, const sl_tensor *q, const sl_ten
                                  int64_t block, sl_error *err)
 {
     static const char op[] = "sage_quantize";
-    sl_status status = SL_OP_EXPECT(op, "x", x, F32, err, 2, -1, -1);
+    sl_status status = SL_OP_EXPECT(op, "x", x, SL_BITS_ACTIVATION, err, 2, -1, -1);
 
     (void)exec;
     if (status != SL_OK)
@@ -133,9 +133,11 @@ sl_status sl_sage_quantize_cpu(sl_exec *exec, const sl_tensor *q, const sl_tenso
                                const sl_tensor *x, const sl_tensor *shift, int64_t N, int64_t block,
                                sl_error *err)
 {
-    const sl_status status = sl_sage_quantize_check(exec, q, scale, x, shift, N, block, err);
+    sl_status status = sl_sage_quantize_check(exec, q, scale, x, shift, N, block, err);
     quantize z;
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("sage_quantize", err, x);
     if (status != SL_OK)
         return status;
     z = (quantize){
@@ -165,7 +167,7 @@ sl_status sl_sage_quantize_v_check(sl_exec *exec, const sl_tensor *q, const sl_t
                                    const sl_tensor *x, sl_error *err)
 {
     static const char op[] = "sage_quantize_v";
-    sl_status status = SL_OP_EXPECT(op, "x", x, F32, err, 2, -1, -1);
+    sl_status status = SL_OP_EXPECT(op, "x", x, SL_BITS_ACTIVATION, err, 2, -1, -1);
 
     (void)exec;
     if (status == SL_OK)
@@ -222,9 +224,11 @@ static void quantize_v_tile(void *arg, int64_t i, int thread, void *workspace)
 sl_status sl_sage_quantize_v_cpu(sl_exec *exec, const sl_tensor *q, const sl_tensor *scale,
                                  const sl_tensor *x, sl_error *err)
 {
-    const sl_status status = sl_sage_quantize_v_check(exec, q, scale, x, err);
+    sl_status status = sl_sage_quantize_v_check(exec, q, scale, x, err);
     quantize_v z;
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("sage_quantize_v", err, x);
     if (status != SL_OK)
         return status;
     z = (quantize_v){
@@ -288,11 +292,11 @@ sl_status sl_sage_attention_check(sl_exec *exec, const sl_tensor *o, const sl_sa
     if (status == SL_OK)
         status = SL_OP_EXPECT(op, "v_scale", x->v_scale, F32, err, 1, width);
     if (status == SL_OK)
-        status = sl_op_expect_like(op, "o", o, F32, x->q8, err);
+        status = sl_op_expect_like(op, "o", o, SL_BITS_ACTIVATION, x->q8, err);
     if (status == SL_OK && (branch != NULL) != (q != NULL))
         status = sl_fail(err, SL_ERR_INVALID, "%s: q and the linear branch go together", op);
     if (status == SL_OK && q)
-        status = sl_op_expect_like(op, "q", q, F32, x->q8, err);
+        status = sl_op_expect_like(op, "q", q, SL_BIT(o->dtype), x->q8, err);
     if (status == SL_OK && q)
         status = sl_op_expect_apart_or_same(op, "o", o, "q", q, err);
     for (size_t i = 0; i < SL_COUNT(inputs) && status == SL_OK; i++)
@@ -425,10 +429,12 @@ sl_status sl_sage_attention_cpu(sl_exec *exec, const sl_tensor *o, const sl_sage
                                 const sl_linear_branch *branch, int64_t N, int64_t block_q,
                                 int64_t block_k, float scale, sl_error *err)
 {
-    const sl_status status =
+    sl_status status =
         sl_sage_attention_check(exec, o, x, lut, q, branch, N, block_q, block_k, scale, err);
     sage a;
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("sage_attention", err, o, q);
     if (status != SL_OK)
         return status;
     a = (sage){

@@ -1,6 +1,6 @@
 /* sla.h - sparse-linear attention (SLA): softmax over few blocks of keys, and a
  * linear branch over all of them.  Heads side by side, S tokens, q, k, v, o
- * [S, N*D] f32.  A call of attention is made of
+ * [S, N*D] act.  A call of attention is made of
  *
  *   block_mean        y[b] = mean over the rows s of block b of x[s] - shift;
  *                     `block` rows each, the last one of what is left.  With
@@ -22,7 +22,8 @@
  *           ceil(S/block_k); branch NULL (none) or state [N, D + 1, D], proj_w
  *           [D, D], proj_b [D].  Blocks of 1 to 128 rows; D a multiple of 4 up
  *           to 128
- * Dtypes    f32, but for lut i32, and proj_w, proj_b f32 or bf16
+ * Dtypes    x, q, k, v, o act, those of one call alike; lut i32; proj_w, proj_b f32
+ *           or bf16; all else f32
  * Rounding  SL_SLA_EXACT: f32 throughout.  SL_SLA_BF16 as the reference: means,
  *           x - shift, and scores are each rounded to bf16, so that ties happen
  * Aliasing  o may be q, also when the branch uses it; nothing else overlaps

@@ -70,7 +70,7 @@ sl_status sl_block_mean_check(sl_exec *exec, const sl_tensor *y, const sl_tensor
                               sl_error *err)
 {
     static const char op[] = "block_mean";
-    sl_status status = SL_OP_EXPECT(op, "x", x, F32, err, 2, -1, -1);
+    sl_status status = SL_OP_EXPECT(op, "x", x, SL_BITS_ACTIVATION, err, 2, -1, -1);
 
     (void)exec;
     if (status == SL_OK && block < 1)
@@ -130,9 +130,11 @@ sl_status sl_block_mean_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *
                             const sl_tensor *shift, int64_t block, sl_sla_rounding rounding,
                             sl_error *err)
 {
-    const sl_status status = sl_block_mean_check(exec, y, x, shift, block, rounding, err);
+    sl_status status = sl_block_mean_check(exec, y, x, shift, block, rounding, err);
     block_mean m;
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("block_mean", err, x);
     if (status != SL_OK)
         return status;
     m = (block_mean){
@@ -296,13 +298,13 @@ sl_status sl_linear_state_check(sl_exec *exec, const sl_tensor *state, const sl_
                                 const sl_tensor *v, int64_t N, sl_error *err)
 {
     static const char op[] = "linear_state";
-    sl_status status = SL_OP_EXPECT(op, "k", k, F32, err, 2, -1, -1);
+    sl_status status = SL_OP_EXPECT(op, "k", k, SL_BITS_ACTIVATION, err, 2, -1, -1);
 
     (void)exec;
     if (status == SL_OK)
         status = check_heads(op, k->dim[1], N, err);
     if (status == SL_OK)
-        status = sl_op_expect_like(op, "v", v, F32, k, err);
+        status = sl_op_expect_like(op, "v", v, SL_BIT(k->dtype), k, err);
     if (status == SL_OK)
         status = SL_OP_EXPECT(op, "state", state, F32, err, 3, N, k->dim[1] / N + 1, k->dim[1] / N);
     if (status == SL_OK)
@@ -351,9 +353,11 @@ static void state_tile(void *arg, int64_t n, int thread, void *workspace)
 sl_status sl_linear_state_cpu(sl_exec *exec, const sl_tensor *state, const sl_tensor *k,
                               const sl_tensor *v, int64_t N, sl_error *err)
 {
-    const sl_status status = sl_linear_state_check(exec, state, k, v, N, err);
+    sl_status status = sl_linear_state_check(exec, state, k, v, N, err);
     linear_state l;
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("linear_state", err, k);
     if (status != SL_OK)
         return status;
     l = (linear_state){
@@ -427,15 +431,15 @@ sl_status sl_sparse_attention_check(sl_exec *exec, const sl_tensor *o, const sl_
                                     int64_t block_k, float scale, sl_error *err)
 {
     static const char op[] = "sparse_attention";
-    sl_status status = SL_OP_EXPECT(op, "q", q, F32, err, 2, -1, -1);
+    sl_status status = SL_OP_EXPECT(op, "q", q, SL_BITS_ACTIVATION, err, 2, -1, -1);
 
     (void)exec;
     if (status == SL_OK)
-        status = sl_op_expect_like(op, "k", k, F32, q, err);
+        status = sl_op_expect_like(op, "k", k, SL_BIT(q->dtype), q, err);
     if (status == SL_OK)
-        status = sl_op_expect_like(op, "v", v, F32, q, err);
+        status = sl_op_expect_like(op, "v", v, SL_BIT(q->dtype), q, err);
     if (status == SL_OK)
-        status = sl_op_expect_like(op, "o", o, F32, q, err);
+        status = sl_op_expect_like(op, "o", o, SL_BIT(q->dtype), q, err);
     if (status == SL_OK)
         status = sl_sla_check_common(op, q->dim[0], q->dim[1], lut, branch, N, block_q, block_k,
                                      scale, err);
@@ -566,10 +570,12 @@ sl_status sl_sparse_attention_cpu(sl_exec *exec, const sl_tensor *o, const sl_te
                                   const sl_linear_branch *branch, int64_t N, int64_t block_q,
                                   int64_t block_k, float scale, sl_error *err)
 {
-    const sl_status status =
+    sl_status status =
         sl_sparse_attention_check(exec, o, q, k, v, lut, branch, N, block_q, block_k, scale, err);
     sparse a;
 
+    if (status == SL_OK)
+        status = SL_OP_ONLY_F32("sparse_attention", err, q);
     if (status != SL_OK)
         return status;
     a = (sparse){
