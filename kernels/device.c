@@ -155,6 +155,11 @@ void sl_device_destroy(sl_device *device)
     free(device);
 }
 
+const sl_device_spec *sl_device_get_spec(const sl_device *device)
+{
+    return &device->spec;
+}
+
 void sl_device_get_stats(const sl_device *device, sl_device_stats *out)
 {
     pthread_mutex_t *lock = (pthread_mutex_t *)&device->lock;

@@ -52,6 +52,7 @@ typedef struct {
 /* SL_ERR_UNIMPLEMENTED when the build has no CUDA and the spec asks for it. */
 sl_status sl_device_create(sl_device **out, const sl_device_spec *spec, sl_error *err) SL_MUST_CHECK;
 void sl_device_destroy(sl_device *device); /* all regions must be gone; NULL is fine */
+const sl_device_spec *sl_device_get_spec(const sl_device *device);
 void sl_device_get_stats(const sl_device *device, sl_device_stats *out);
 void sl_device_reset_peak(sl_device *device);
 /* Bytes of the mapped memory that the system has really given: on cpu the

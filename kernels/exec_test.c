@@ -138,7 +138,7 @@ SL_TEST(counting_touches_nothing)
     sl_exec *exec;
     record r = { .misplaced = 0 };
 
-    SL_CHECK_OK(sl_exec_create_counting(&exec, err));
+    SL_CHECK_OK(sl_exec_create_counting(&exec, NULL, err));
     SL_CHECK(sl_exec_is_counting(exec) && sl_exec_workspace_bytes(exec) == 0);
     SL_CHECK_OK(sl_exec_write(exec, nowhere, host, sizeof host, err));
     SL_CHECK_OK(sl_exec_read(exec, host, nowhere, sizeof host, err));

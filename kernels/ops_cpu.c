@@ -43,8 +43,3 @@ const sl_ops sl_ops_cpu = {
     .sample_cast = sl_sample_cast_cpu,
     .sample_combine = sl_sample_combine_cpu,
 };
-
-const sl_ops *sl_exec_ops(const sl_exec *exec)
-{
-    return sl_exec_is_counting(exec) ? &sl_ops_counting : &sl_ops_cpu;
-}

@@ -25,7 +25,7 @@ SL_TEST(an_exec_knows_its_table)
     op_test run;
 
     op_test_open(&run, 1);
-    SL_CHECK_OK(sl_exec_create_counting(&counting, err));
+    SL_CHECK_OK(sl_exec_create_counting(&counting, NULL, err));
     SL_CHECK(sl_exec_ops(run.exec) == &sl_ops_cpu);
     SL_CHECK(sl_exec_ops(counting) == &sl_ops_counting);
     SL_CHECK(strcmp(sl_exec_ops(run.exec)->name, "cpu") == 0);

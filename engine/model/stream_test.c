@@ -287,7 +287,7 @@ SL_TEST(nothing_to_do_without_a_stream)
     sl_block_pass pass;
     fixture f;
 
-    SL_CHECK_OK(sl_exec_create_counting(&counting, err));
+    SL_CHECK_OK(sl_exec_create_counting(&counting, NULL, err));
     open_fixture(&f, 2);
     SL_CHECK_OK(sl_block_pass_begin(&pass, NULL, f.exec[0], err));
     SL_CHECK_OK(sl_block_pass_get(&pass, 63, err));

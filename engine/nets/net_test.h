@@ -39,7 +39,7 @@ static inline void net_test_open(net_test *t)
     atomic_init(&t->cancel, 0);
     SL_CHECK_OK(sl_device_create(&t->device, &spec, err));
     SL_CHECK_OK(sl_exec_create_cpu(&t->exec, t->device, 2, &t->cancel, err));
-    SL_CHECK_OK(sl_exec_create_counting(&t->counting, err));
+    SL_CHECK_OK(sl_exec_create_counting(&t->counting, NULL, err));
     SL_CHECK_OK(
         sl_region_create(&t->region, t->device, "activations", NET_TEST_SCRATCH_BYTES, err));
     SL_CHECK_OK(sl_region_map(t->region, NET_TEST_SCRATCH_BYTES, err));

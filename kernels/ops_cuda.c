@@ -1,0 +1,5 @@
+#include "kernels/ops.h"
+
+const sl_ops sl_ops_cuda = {
+    .name = "cuda",
+};
