@@ -200,6 +200,8 @@ typedef struct {
     bool host;                 /* need, have and held are of the host tier */
     bool pinned;               /* AFTER somebody unloads what is pinned */
     int variant;               /* that would be taken; -1: none is possible */
+    int told;                  /* the variant that all this is about: `variant`, or of those
+                                  that are not possible the one that asks for least */
     sl_core_estimate estimate; /* of submit and plan, unless NEVER; their now is the
                                   job's submitted_ns */
 } sl_core_answer;

@@ -155,8 +155,9 @@ int sl_core_choose(const sl_core *core, const sl_core_job *spec, verdict *out)
     int base = -1;
 
     for (int i = 0; i < spec->variant_count; i++) {
-        const verdict v = judge_variant(core, spec, i);
+        verdict v = judge_variant(core, spec, i);
 
+        v.variant = i;
         if (v.when == SL_CORE_NEVER) {
             /* The one to tell of: the smallest that the table has nothing against. */
             if (base < 0 && (i == 0 || (v.block != BLOCK_RULE && (out->block == BLOCK_RULE ||
@@ -383,11 +384,11 @@ void sl_core_answer_job(const sl_core *core, const sl_core_job *spec, int queue_
 {
     verdict v = { .when = SL_CORE_NEVER };
     const int variant = sl_core_choose(core, spec, &v);
-    const demand d =
-        sl_core_demand_of(&spec->variants[variant < 0 ? 0 : variant], spec->first_phase);
+    const demand d = sl_core_demand_of(&spec->variants[v.variant], spec->first_phase);
 
     fill_answer(core, spec, &d, v, queue_ahead, answer);
     answer->variant = variant;
+    answer->told = v.variant;
 }
 
 void sl_core_answer_host(const sl_core *core, const demand *d, sl_core_answer *answer)

@@ -215,6 +215,7 @@ typedef enum {
 typedef struct {
     sl_core_when when;
     block block;
+    int variant;                /* of a job: that it is about */
     const sl_budget_rule *rule; /* that said no, or NULL */
     size_t need_bytes, have_bytes;
 } verdict;

@@ -76,6 +76,8 @@ static const opt_spec specs[] = {
       "24GiB or cuda:24GiB (a GPU's memory), cpu or cpu:8GiB (default cpu)" },
     { "threads", 0, OPT_COUNT, AT(threads), "N",
       "of the cpu device, for its workspace (default: this machine's)" },
+    { "host-memory", 0, OPT_TEXT, AT(host_memory), "SIZE",
+      "for networks that are streamed: 64GiB (default: as much as they need)" },
     { "to", 0, OPT_TEXT, AT(to), "T", "safetensors, or quant: int8 linears in a transformer" },
     { "arch", 0, OPT_TEXT, AT(arch), "A", "the kind of model; see below" },
     { "timeout", 't', OPT_COUNT, AT(timeout_s), "S", "seconds to wait for each answer" },

@@ -16,7 +16,7 @@ typedef struct {
     sl_model_dir *dir; /* NULL: a row of the table */
     sl_budget_table table;
     cli_planner planner;
-    cli_asked asked;
+    sl_variants_ask asked;
     cli_verdict verdict;
     bool has_nearest;
     sl_t2v_request nearest;
@@ -91,11 +91,19 @@ sl_status cli_device_of(const char *text, sl_device_spec *out, sl_error *err)
     return status;
 }
 
-sl_status cli_fill_asked(const cli *c, cli_asked *asked, sl_error *err)
+static sl_streaming streaming_of(Sluice__V1__Streaming streaming)
+{
+    return streaming == SLUICE__V1__STREAMING__OFF  ? SL_STREAMING_OFF
+           : streaming == SLUICE__V1__STREAMING__ON ? SL_STREAMING_ON
+                                                    : SL_STREAMING_AUTO;
+}
+
+sl_status cli_fill_asked(const cli *c, sl_variants_ask *asked, sl_error *err)
 {
     const cli_options *o = &c->opt;
     int64_t width = o->width, height = o->height;
     sl_t2v_request *request = &asked->request;
+    Sluice__V1__Streaming streaming = SLUICE__V1__STREAMING__AUTO;
 
     if (o->resolution && !cli_parse_resolution(o->resolution, &width, &height))
         return sl_fail(err, SL_ERR_INVALID, "unknown resolution \"%s\": 480p, 720p or WIDTHxHEIGHT",
@@ -107,9 +115,10 @@ sl_status cli_fill_asked(const cli *c, cli_asked *asked, sl_error *err)
     if (o->attention && !sl_attention_parse(o->attention, &request->attention))
         return sl_fail(err, SL_ERR_INVALID, "unknown attention \"%s\": dense, sla or sagesla",
                        o->attention);
-    if (o->streaming && !cli_streaming_of(o->streaming, &asked->streaming))
+    if (o->streaming && !cli_streaming_of(o->streaming, &streaming))
         return sl_fail(err, SL_ERR_INVALID, "unknown streaming \"%s\": auto, off or on",
                        o->streaming);
+    asked->streaming = streaming_of(streaming);
     if (width > 0)
         request->width = (int)width;
     if (height > 0)
@@ -118,6 +127,16 @@ sl_status cli_fill_asked(const cli *c, cli_asked *asked, sl_error *err)
         request->frames = (int)o->frames;
     if (o->steps > 0)
         request->steps = (int)o->steps;
+    return SL_OK;
+}
+
+sl_status cli_machine_of(const cli *c, cli_machine *out, sl_error *err)
+{
+    *out = (cli_machine){ .threads = c->opt.threads };
+    if (c->opt.host_memory && !sl_size_parse(c->opt.host_memory, &out->host_bytes))
+        return sl_fail(err, SL_ERR_INVALID,
+                       "host memory \"%s\" is no size: expected 64GiB or the like",
+                       c->opt.host_memory);
     return SL_OK;
 }
 
@@ -160,17 +179,17 @@ static void fill_components(messages *m, const budget *b)
 
     for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++) {
         Sluice__V1__ComponentBytes *component = &m->components[plan->n_components];
-        if (v->plan->weight_bytes[kind] == 0)
+        if (v->plan.weight_bytes[kind] == 0)
             continue;
         sluice__v1__component_bytes__init(component);
         component->model = (char *)b->asked.model;
         component->component = cli_wire_component((sl_component_kind)kind);
         component->precision = cli_wire_precision(
             sl_component_precision((sl_component_kind)kind, b->asked.request.precision));
-        component->planned_bytes = v->plan->weight_bytes[kind];
-        component->streamed = (v->streamed & SL_COMPONENT_BIT(kind)) != 0;
+        component->planned_bytes = v->plan.weight_bytes[kind];
+        component->streamed = (v->way.streamed & SL_COMPONENT_BIT(kind)) != 0;
         if (component->streamed) {
-            component->host_bytes = v->plan->image_bytes[kind];
+            component->host_bytes = v->plan.image_bytes[kind];
             m->streamed[plan->n_streamed++] = component->component;
         }
         m->component_list[plan->n_components++] = component;
@@ -186,20 +205,20 @@ static void fill_plan(messages *m, const budget *b)
 
     sluice__v1__plan__init(plan);
     for (int i = 0; i < SL_PHASE_COUNT; i++)
-        if (v->plan->phase_components[i])
-            fill_phase(m, v->plan, (sl_phase)i);
+        if (v->plan.phase_components[i])
+            fill_phase(m, &v->plan, (sl_phase)i);
     plan->phases = m->phase_list;
     fill_components(m, b);
     plan->model = (char *)b->asked.model;
     plan->precision = cli_wire_precision(b->asked.request.precision);
-    plan->activation_bytes = v->plan->activation_bytes;
-    plan->weight_bytes = v->weight_bytes;
+    plan->activation_bytes = v->way.activation_bytes;
+    plan->weight_bytes = v->way.weight_bytes;
     plan->workspace_bytes = b->planner.workspace_bytes;
     plan->peak_bytes = v->peak_bytes;
     plan->device_bytes = b->planner.device.limit_bytes;
     plan->table_row = (char *)v->answer.row;
-    plan->slowdown = v->slowdown;
-    plan->host_bytes = v->host_bytes;
+    plan->slowdown = v->way.slowdown;
+    plan->host_bytes = v->way.host_bytes;
 }
 
 static void fill_refusal(messages *m, const budget *b)
@@ -248,7 +267,7 @@ static void show_json(const budget *b, const messages *m, const char *hint)
     cJSON_AddNumberToObject(request, "frames", r->frames);
     cJSON_AddNumberToObject(request, "steps", r->steps);
     cJSON_AddStringToObject(request, "attention", sl_attention_name(r->attention));
-    cJSON_AddBoolToObject(object, "by_phase", b->verdict.by_phase);
+    cJSON_AddBoolToObject(object, "by_phase", b->verdict.way.by_phase);
     cJSON_AddStringToObject(object, "hint", hint);
     cli_json_print(object);
 }
@@ -266,12 +285,12 @@ static int show(const cli *c, const budget *b, const messages *m)
         printf("%s, %dx%d, %d frames, %d steps, %s attention\n", b->asked.model, r->width,
                r->height, r->frames, r->steps, sl_attention_name(r->attention));
         cli_print_plan(stdout, &m->plan);
-        if (b->verdict.by_phase)
+        if (b->verdict.way.by_phase)
             puts("  components take turns: the peak is that of the largest phase");
         if (row && row->hint[0])
             printf("  known good there: %s\n", row->hint);
         if (when == SL_CORE_NOW)
-            puts(b->verdict.streamed ? "fits with streaming" : "fits");
+            puts(b->verdict.way.streamed ? "fits with streaming" : "fits");
         else
             cli_print_refusal(stdout, &m->refusal);
     }
@@ -283,15 +302,19 @@ static int show(const cli *c, const budget *b, const messages *m)
 static sl_status work_out(const cli *c, budget *b, sl_error *err)
 {
     sl_device_spec device;
+    cli_machine machine;
     sl_status status = find_model(c, b, err);
 
     if (status == SL_OK)
         status = cli_device_of(c->opt.device ? c->opt.device : "cpu", &device, err);
+    b->asked.kind = device.kind;
     if (status == SL_OK)
         status = cli_fill_asked(c, &b->asked, err);
     sl_budget_table_default(&b->table);
     if (status == SL_OK)
-        status = cli_planner_init(&b->planner, &device, c->opt.threads, &b->table, err);
+        status = cli_machine_of(c, &machine, err);
+    if (status == SL_OK)
+        status = cli_planner_init(&b->planner, &device, &machine, &b->table, err);
     if (status == SL_OK)
         status = cli_planner_judge(&b->planner, &b->asked, &b->verdict, err);
     if (status == SL_OK && b->verdict.answer.when == SL_CORE_NEVER)

@@ -15,7 +15,8 @@ Sluice__V1__Precision cli_wire_precision(sl_precision precision);
  * size that is known. */
 sl_status cli_device_of(const char *text, sl_device_spec *out, sl_error *err) SL_MUST_CHECK;
 /* The request of the command line for asked->arch, defaults filled in. */
-sl_status cli_fill_asked(const cli *c, cli_asked *asked, sl_error *err) SL_MUST_CHECK;
+sl_status cli_fill_asked(const cli *c, sl_variants_ask *asked, sl_error *err) SL_MUST_CHECK;
+sl_status cli_machine_of(const cli *c, cli_machine *out, sl_error *err) SL_MUST_CHECK;
 
 int cli_budget_table(cli *c);
 

@@ -31,11 +31,13 @@ typedef struct {
 static sl_status add_card(const cli *c, table *t, const char *text, sl_error *err)
 {
     sl_device_spec device;
+    cli_machine machine;
     sl_status status = cli_device_of(text, &device, err);
 
     if (status == SL_OK)
-        status =
-            cli_planner_init(&t->planners[t->card_count], &device, c->opt.threads, &t->rows, err);
+        status = cli_machine_of(c, &machine, err);
+    if (status == SL_OK)
+        status = cli_planner_init(&t->planners[t->card_count], &device, &machine, &t->rows, err);
     if (status != SL_OK)
         return status;
     snprintf(t->cards[t->card_count++], sizeof t->cards[0], "%s", text);
@@ -61,7 +63,7 @@ static const char *verdict_text(const cli_verdict *v)
 {
     if (v->answer.when == SL_CORE_NEVER)
         return "never";
-    return v->streamed ? "streams" : "fits";
+    return v->way.streamed ? "streams" : "fits";
 }
 
 static void print_cell(table *t, const cli_verdict *v, bool is_last)
@@ -70,14 +72,15 @@ static void print_cell(table *t, const cli_verdict *v, bool is_last)
 
     if (v->answer.when == SL_CORE_NEVER && v->answer.rule[0])
         snprintf(text, sizeof text, "never [%d]", note_of(t, &v->answer));
-    else if (v->answer.when != SL_CORE_NEVER && v->streamed)
-        snprintf(text, sizeof text, "streams %.2fx", v->slowdown);
+    else if (v->answer.when != SL_CORE_NEVER && v->way.streamed)
+        snprintf(text, sizeof text, "streams %.2fx", v->way.slowdown);
     else
         snprintf(text, sizeof text, "%s", verdict_text(v));
     printf(" %-*s", is_last ? 0 : CELL, text);
 }
 
-static cJSON *cell_json(const cli_asked *asked, const cli_planner *planner, const cli_verdict *v)
+static cJSON *cell_json(const sl_variants_ask *asked, const cli_planner *planner,
+                        const cli_verdict *v)
 {
     const sl_t2v_request *r = &asked->request;
     cJSON *cell = cJSON_CreateObject();
@@ -91,14 +94,14 @@ static cJSON *cell_json(const cli_asked *asked, const cli_planner *planner, cons
     cJSON_AddStringToObject(cell, "attention", sl_attention_name(r->attention));
     cli_json_u64(cell, "device_bytes", planner->device.limit_bytes);
     cJSON_AddStringToObject(cell, "answer", verdict_text(v));
-    cJSON_AddBoolToObject(cell, "by_phase", v->by_phase);
+    cJSON_AddBoolToObject(cell, "by_phase", v->way.by_phase);
     streamed = cJSON_AddArrayToObject(cell, "streamed");
     for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++)
-        if (v->streamed & SL_COMPONENT_BIT(kind))
+        if (v->way.streamed & SL_COMPONENT_BIT(kind))
             cJSON_AddItemToArray(streamed,
                                  cJSON_CreateString(sl_component_name((sl_component_kind)kind)));
-    cJSON_AddNumberToObject(cell, "slowdown", v->slowdown);
-    cli_json_u64(cell, "host_bytes", v->host_bytes);
+    cJSON_AddNumberToObject(cell, "slowdown", v->way.slowdown);
+    cli_json_u64(cell, "host_bytes", v->way.host_bytes);
     cli_json_u64(cell, "peak_bytes", v->peak_bytes);
     cli_json_u64(cell, "need_bytes", v->answer.need_bytes);
     cli_json_u64(cell, "have_bytes", v->answer.have_bytes);
@@ -107,7 +110,7 @@ static cJSON *cell_json(const cli_asked *asked, const cli_planner *planner, cons
     return cell;
 }
 
-static sl_status add_line(table *t, cli_asked *asked, sl_error *err)
+static sl_status add_line(table *t, sl_variants_ask *asked, sl_error *err)
 {
     const sl_t2v_request *r = &asked->request;
     char shape[32];
@@ -117,6 +120,7 @@ static sl_status add_line(table *t, cli_asked *asked, sl_error *err)
         printf("%-18s %-10s %-5s", asked->model, shape, sl_precision_name(r->precision));
     for (int i = 0; i < t->card_count; i++) {
         cli_verdict verdict;
+        asked->kind = t->planners[i].device.kind;
         const sl_status status = cli_planner_judge(&t->planners[i], asked, &verdict, err);
 
         if (status != SL_OK)
@@ -141,7 +145,7 @@ static sl_status add_model(const cli *c, table *t, const sl_arch *arch, sl_error
 
     for (size_t s = 0; s < shapes && status == SL_OK; s++)
         for (size_t p = 0; p < precisions && status == SL_OK; p++) {
-            cli_asked *asked = calloc(1, sizeof *asked);
+            sl_variants_ask *asked = calloc(1, sizeof *asked);
             cli line = *c;
 
             if (!asked)

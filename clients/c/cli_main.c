@@ -144,7 +144,7 @@ static const cli_command commands[] = {
       .args = "",
       .summary = "Works out what a job needs, without a daemon, GPU or files.",
       .options = "model resolution width height frames steps precision attention streaming "
-                 "device threads table",
+                 "device threads host-memory table",
       .local = true,
       .run = cli_budget,
       .more = "MODEL is a name from the model table or a model's directory.\n"

@@ -5,10 +5,12 @@
 
 #include <string.h>
 
-static cli_asked ask_for(const char *model, sl_precision precision, int width, int height,
-                         Sluice__V1__Streaming streaming)
+static sl_variants_ask ask_for(const char *model, sl_precision precision, int width, int height,
+                               sl_streaming streaming)
 {
-    cli_asked asked = { .model = model, .arch = sl_arch_find(model), .streaming = streaming };
+    sl_variants_ask asked = {
+        .model = model, .arch = sl_arch_find(model), .streaming = streaming, .kind = SL_DEVICE_CUDA
+    };
 
     asked.request = sl_t2v_request_default(asked.arch);
     asked.request.width = width;
@@ -18,22 +20,24 @@ static cli_asked ask_for(const char *model, sl_precision precision, int width, i
     return asked;
 }
 
-static void plan_on(sl_device_kind kind, size_t limit_bytes, cli_asked *asked, cli_verdict *out,
-                    sl_error *err)
+static const cli_machine machine = { .threads = 2 };
+
+static void plan_on(sl_device_kind kind, size_t limit_bytes, sl_variants_ask *asked,
+                    cli_verdict *out, sl_error *err)
 {
     static sl_budget_table table;
     const sl_device_spec device = { .kind = kind, .limit_bytes = limit_bytes };
     cli_planner planner;
 
     sl_budget_table_default(&table);
-    SL_CHECK_OK(cli_planner_init(&planner, &device, 2, &table, err));
+    SL_CHECK_OK(cli_planner_init(&planner, &device, &machine, &table, err));
     SL_CHECK_OK(cli_planner_judge(&planner, asked, out, err));
     cli_planner_fini(&planner);
 }
 
-#define AUTO SLUICE__V1__STREAMING__AUTO
-#define OFF  SLUICE__V1__STREAMING__OFF
-#define ON   SLUICE__V1__STREAMING__ON
+#define AUTO SL_STREAMING_AUTO
+#define OFF  SL_STREAMING_OFF
+#define ON   SL_STREAMING_ON
 
 typedef enum { FITS, STREAMS, NEVER_BY_RULE, NEVER_BY_BYTES } outcome;
 
@@ -46,7 +50,7 @@ SL_TEST(the_default_table_for_the_real_models)
         sl_precision precision;
         int width, height;
         size_t gib;
-        Sluice__V1__Streaming streaming;
+        sl_streaming streaming;
         outcome want;
     } cases[] = {
         { small, SL_PRECISION_INT8, 832, 480, 16, OFF, FITS },
@@ -66,22 +70,23 @@ SL_TEST(the_default_table_for_the_real_models)
     };
 
     for (size_t i = 0; i < SL_COUNT(cases); i++) {
-        cli_asked asked = ask_for(cases[i].model, cases[i].precision, cases[i].width,
-                                  cases[i].height, cases[i].streaming);
+        sl_variants_ask asked = ask_for(cases[i].model, cases[i].precision, cases[i].width,
+                                        cases[i].height, cases[i].streaming);
         cli_verdict v;
 
         plan_on(SL_DEVICE_CUDA, cases[i].gib * SL_GIB, &asked, &v, err);
         const outcome got = v.answer.when == SL_CORE_NEVER
                                 ? (v.answer.rule[0] ? NEVER_BY_RULE : NEVER_BY_BYTES)
-                            : v.streamed ? STREAMS
-                                         : FITS;
+                            : v.way.streamed ? STREAMS
+                                             : FITS;
         if (got != cases[i].want)
             fail_msg("case %zu: outcome %d, expected %d, peak %zu: %s", i, (int)got,
                      (int)cases[i].want, v.peak_bytes, v.answer.message);
         if (got == FITS || got == STREAMS)
             SL_CHECK(v.peak_bytes <= cases[i].gib * SL_GIB);
-        SL_CHECK((v.host_bytes > 0) == (v.streamed != 0));
-        SL_CHECK(v.streamed ? v.slowdown > 1.0 && v.slowdown < 100.0 : v.slowdown == 1.0);
+        SL_CHECK((v.way.host_bytes > 0) == (v.way.streamed != 0));
+        SL_CHECK(v.way.streamed ? v.way.slowdown > 1.0 && v.way.slowdown < 100.0
+                                : v.way.slowdown == 1.0);
     }
 }
 
@@ -89,13 +94,14 @@ SL_TEST(the_default_table_for_the_real_models)
  * taken or none. */
 SL_TEST(the_peak_is_exact_in_every_way)
 {
-    const Sluice__V1__Streaming streaming[] = { OFF, AUTO, ON };
+    const sl_streaming streaming[] = { OFF, AUTO, ON };
     size_t limit = 140 * SL_GIB;
     int ways = 0;
 
     for (size_t i = 0; i < SL_COUNT(streaming); i++, limit = 140 * SL_GIB)
         for (;;) {
-            cli_asked asked = ask_for("wan2.2-i2v-a14b", SL_PRECISION_INT8, 832, 480, streaming[i]);
+            sl_variants_ask asked =
+                ask_for("wan2.2-i2v-a14b", SL_PRECISION_INT8, 832, 480, streaming[i]);
             cli_verdict v, exact;
 
             plan_on(SL_DEVICE_CPU, limit, &asked, &v, err);
@@ -104,7 +110,7 @@ SL_TEST(the_peak_is_exact_in_every_way)
             SL_CHECK(v.peak_bytes <= limit);
             plan_on(SL_DEVICE_CPU, v.peak_bytes, &asked, &exact, err);
             SL_CHECK(exact.answer.when == SL_CORE_NOW && exact.peak_bytes == v.peak_bytes);
-            SL_CHECK(exact.by_phase == v.by_phase && exact.streamed == v.streamed);
+            SL_CHECK(exact.way.by_phase == v.way.by_phase && exact.way.streamed == v.way.streamed);
             limit = v.peak_bytes - SL_GRANULE_BYTES;
             ways++;
         }
@@ -115,7 +121,7 @@ SL_TEST(the_nearest_fits_and_the_next_larger_does_not)
 {
     static sl_budget_table table;
     const sl_device_spec device = { .kind = SL_DEVICE_CPU, .limit_bytes = 6 * SL_GIB };
-    cli_asked asked = ask_for("wan2.1-t2v-1.3b", SL_PRECISION_BF16, 1280, 720, AUTO);
+    sl_variants_ask asked = ask_for("wan2.1-t2v-1.3b", SL_PRECISION_BF16, 1280, 720, AUTO);
     sl_t2v_request nearest;
     cli_planner planner;
     cli_verdict v;
@@ -123,7 +129,7 @@ SL_TEST(the_nearest_fits_and_the_next_larger_does_not)
     bool found = false;
 
     sl_budget_table_default(&table);
-    SL_CHECK_OK(cli_planner_init(&planner, &device, 2, &table, err));
+    SL_CHECK_OK(cli_planner_init(&planner, &device, &machine, &table, err));
     SL_CHECK_OK(cli_planner_judge(&planner, &asked, &v, err));
     SL_CHECK(v.answer.when == SL_CORE_NEVER);
     SL_CHECK_OK(cli_planner_nearest(&planner, &asked, &found, &nearest, &need_bytes, err));
@@ -135,9 +141,9 @@ SL_TEST(the_nearest_fits_and_the_next_larger_does_not)
     SL_CHECK_OK(cli_planner_judge(&planner, &asked, &v, err));
     SL_CHECK(v.answer.when == SL_CORE_NOW && v.answer.need_bytes == need_bytes);
 
-    /* The next of the search's steps: an eighth of the sides more. */
-    asked = ask_for("wan2.1-t2v-1.3b", SL_PRECISION_INT8, nearest.width + 1280 / 8,
-                    nearest.height + 720 / 8 / 16 * 16 + 16, AUTO);
+    /* The next of the search's steps: a sixteenth of the sides more. */
+    asked = ask_for("wan2.1-t2v-1.3b", nearest.precision, nearest.width + 1280 / 16,
+                    nearest.height + 720 / 16 / 16 * 16 + 16, AUTO);
     asked.request.frames = nearest.frames;
     SL_CHECK_OK(cli_planner_judge(&planner, &asked, &v, err));
     SL_CHECK(v.answer.when == SL_CORE_NEVER);
@@ -146,12 +152,12 @@ SL_TEST(the_nearest_fits_and_the_next_larger_does_not)
 
 SL_TEST(requests_that_make_no_sense)
 {
-    cli_asked asked = ask_for("tiny-t2v", SL_PRECISION_BF16, 65, 64, AUTO);
+    sl_variants_ask asked = ask_for("tiny-t2v", SL_PRECISION_BF16, 65, 64, AUTO);
     const sl_device_spec device = { .kind = SL_DEVICE_CPU, .limit_bytes = SL_GIB };
     cli_planner planner;
     cli_verdict v;
 
-    SL_CHECK_OK(cli_planner_init(&planner, &device, 0, NULL, err));
+    SL_CHECK_OK(cli_planner_init(&planner, &device, &(cli_machine){ .threads = 0 }, NULL, err));
     SL_CHECK_STATUS(cli_planner_judge(&planner, &asked, &v, err), SL_ERR_INVALID);
     SL_CHECK(strstr(err->message, "65"));
     cli_planner_fini(&planner);

@@ -1,0 +1,44 @@
+/* lanes.h - what a worker's lanes take: how many there are by default, and their
+ * workspaces together.
+ *
+ * The daemon expects this much until the worker says what it really is, and
+ * `sluice budget` plans with it.
+ *
+ * Threads: any.
+ */
+#ifndef SL_SERVICE_LANES_H
+#define SL_SERVICE_LANES_H
+
+#include "kernels/device.h"
+#include "kernels/exec.h"
+
+#include <unistd.h>
+
+enum {
+    SL_LANES_LOADER_THREADS = 2, /* at most; of the lane that loads beside the jobs' */
+    SL_LANES_MAX_THREADS = 64,   /* of one lane, as kernels/exec.h has it */
+};
+
+/* Jobs side by side when the configuration does not say. */
+static inline int sl_lanes_default(sl_device_kind kind)
+{
+    return kind == SL_DEVICE_CPU ? 2 : 1;
+}
+
+/* running: job lanes; 1: one lane does everything.  threads: of each on cpu; 0: one
+ * per core. */
+static inline size_t sl_lanes_workspace_bytes(sl_device_kind kind, int running, int threads)
+{
+    if (kind == SL_DEVICE_CUDA)
+        return (size_t)(running > 1 ? running + 1 : 1) * SL_CUDA_WORKSPACE_BYTES;
+    const long online = sysconf(_SC_NPROCESSORS_ONLN);
+    long each = threads > 0 ? threads : online > 0 ? online : 1;
+
+    if (each > SL_LANES_MAX_THREADS)
+        each = SL_LANES_MAX_THREADS;
+    const long loader = each < SL_LANES_LOADER_THREADS ? each : SL_LANES_LOADER_THREADS;
+    const long all = running > 1 ? running * each + loader : each;
+    return (size_t)all * SL_CPU_WORKSPACE_PER_THREAD;
+}
+
+#endif
