@@ -2,4 +2,5 @@
 
 const sl_ops sl_ops_cuda = {
     .name = "cuda",
+    .linear = sl_linear_cuda,
 };
