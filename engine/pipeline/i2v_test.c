@@ -371,6 +371,84 @@ SL_TEST(resumed_runs_give_the_same_frames)
     close_fixture(&f);
 }
 
+/* Each phase has its own components, and of the memory its own bytes. */
+typedef struct {
+    record r;
+    fixture *f;
+    sl_component *parts[SL_COMPONENT_COUNT];
+    sl_t2v_plan plan;
+    sl_phase forget; /* its components do not come; SL_PHASE_COUNT: all do */
+} by_phase;
+
+static sl_status exchange(void *arg, sl_phase phase, sl_error *err)
+{
+    by_phase *b = arg;
+    const unsigned set = phase == b->forget ? 0 : b->plan.phase_components[phase];
+    const sl_component *parts[SL_COMPONENT_COUNT];
+
+    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++)
+        parts[kind] = set & SL_COMPONENT_BIT(kind) ? b->parts[kind] : NULL;
+    b->f->components = (sl_t2v_components){ .text_encoder = parts[SL_COMPONENT_TEXT_ENCODER],
+                                            .dit_high = parts[SL_COMPONENT_DIT_HIGH],
+                                            .dit_low = parts[SL_COMPONENT_DIT_LOW],
+                                            .vae = parts[SL_COMPONENT_VAE],
+                                            .by_phase = true };
+    b->f->net.scratch.size_bytes = b->plan.phase_activation_bytes[phase];
+    return on_phase(&b->r, phase, err);
+}
+
+static sl_status step_of(void *arg, int step, int step_count, const sl_tensor *latent,
+                         sl_error *err)
+{
+    return on_step(&((by_phase *)arg)->r, step, step_count, latent, err);
+}
+
+static sl_status frames_of(void *arg, const uint8_t *rgb, int first, int count, sl_error *err)
+{
+    return on_frames(&((by_phase *)arg)->r, rgb, first, count, err);
+}
+
+SL_TEST(components_may_take_turns)
+{
+    const sl_arch arch = small_i2v();
+    sl_t2v_request request = sl_t2v_request_default(&arch);
+    uint8_t *image = make_image(&request, 1);
+    record want = { .rgb = NULL };
+    by_phase b = { .forget = SL_PHASE_COUNT };
+    const sl_t2v_events events = {
+        .arg = &b, .on_phase = exchange, .on_step = step_of, .on_frames = frames_of
+    };
+    fixture f;
+
+    request.image = image;
+    open_fixture(&f, &arch, SL_PRECISION_BF16);
+    SL_CHECK_OK(sl_t2v_plan_make(&b.plan, &request, &arch, err));
+    SL_CHECK_OK(run(&f, &request, NULL, &want, NULL, err));
+    memcpy(b.parts, f.parts, sizeof b.parts);
+    b.f = &f;
+    for (int phase = SL_PHASE_COUNT; phase >= 0; phase--) {
+        const size_t size_bytes = f.net.scratch.size_bytes;
+        const bool has = phase == SL_PHASE_COUNT || b.plan.phase_components[phase] != 0;
+
+        b.forget = (sl_phase)phase;
+        b.r = (record){ .frame_bytes = want.frame_bytes };
+        f.components = (sl_t2v_components){ .by_phase = true };
+        net_test_reset(&f.net);
+        const sl_status status = sl_t2v_run(f.net.exec, &f.net.scratch, &f.components, &arch,
+                                            &request, ids, NULL, &events, NULL, err);
+        f.net.scratch.size_bytes = size_bytes;
+        SL_CHECK(status == (has && phase < SL_PHASE_COUNT ? SL_ERR_INVALID : SL_OK));
+        if (status == SL_OK)
+            SL_CHECK(same_frames(&want, &b.r));
+        else
+            SL_CHECK(strstr(err->message, "is not there"));
+        free_record(&b.r);
+    }
+    free_record(&want);
+    free(image);
+    close_fixture(&f);
+}
+
 SL_TEST(inputs_are_checked)
 {
     sl_arch arch = small_i2v();
@@ -434,5 +512,6 @@ SL_TEST_MAIN(SL_RUN(plan_is_what_a_run_uses), SL_RUN(one_expert_from_an_image),
              SL_RUN(plan_is_tight), SL_RUN(bytes_follow_from_the_request_alone),
              SL_RUN(streamed_experts_give_the_same_bytes),
              SL_RUN(broken_numbers_name_step_and_stage), SL_RUN(every_phase_can_be_stopped),
-             SL_RUN(resumed_runs_give_the_same_frames), SL_RUN(inputs_are_checked),
+             SL_RUN(resumed_runs_give_the_same_frames), SL_RUN(components_may_take_turns),
+             SL_RUN(inputs_are_checked),
              SL_RUN(encoding_for_longer_videos_takes_no_more))

@@ -70,6 +70,11 @@ sl_t2v_request sl_t2v_request_official(const sl_arch *arch)
     return request;
 }
 
+bool sl_t2v_request_is_guided(const sl_t2v_request *request, const sl_arch *arch)
+{
+    return sl_sampling_is_guided(request, arch->expert_count);
+}
+
 /* Frames that one latent frame after the first stands for. */
 static int frames_per_latent(const sl_arch *arch)
 {
@@ -328,12 +333,48 @@ const sl_component *sl_t2v_component_of(const sl_t2v_components *components, sl_
 
 /* ---- the walk ---- */
 
+/* Activations are planned for the modes of the request. */
+static sl_status check_component(const sl_component *component, sl_component_kind kind,
+                                 unsigned streamed, sl_error *err)
+{
+    const sl_component_mode want =
+        streamed & SL_COMPONENT_BIT(kind) ? SL_MODE_STREAMED : SL_MODE_RESIDENT;
+
+    if (!component)
+        return sl_fail(err, SL_ERR_INVALID, "%s is not there: the request needs it",
+                       sl_component_name(kind));
+    const sl_component_spec *spec = sl_component_get_spec(component);
+    if (spec->kind != kind)
+        return sl_fail(err, SL_ERR_INVALID, "%s was given as %s", sl_component_name(spec->kind),
+                       sl_component_name(kind));
+    if (spec->mode != want)
+        return sl_fail(err, SL_ERR_INVALID, "%s is %s: the request was planned with it %s",
+                       sl_component_name(kind), sl_component_mode_name(spec->mode),
+                       sl_component_mode_name(want));
+    return SL_OK;
+}
+
+static sl_status check_components(const sl_t2v_walk *w, unsigned needed, sl_error *err)
+{
+    sl_status status = SL_OK;
+
+    for (int kind = 0; kind < SL_COMPONENT_COUNT && status == SL_OK; kind++)
+        if (needed & SL_COMPONENT_BIT(kind))
+            status = check_component(sl_t2v_component_of(w->components, (sl_component_kind)kind),
+                                     (sl_component_kind)kind, w->request->streamed, err);
+    return status;
+}
+
 sl_status sl_t2v_begin_phase(sl_t2v_walk *walk, sl_phase phase, sl_error *err)
 {
+    sl_status status = SL_OK;
+
     walk->scratch->peak_bytes = walk->scratch->used_bytes;
     if (walk->events && walk->events->on_phase && !sl_exec_is_counting(walk->exec))
-        return walk->events->on_phase(walk->events->arg, phase, err);
-    return SL_OK;
+        status = walk->events->on_phase(walk->events->arg, phase, err);
+    if (status == SL_OK && walk->components->by_phase)
+        status = check_components(walk, walk->phases.components[phase], err);
+    return status;
 }
 
 void sl_t2v_end_phase(sl_t2v_walk *walk, sl_phase phase)
@@ -355,7 +396,8 @@ static sl_status encode_texts(sl_t2v_walk *w, sl_tensor *text, sl_error *err)
     const int count = w->phases.guided ? 2 : 1;
     sl_status status = SL_OK;
 
-    SL_TRY(sl_scratch_tensor(w->scratch, text, err, SL_F32, 2, count * rows, w->arch->t5.dim));
+    SL_TRY(sl_scratch_tensor(w->scratch, text, err, sl_exec_numerics(w->exec)->activation, 2,
+                             count * rows, w->arch->t5.dim));
     for (int i = 0; i < count; i++) {
         const sl_tensor out = sl_tensor_rows(text, i * rows, rows);
 
@@ -393,38 +435,13 @@ done:
     return status;
 }
 
-/* Activations are planned for the modes of the request. */
-static sl_status check_component(const sl_component *component, sl_component_kind kind,
-                                 unsigned streamed, sl_error *err)
-{
-    const sl_component_mode want =
-        streamed & SL_COMPONENT_BIT(kind) ? SL_MODE_STREAMED : SL_MODE_RESIDENT;
-
-    if (!component)
-        return sl_fail(err, SL_ERR_INVALID, "%s is not there: the request needs it",
-                       sl_component_name(kind));
-    const sl_component_spec *spec = sl_component_get_spec(component);
-    if (spec->kind != kind)
-        return sl_fail(err, SL_ERR_INVALID, "%s was given as %s", sl_component_name(spec->kind),
-                       sl_component_name(kind));
-    if (spec->mode != want)
-        return sl_fail(err, SL_ERR_INVALID, "%s is %s: the request was planned with it %s",
-                       sl_component_name(kind), sl_component_mode_name(spec->mode),
-                       sl_component_mode_name(want));
-    return SL_OK;
-}
-
 static sl_status check_inputs(const sl_t2v_walk *w, sl_error *err)
 {
     unsigned needed = 0;
-    sl_status status = SL_OK;
 
-    for (int phase = 0; phase < SL_PHASE_COUNT; phase++)
+    for (int phase = 0; phase < SL_PHASE_COUNT && !w->components->by_phase; phase++)
         needed |= w->phases.components[phase];
-    for (int kind = 0; kind < SL_COMPONENT_COUNT && status == SL_OK; kind++)
-        if (needed & SL_COMPONENT_BIT(kind))
-            status = check_component(sl_t2v_component_of(w->components, (sl_component_kind)kind),
-                                     (sl_component_kind)kind, w->request->streamed, err);
+    sl_status status = check_components(w, needed, err);
     if (status == SL_OK && w->phases.components[SL_PHASE_ENCODE_IMAGE] && !w->request->image &&
         !sl_exec_is_counting(w->exec))
         status = sl_fail(err, SL_ERR_INVALID,

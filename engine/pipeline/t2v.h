@@ -54,6 +54,9 @@ typedef struct {
 sl_t2v_request sl_t2v_request_default(const sl_arch *arch);
 sl_t2v_request sl_t2v_request_official(const sl_arch *arch);
 
+/* Whether it evaluates a negative prompt, too. */
+bool sl_t2v_request_is_guided(const sl_t2v_request *request, const sl_arch *arch);
+
 /* SL_ERR_INVALID for a size that is no multiple of 16, frames not 4m + 1,
  * steps out of range, more than 128 tokens along an axis, ...; the message
  * names the nearest valid value. */
@@ -114,9 +117,11 @@ typedef struct {
  * without which a phase takes its compute. */
 sl_t2v_estimate sl_t2v_estimate_run(const sl_t2v_plan *plan, const sl_t2v_speed *speed);
 
-/* Those that the plan names; the others may be NULL. */
+/* Those that the plan names; the others may be NULL.  by_phase: those of a phase are
+ * there when its on_phase has returned; the caller may exchange them in it. */
 typedef struct {
     const sl_component *text_encoder, *dit, *dit_high, *dit_low, *vae;
+    bool by_phase;
 } sl_t2v_components;
 
 /* All callbacks are called from the running thread; any may be NULL.  One that
@@ -171,7 +176,7 @@ sl_status sl_t2v_encode_image(sl_exec *exec, sl_scratch *scratch, const sl_compo
                               const uint8_t *rgb, const sl_tensor *condition,
                               sl_error *err) SL_MUST_CHECK;
 
-/* text [text_len, text_dim] f32, with guidance twice as many rows: behind the prompt's
+/* text [text_len, text_dim], of the exec's activation dtype, with guidance twice as many rows: behind the prompt's
  * those of the negative one; condition as encode_image fills it, or NULL; latent
  * [C, T, h, w] f64, as sl_t2v_latent_shape has it, receives the final state.  Without
  * components->dit the model has two experts. */
