@@ -1,0 +1,39 @@
+/* attention_cuda.h - launchers behind sl_attention_cuda, see attention.h.
+ *
+ * sl_cuda_attention_plain (attention.cu) takes everything that the contract
+ * admits; the others (attention_wide.cu) are the steps of one wide bf16 head.
+ */
+#ifndef SL_KERNELS_ATTENTION_CUDA_H
+#define SL_KERNELS_ATTENTION_CUDA_H
+
+#include <cuda_runtime_api.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct {
+    void *o;                /* may be q */
+    const void *q, *k, *v;  /* rows of N*D */
+    const float *bias;      /* [N, Sq + Sk - 1], or NULL */
+    bool bf16;              /* q, k, v and o; else f32 */
+    int64_t Sq, Sk, N, D;
+    float scale;
+} sl_cuda_attention;
+
+cudaError_t sl_cuda_attention_plain(cudaStream_t stream, const sl_cuda_attention *a);
+
+/* p [rows, count] bf16 = softmax over each row of scale * s [rows, count] f32 */
+cudaError_t sl_cuda_softmax_rows(cudaStream_t stream, void *p, const float *s, int64_t rows,
+                                 int64_t count, float scale);
+/* y [columns, rows] = x [rows, columns] transposed, bf16 */
+cudaError_t sl_cuda_transpose(cudaStream_t stream, void *y, const void *x, int64_t rows,
+                              int64_t columns);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
