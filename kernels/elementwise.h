@@ -7,7 +7,7 @@
  * copy          y = x (same dtype and bytes)
  * zero          y = 0
  * check_finite  *bad_count (host memory) = how many elements of x are NaN or
- *               infinite.  f32 or f64.  Counting: writes 0
+ *               infinite.  act or f64, BF16 on cpu too.  Counting: writes 0
  *
  * Dtypes act, any mix of F32 and BF16, unless stated.  y may be a or b where they
  * have its dtype; x in gated_add is in place.

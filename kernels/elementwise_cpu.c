@@ -307,7 +307,7 @@ sl_status sl_zero_cpu(sl_exec *exec, const sl_tensor *y, sl_error *err)
 
 static sl_status finite_expect(const sl_tensor *x, sl_error *err)
 {
-    return sl_op_expect_like("check_finite", "x", x, F32 | SL_BIT(SL_F64), x, err);
+    return sl_op_expect_like("check_finite", "x", x, SL_BITS_ACTIVATION | SL_BIT(SL_F64), x, err);
 }
 
 sl_status sl_check_finite_check(sl_exec *exec, const sl_tensor *x, int64_t *bad_count,
@@ -336,6 +336,15 @@ SL_MULTIARCH static int64_t count_bad_f32(const float *x, int64_t count)
     return bad;
 }
 
+SL_MULTIARCH static int64_t count_bad_bf16(const uint16_t *x, int64_t count)
+{
+    uint32_t bad = 0;
+
+    for (int64_t i = 0; i < count; i++)
+        bad += (x[i] & 0x7f80u) == 0x7f80u;
+    return bad;
+}
+
 SL_MULTIARCH static int64_t count_bad_f64(const double *x, int64_t count)
 {
     const uint64_t exponent = 0x7ff0000000000000u;
@@ -357,9 +366,12 @@ static void check_finite_tile(void *arg, int64_t i, int thread, void *workspace)
     const int64_t first = i * TILE, count = sl_tile_length(i, TILE, j->count);
 
     (void)thread, (void)workspace;
-    j->bad_count += j->a->dtype == SL_F32
-                        ? count_bad_f32((const float *)j->a->data + first, count)
-                        : count_bad_f64((const double *)j->a->data + first, count);
+    if (j->a->dtype == SL_F32)
+        j->bad_count += count_bad_f32((const float *)j->a->data + first, count);
+    else if (j->a->dtype == SL_BF16)
+        j->bad_count += count_bad_bf16((const uint16_t *)j->a->data + first, count);
+    else
+        j->bad_count += count_bad_f64((const double *)j->a->data + first, count);
 }
 
 sl_status sl_check_finite_cpu(sl_exec *exec, const sl_tensor *x, int64_t *bad_count, sl_error *err)

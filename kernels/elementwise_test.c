@@ -206,6 +206,19 @@ SL_TEST(check_finite_counts_every_one)
     SL_CHECK_OK(sl_check_finite_cpu(t.exec, &d, &bad_count, err));
     SL_CHECK(bad_count == 40);
 
+    const uint16_t fine_bf16[] = { 0x7f7f, 0xff7f, 0x0001, 0x8000 };
+    const uint16_t odd_bf16[] = { 0x7f80, 0xff80, 0x7fc0, 0xffff };
+    const sl_tensor h = sl_tensor_of(f.data, SL_BF16, 1, N);
+    for (int i = 0; i < N; i++)
+        ((uint16_t *)h.data)[i] = fine_bf16[i % 4];
+    SL_CHECK_OK(sl_check_finite_cpu(t.exec, &h, &bad_count, err));
+    SL_CHECK(bad_count == 0);
+    for (int i = 0; i < 40; i++)
+        ((uint16_t *)h.data)[N - 1 - i * 5000] = odd_bf16[i % 4];
+    SL_CHECK_OK(sl_check_finite_cpu(t.exec, &h, &bad_count, err));
+    SL_CHECK(bad_count == 40);
+
+    op_test_fill(&f, 1, 1.0f);
     const sl_tensor none = sl_tensor_rows(&f, 0, 0);
     SL_CHECK_OK(sl_check_finite_cpu(t.exec, &none, &bad_count, err));
     SL_CHECK(bad_count == 0);
@@ -250,8 +263,8 @@ SL_TEST(refuses_what_the_contract_excludes)
     SL_CHECK_STATUS(sl_copy_cpu(t.exec, &x.y, &bf16, err), SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_copy_cpu(t.exec, &x.y, &shorter, err), SL_ERR_INVALID);
     SL_CHECK_STATUS(sl_copy_cpu(t.exec, &x.y, &beside, err), SL_ERR_INVALID);
-    SL_CHECK_STATUS(sl_check_finite_cpu(t.exec, &bf16, &bad_count, err), SL_ERR_INVALID);
-    SL_CHECK_STATUS(sl_check_finite_check(t.exec, &bf16, &bad_count, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_check_finite_cpu(t.exec, &half, &bad_count, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_check_finite_check(t.exec, &half, &bad_count, err), SL_ERR_INVALID);
     SL_CHECK(bad_count == 7);
     SL_CHECK(op_test_is_poison(&x.y));
     op_test_close(&t);

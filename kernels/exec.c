@@ -8,9 +8,12 @@
 sl_numerics sl_numerics_of(sl_device_kind kind, bool exact)
 {
     if (kind == SL_DEVICE_CPU)
-        return (sl_numerics){ .kind = kind, .activation = SL_F32, .tile_tokens = 2048 };
+        return (sl_numerics){
+            .kind = kind, .activation = SL_F32, .frames = SL_F32, .tile_tokens = 2048
+        };
     return (sl_numerics){ .kind = kind,
                           .activation = exact ? SL_F32 : SL_BF16,
+                          .frames = exact ? SL_F32 : SL_BF16,
                           .tile_tokens = 16384 };
 }
 
@@ -95,6 +98,12 @@ const sl_ops *sl_exec_ops(const sl_exec *exec)
 const sl_numerics *sl_exec_numerics(const sl_exec *exec)
 {
     return &exec->numerics;
+}
+
+void sl_exec_set_numerics(sl_exec *exec, const sl_numerics *numerics)
+{
+    SL_ASSERT(numerics->kind == exec->numerics.kind);
+    exec->numerics = *numerics;
 }
 
 bool sl_exec_is_counting(const sl_exec *exec)

@@ -43,12 +43,14 @@ typedef struct sl_exec sl_exec;
  * state are F32 or F64 whatever this says. */
 typedef struct {
     sl_device_kind kind;
-    sl_dtype activation; /* SL_F32 or SL_BF16 */
+    sl_dtype activation; /* of the transformers: SL_F32 or SL_BF16 */
+    sl_dtype frames;     /* of the video VAE, the same */
     int64_t tile_tokens; /* rows that the DiT works on at once, a multiple of 128 */
 } sl_numerics;
 
 /* cpu: F32 in tiles of 2048.  cuda: BF16 in tiles of 16384; `exact` makes that
- * F32, which is slow and what golden vectors are compared with. */
+ * F32, which is slow and what golden vectors are compared with.  A job may ask
+ * for other frames. */
 sl_numerics sl_numerics_of(sl_device_kind kind, bool exact);
 
 /* threads: 0 means one per online core (at most 64).  Maps threads *
@@ -66,6 +68,8 @@ sl_status sl_exec_create_counting(sl_exec **out, const sl_numerics *numerics,
 void sl_exec_destroy(sl_exec *exec); /* waits, joins its threads; NULL is fine */
 
 const sl_numerics *sl_exec_numerics(const sl_exec *exec);
+/* For what is called from now on; numerics of the exec's own kind (asserted). */
+void sl_exec_set_numerics(sl_exec *exec, const sl_numerics *numerics);
 /* Ops that need temporary memory (cuda's only) take it from here and give it
  * back before they return; counting takes the same bytes, so that a plan stays
  * exact.  Lent for as long as ops are called; NULL ends it. */

@@ -1,9 +1,11 @@
-/* dit.c - see dit.h.  Numbers: all f32, exact LayerNorm; int8 linears and the
- * attention of the options as their ops say.
+/* dit.c - see dit.h.  Numbers: the residual stream, the time embedding, the
+ * modulation and the velocity are f32; what the exec's numerics call activation
+ * is all else: q, k, v, the text's keys and values, tiles.  Exact LayerNorm; int8
+ * linears and the attention of the options as their ops say.
  *
  * Only self-attention needs all tokens at once.  Everything else works on tiles
  * of tokens, so that beside the residual stream x only q, k and v exist whole:
- * the peak is 4 S D floats and some tiles, whatever the width of the FFN.
+ * the peak is x, q, k, v and some tiles, whatever the width of the FFN.
  */
 #include "engine/nets/dit.h"
 
@@ -14,10 +16,6 @@
 
 #include <math.h>
 
-/* Tokens of a tile: enough rows for a full-speed matrix product, few enough
- * that a tile of the FFN's hidden layer stays small (14B: 113 MB). */
-enum { TILE_TOKENS = 2048 };
-
 /* What one evaluation works with; set up by sl_dit_forward. */
 typedef struct {
     sl_exec *exec;
@@ -27,8 +25,11 @@ typedef struct {
     const sl_dit_text *text;
     const sl_dit_attention_options *attention; /* NULL: dense */
     const sl_tap *tap;
+    sl_dtype act; /* of activations */
     sl_grid grid;
     int64_t S;       /* tokens */
+    int64_t tile;    /* tokens of a tile: enough rows for a full-speed matrix product, few
+                        enough that a tile of the FFN's hidden layer stays small */
     sl_tensor x;     /* [S, D] residual stream */
     sl_tensor table; /* rope */
     sl_tensor e;     /* [1, D] */
@@ -61,6 +62,7 @@ sl_status sl_dit_prepare(sl_exec *exec, sl_scratch *scratch, const sl_dit_weight
                          const sl_tap *tap, sl_error *err)
 {
     const sl_ops *ops = sl_exec_ops(exec);
+    const sl_dtype act = sl_exec_numerics(exec)->activation;
     const int64_t rows = text->dim[0], D = config->dim;
     sl_block_pass pass = { .stream = NULL };
     sl_status status = SL_OK;
@@ -69,12 +71,12 @@ sl_status sl_dit_prepare(sl_exec *exec, sl_scratch *scratch, const sl_dit_weight
     size_t mark = sl_scratch_mark(scratch);
 
     for (int64_t i = 0; i < config->num_layers; i++) {
-        SL_TRY(sl_scratch_tensor(scratch, &out->k[i], err, SL_F32, 2, rows, D));
-        SL_TRY(sl_scratch_tensor(scratch, &out->v[i], err, SL_F32, 2, rows, D));
+        SL_TRY(sl_scratch_tensor(scratch, &out->k[i], err, act, 2, rows, D));
+        SL_TRY(sl_scratch_tensor(scratch, &out->v[i], err, act, 2, rows, D));
     }
     mark = sl_scratch_mark(scratch);
-    SL_TRY(sl_scratch_tensor(scratch, &hidden, err, SL_F32, 2, rows, D));
-    SL_TRY(sl_scratch_tensor(scratch, &context, err, SL_F32, 2, rows, D));
+    SL_TRY(sl_scratch_tensor(scratch, &hidden, err, act, 2, rows, D));
+    SL_TRY(sl_scratch_tensor(scratch, &context, err, act, 2, rows, D));
     SL_TRY(ops->linear(exec, &hidden, text, &weights->text0.w, &weights->text0.b, SL_ACT_GELU_TANH,
                        err));
     SL_TRY(ops->linear(exec, &context, &hidden, &weights->text2.w, &weights->text2.b, SL_ACT_NONE,
@@ -106,7 +108,7 @@ static sl_status embed_tokens(forward *f, const sl_dit_weights *weights, const s
     sl_status status = SL_OK;
     sl_tensor tokens;
 
-    SL_TRY(sl_scratch_tensor(f->scratch, &tokens, err, SL_F32, 2, f->S, 4 * latent->dim[0]));
+    SL_TRY(sl_scratch_tensor(f->scratch, &tokens, err, f->act, 2, f->S, 4 * latent->dim[0]));
     SL_TRY(f->ops->patchify(f->exec, &tokens, latent, err));
     SL_TRY(f->ops->linear(f->exec, &f->x, &tokens, &patch->w, &patch->b, SL_ACT_NONE, err));
 done:
@@ -173,8 +175,8 @@ static sl_status project_qkv(forward *f, const sl_dit_attention *w, const sl_ten
     sl_status status = SL_OK;
     sl_dit_rows rows;
 
-    for (int64_t first = 0; first < f->S; first += TILE_TOKENS) {
-        const int64_t count = min_i64(TILE_TOKENS, f->S - first);
+    for (int64_t first = 0; first < f->S; first += f->tile) {
+        const int64_t count = min_i64(f->tile, f->S - first);
         const sl_tensor x = sl_tensor_rows(&f->x, first, count);
         const sl_tensor a = sl_tensor_rows(tile, 0, count);
         const sl_tensor q_rows = sl_tensor_rows(q, first, count);
@@ -217,16 +219,16 @@ static sl_status self_attention(forward *f, const sl_dit_block *block, int64_t l
     sl_status status = SL_OK;
     sl_tensor q, k, v, tile;
 
-    SL_TRY(sl_scratch_tensor(f->scratch, &q, err, SL_F32, 2, S, D));
-    SL_TRY(sl_scratch_tensor(f->scratch, &k, err, SL_F32, 2, S, D));
-    SL_TRY(sl_scratch_tensor(f->scratch, &v, err, SL_F32, 2, S, D));
-    SL_TRY(sl_scratch_tensor(f->scratch, &tile, err, SL_F32, 2, min_i64(S, TILE_TOKENS), D));
+    SL_TRY(sl_scratch_tensor(f->scratch, &q, err, f->act, 2, S, D));
+    SL_TRY(sl_scratch_tensor(f->scratch, &k, err, f->act, 2, S, D));
+    SL_TRY(sl_scratch_tensor(f->scratch, &v, err, f->act, 2, S, D));
+    SL_TRY(sl_scratch_tensor(f->scratch, &tile, err, f->act, 2, min_i64(S, f->tile), D));
     SL_TRY(project_qkv(f, w, &q, &k, &v, &tile, err));
     SL_TRY(ops->rope(f->exec, &q, &f->table, f->grid, err));
     SL_TRY(ops->rope(f->exec, &k, &f->table, f->grid, err));
     SL_TRY(attend(f, &block->proj_l, layer, &q, &k, &v, err));
-    for (int64_t first = 0; first < S; first += TILE_TOKENS) {
-        const int64_t count = min_i64(TILE_TOKENS, S - first);
+    for (int64_t first = 0; first < S; first += f->tile) {
+        const int64_t count = min_i64(f->tile, S - first);
         const sl_tensor x = sl_tensor_rows(&f->x, first, count);
         const sl_tensor o = sl_tensor_rows(&q, first, count);
         const sl_tensor y = sl_tensor_rows(&tile, 0, count);
@@ -246,14 +248,14 @@ static sl_status cross_attention(forward *f, const sl_dit_block *block, int64_t 
     const size_t mark = sl_scratch_mark(f->scratch);
     const sl_dit_attention *w = &block->cross_attn;
     const sl_ops *ops = f->ops;
-    const int64_t tile = min_i64(f->S, TILE_TOKENS), D = f->config->dim;
+    const int64_t tile = min_i64(f->S, f->tile), D = f->config->dim;
     sl_status status = SL_OK;
     sl_tensor norm_tile, q_tile;
 
-    SL_TRY(sl_scratch_tensor(f->scratch, &norm_tile, err, SL_F32, 2, tile, D));
-    SL_TRY(sl_scratch_tensor(f->scratch, &q_tile, err, SL_F32, 2, tile, D));
-    for (int64_t first = 0; first < f->S; first += TILE_TOKENS) {
-        const int64_t count = min_i64(TILE_TOKENS, f->S - first);
+    SL_TRY(sl_scratch_tensor(f->scratch, &norm_tile, err, f->act, 2, tile, D));
+    SL_TRY(sl_scratch_tensor(f->scratch, &q_tile, err, f->act, 2, tile, D));
+    for (int64_t first = 0; first < f->S; first += f->tile) {
+        const int64_t count = min_i64(f->tile, f->S - first);
         const sl_tensor x = sl_tensor_rows(&f->x, first, count);
         const sl_tensor a = sl_tensor_rows(&norm_tile, 0, count);
         const sl_tensor q = sl_tensor_rows(&q_tile, 0, count);
@@ -276,15 +278,15 @@ static sl_status feed_forward(forward *f, const sl_dit_block *block, sl_error *e
 {
     const size_t mark = sl_scratch_mark(f->scratch);
     const sl_ops *ops = f->ops;
-    const int64_t tile = min_i64(f->S, TILE_TOKENS);
+    const int64_t tile = min_i64(f->S, f->tile);
     const sl_tensor gate = table_row(&f->m, 5);
     sl_status status = SL_OK;
     sl_tensor norm_tile, hidden_tile;
 
-    SL_TRY(sl_scratch_tensor(f->scratch, &norm_tile, err, SL_F32, 2, tile, f->config->dim));
-    SL_TRY(sl_scratch_tensor(f->scratch, &hidden_tile, err, SL_F32, 2, tile, f->config->ffn_dim));
-    for (int64_t first = 0; first < f->S; first += TILE_TOKENS) {
-        const int64_t count = min_i64(TILE_TOKENS, f->S - first);
+    SL_TRY(sl_scratch_tensor(f->scratch, &norm_tile, err, f->act, 2, tile, f->config->dim));
+    SL_TRY(sl_scratch_tensor(f->scratch, &hidden_tile, err, f->act, 2, tile, f->config->ffn_dim));
+    for (int64_t first = 0; first < f->S; first += f->tile) {
+        const int64_t count = min_i64(f->tile, f->S - first);
         const sl_tensor x = sl_tensor_rows(&f->x, first, count);
         const sl_tensor a = sl_tensor_rows(&norm_tile, 0, count);
         const sl_tensor hidden = sl_tensor_rows(&hidden_tile, 0, count);
@@ -311,15 +313,15 @@ static sl_status run_head(forward *f, const sl_dit_weights *weights, const sl_te
 
     SL_TRY(sl_scratch_tensor(f->scratch, &m, err, SL_F32, 2, 2, D));
     SL_TRY(sl_scratch_tensor(f->scratch, &out, err, SL_F32, 2, f->S, 4 * f->config->out_dim));
-    SL_TRY(sl_scratch_tensor(f->scratch, &tile, err, SL_F32, 2, min_i64(f->S, TILE_TOKENS), D));
+    SL_TRY(sl_scratch_tensor(f->scratch, &tile, err, f->act, 2, min_i64(f->S, f->tile), D));
     for (int64_t row = 0; row < 2; row++) {
         const sl_tensor sum = sl_tensor_rows(&m, row, 1);
         const sl_tensor own = sl_tensor_rows(&weights->head_modulation, row, 1);
 
         SL_TRY(ops->add(f->exec, &sum, &f->e, &own, err));
     }
-    for (int64_t first = 0; first < f->S; first += TILE_TOKENS) {
-        const int64_t count = min_i64(TILE_TOKENS, f->S - first);
+    for (int64_t first = 0; first < f->S; first += f->tile) {
+        const int64_t count = min_i64(f->tile, f->S - first);
         const sl_tensor x = sl_tensor_rows(&f->x, first, count);
         const sl_tensor a = sl_tensor_rows(&tile, 0, count);
         const sl_tensor y = sl_tensor_rows(&out, first, count);
@@ -369,6 +371,8 @@ sl_status sl_dit_forward(sl_exec *exec, sl_scratch *scratch, const sl_dit_weight
         .text = text,
         .attention = attention,
         .tap = tap,
+        .act = sl_exec_numerics(exec)->activation,
+        .tile = sl_exec_numerics(exec)->tile_tokens,
     };
 
     SL_TRY(check_shapes(config, latent, velocity, err));

@@ -17,7 +17,7 @@
 #include "kernels/scratch.h"
 
 typedef struct {
-    sl_tensor k[SL_MAX_LAYERS], v[SL_MAX_LAYERS]; /* [text_len, D] f32 */
+    sl_tensor k[SL_MAX_LAYERS], v[SL_MAX_LAYERS]; /* [text_len, D], as activations are */
 } sl_dit_text;
 
 /* How self-attention is computed. */
@@ -30,7 +30,8 @@ typedef struct {
     const sl_tensor *luts;
 } sl_dit_attention_options;
 
-/* text [text_len, text_dim] f32; all rows are attended to.  Tap: "text". */
+/* text [text_len, text_dim], of the exec's activation dtype; all rows are attended to.  Tap:
+ * "text". */
 sl_status sl_dit_prepare(sl_exec *exec, sl_scratch *scratch, const sl_dit_weights *weights,
                          const sl_dit_config *config, const sl_tensor *text, sl_dit_text *out,
                          const sl_tap *tap, sl_error *err) SL_MUST_CHECK;

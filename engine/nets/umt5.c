@@ -1,9 +1,13 @@
-/* umt5.c - see umt5.h.  Numbers: all f32.  Source: wan.md 3.3. */
+/* umt5.c - see umt5.h.  Numbers: the residual stream and the position bias are
+ * f32, all else of the exec's activation dtype.  Source: wan.md 3.3. */
 #include "engine/nets/umt5.h"
 
 #include "engine/model/stream.h"
 #include "engine/nets/net.h"
 #include "kernels/ops.h"
+
+#include <stdlib.h>
+#include <string.h>
 
 /* What the position table of the op, and of every published file, is made for. */
 enum { NUM_BUCKETS = 32, MAX_DISTANCE = 128 };
@@ -14,9 +18,10 @@ typedef struct {
     const sl_ops *ops;
     sl_scratch *scratch;
     const sl_t5_config *config;
-    int64_t S;   /* real tokens */
-    sl_tensor x; /* [S, dim] residual stream */
-    sl_tensor h; /* [S, dim] */
+    sl_dtype act; /* of activations */
+    int64_t S;    /* real tokens */
+    sl_tensor x;  /* [S, dim] residual stream */
+    sl_tensor h;  /* [S, dim] */
 } encoder;
 
 /* No 1/sqrt(d): the scale is 1.  Each layer has a bias table of its own. */
@@ -28,9 +33,9 @@ static sl_status self_attention(encoder *e, const sl_t5_block *w, sl_error *err)
     sl_status status = SL_OK;
     sl_tensor q, k, v, bias;
 
-    SL_TRY(sl_scratch_tensor(e->scratch, &q, err, SL_F32, 2, S, width));
-    SL_TRY(sl_scratch_tensor(e->scratch, &k, err, SL_F32, 2, S, width));
-    SL_TRY(sl_scratch_tensor(e->scratch, &v, err, SL_F32, 2, S, width));
+    SL_TRY(sl_scratch_tensor(e->scratch, &q, err, e->act, 2, S, width));
+    SL_TRY(sl_scratch_tensor(e->scratch, &k, err, e->act, 2, S, width));
+    SL_TRY(sl_scratch_tensor(e->scratch, &v, err, e->act, 2, S, width));
     SL_TRY(sl_scratch_tensor(e->scratch, &bias, err, SL_F32, 2, heads, 2 * S - 1));
     SL_TRY(ops->rms_norm(e->exec, &e->h, &e->x, &w->norm1, e->config->eps, err));
     SL_TRY(ops->linear(e->exec, &q, &e->h, &w->q, NULL, SL_ACT_NONE, err));
@@ -53,8 +58,8 @@ static sl_status feed_forward(encoder *e, const sl_t5_block *w, sl_error *err)
     sl_status status = SL_OK;
     sl_tensor gate, up;
 
-    SL_TRY(sl_scratch_tensor(e->scratch, &gate, err, SL_F32, 2, S, width));
-    SL_TRY(sl_scratch_tensor(e->scratch, &up, err, SL_F32, 2, S, width));
+    SL_TRY(sl_scratch_tensor(e->scratch, &gate, err, e->act, 2, S, width));
+    SL_TRY(sl_scratch_tensor(e->scratch, &up, err, e->act, 2, S, width));
     SL_TRY(ops->rms_norm(e->exec, &e->h, &e->x, &w->norm2, e->config->eps, err));
     SL_TRY(ops->linear(e->exec, &gate, &e->h, &w->gate, NULL, SL_ACT_GELU_TANH, err));
     SL_TRY(ops->linear(e->exec, &up, &e->h, &w->fc1, NULL, SL_ACT_NONE, err));
@@ -66,25 +71,46 @@ done:
     return status;
 }
 
+static sl_status check_ids(const encoder *e, const sl_tensor *table, const int32_t *ids,
+                           sl_error *err)
+{
+    for (int64_t i = 0; i < e->S && !sl_exec_is_counting(e->exec); i++)
+        if (ids[i] < 0 || ids[i] >= table->dim[0])
+            return sl_fail(err, SL_ERR_INVALID,
+                           "text encoder: id %d at position %lld: expected 0 to %lld", (int)ids[i],
+                           (long long)i, (long long)table->dim[0] - 1);
+    return SL_OK;
+}
+
 /* For a table in host memory: brings the rows that the ids name to the device,
  * where id i becomes row i. */
 static sl_status gather_rows(encoder *e, const sl_tensor *table, const int32_t *ids,
                              const sl_tensor *rows, const sl_tensor *d_ids, sl_error *err)
 {
     const size_t row_bytes = (size_t)table->dim[1] * sl_dtype_bytes(table->dtype);
+    unsigned char *host = NULL;
+    int32_t *order = NULL;
     sl_status status = SL_OK;
 
-    for (int32_t i = 0; i < (int32_t)e->S && !sl_exec_is_counting(e->exec); i++) {
-        if (ids[i] < 0 || ids[i] >= table->dim[0])
-            return sl_fail(err, SL_ERR_INVALID,
-                           "text encoder: id %d at position %d: expected 0 to %lld", (int)ids[i],
-                           (int)i, (long long)table->dim[0] - 1);
-        SL_TRY(sl_exec_write(e->exec, (unsigned char *)rows->data + (size_t)i * row_bytes,
-                             (const unsigned char *)table->data + (size_t)ids[i] * row_bytes,
-                             row_bytes, err));
-        SL_TRY(sl_exec_write(e->exec, (int32_t *)d_ids->data + i, &i, sizeof i, err));
+    if (sl_exec_is_counting(e->exec))
+        return SL_OK;
+    host = malloc((size_t)e->S * row_bytes);
+    order = malloc((size_t)e->S * sizeof *order);
+    if (!host || !order) {
+        status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the embeddings of %lld tokens",
+                         (long long)e->S);
+        goto done;
     }
+    for (int64_t i = 0; i < e->S; i++) {
+        memcpy(host + (size_t)i * row_bytes,
+               (const unsigned char *)table->data + (size_t)ids[i] * row_bytes, row_bytes);
+        order[i] = (int32_t)i;
+    }
+    SL_TRY(sl_exec_write(e->exec, rows->data, host, (size_t)e->S * row_bytes, err));
+    SL_TRY(sl_exec_write(e->exec, d_ids->data, order, (size_t)e->S * sizeof *order, err));
 done:
+    free(order);
+    free(host);
     return status;
 }
 
@@ -95,6 +121,7 @@ static sl_status embed_ids(encoder *e, const sl_t5_weights *weights, const int32
     sl_status status = SL_OK;
     sl_tensor table = weights->token, d_ids;
 
+    SL_TRY(check_ids(e, &table, ids, err));
     SL_TRY(sl_scratch_tensor(e->scratch, &d_ids, err, SL_I32, 1, e->S));
     if (weights->token_on_host) {
         SL_TRY(sl_scratch_tensor(e->scratch, &table, err, table.dtype, 2, e->S, table.dim[1]));
@@ -136,12 +163,17 @@ sl_status sl_umt5_encode(sl_exec *exec, sl_scratch *scratch, const sl_t5_weights
     sl_block_pass pass = { .stream = NULL };
     sl_status status = SL_OK;
     encoder e = {
-        .exec = exec, .ops = sl_exec_ops(exec), .scratch = scratch, .config = config, .S = count
+        .exec = exec,
+        .ops = sl_exec_ops(exec),
+        .scratch = scratch,
+        .config = config,
+        .act = sl_exec_numerics(exec)->activation,
+        .S = count,
     };
 
     SL_TRY(check_request(config, count, out, err));
     SL_TRY(sl_scratch_tensor(scratch, &e.x, err, SL_F32, 2, count, config->dim));
-    SL_TRY(sl_scratch_tensor(scratch, &e.h, err, SL_F32, 2, count, config->dim));
+    SL_TRY(sl_scratch_tensor(scratch, &e.h, err, e.act, 2, count, config->dim));
     SL_TRY(embed_ids(&e, weights, ids, err));
     SL_TRY(sl_block_pass_begin(&pass, weights->stream, exec, err));
     for (int64_t i = 0; i < config->num_layers; i++) {

@@ -14,7 +14,7 @@
 #include "kernels/scratch.h"
 
 /* ids: host memory, count 1 or more, at most out's rows.  out [text_len, dim]
- * f32 in device memory, allocated by the caller.  tap may be NULL. */
+ * F32 or BF16 in device memory, allocated by the caller.  tap may be NULL. */
 sl_status sl_umt5_encode(sl_exec *exec, sl_scratch *scratch, const sl_t5_weights *weights,
                          const sl_t5_config *config, const int32_t *ids, int64_t count,
                          const sl_tensor *out, const sl_tap *tap, sl_error *err) SL_MUST_CHECK;

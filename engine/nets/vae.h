@@ -11,8 +11,9 @@
  * the feature cache keeps the last two input frames of each convolution, so
  * memory does not depend on the number of frames.  Where time is resampled a
  * chunk runs whole, where pictures are largest frame by frame, which is the same
- * arithmetic at a quarter of the memory.  Activations are channels-last [frames,
- * height, width, channels].  Source: wan.md 8.
+ * arithmetic at a quarter of the memory.  Activations, caches and pictures are
+ * channels-last [frames, height, width, channels], of the dtype that the exec's
+ * numerics call frames when the video begins; latents are f32.  Source: wan.md 8.
  */
 #ifndef SL_ENGINE_NETS_VAE_H
 #define SL_ENGINE_NETS_VAE_H
@@ -38,6 +39,7 @@ typedef struct {
     const sl_vae_weights *weights;
     const sl_vae_config *config;
     const sl_tap *tap;
+    sl_dtype act;                           /* of activations */
     int64_t T, h, w;                        /* latent */
     int64_t chunk_index;                    /* latent frames done so far */
     size_t chunk_mark;                      /* decoder: scratch as it is between chunks */
@@ -61,7 +63,7 @@ sl_status sl_vae_decoder_begin(sl_vae_decoder *decoder, sl_exec *exec, sl_scratc
                                sl_error *err) SL_MUST_CHECK;
 
 /* latent [z_dim, T, h, w] f32, normalised as the DiT gives it; decodes frame t,
- * which must be the one after the last.  *frames [1 or 4, 8h, 8w, 3] f32, not
+ * which must be the one after the last.  *frames [1 or 4, 8h, 8w, 3], not
  * clamped, valid until the next call or the release of the caller's mark.
  * Taps per chunk: "dec.chunk0.conv1", ".middle", ".up0" ... ".up3"; those behind
  * the last temporal stage come once per frame, in order. */
@@ -74,7 +76,7 @@ sl_status sl_vae_encoder_begin(sl_vae_encoder *encoder, sl_exec *exec, sl_scratc
                                int64_t T, int64_t h, int64_t w, const sl_tap *tap,
                                sl_error *err) SL_MUST_CHECK;
 
-/* frames [1 or 4, 8h, 8w, 3] f32 in [-1, 1], the next ones of the video; fills
+/* frames [1 or 4, 8h, 8w, 3] in [-1, 1], the next ones of the video; fills
  * frame t, the one after the last, of latent [z_dim, T, h, w] f32: the means,
  * normalised as the DiT takes them.  Scratch is given back before it returns.
  * Taps per chunk: "enc.chunk0.conv1", ".down0" ... ".down3", ".middle"; those

@@ -1,4 +1,4 @@
-/* vae_decode.c - see vae.h.  Numbers: all f32.
+/* vae_decode.c - see vae.h.
  *
  * Memory of a chunk, beside the caches: the pictures given back, the hand-over
  * between the two parts, and the part's work buffers.
@@ -256,9 +256,9 @@ sl_status sl_vae_decoder_next(sl_vae_decoder *decoder, const sl_tensor *latent, 
     SL_TRY(sl_vae_stream_check_turn(d, t, err));
     sl_scratch_release(scratch, d->chunk_mark);
     SL_TRY(
-        sl_scratch_tensor(scratch, &pictures, err, SL_F32, 4, sizes.hand_n, 8 * d->h, 8 * d->w, 3));
+        sl_scratch_tensor(scratch, &pictures, err, d->act, 4, sizes.hand_n, 8 * d->h, 8 * d->w, 3));
     const size_t mark = sl_scratch_mark(scratch);
-    SL_TRY(sl_scratch_tensor(scratch, &hand, err, SL_F32, 4, sizes.hand_n, sizes.hand_h,
+    SL_TRY(sl_scratch_tensor(scratch, &hand, err, d->act, 4, sizes.hand_n, sizes.hand_h,
                              sizes.hand_w, sizes.hand_c));
     const size_t part_mark = sl_scratch_mark(scratch);
     SL_TRY(sl_vae_take_buffers(&p, sizes.whole_elements, err));

@@ -1,4 +1,4 @@
-/* vae_encode.c - see vae.h.  Numbers: all f32.
+/* vae_encode.c - see vae.h.
  *
  * Memory of a chunk, beside the caches: the hand-over between the two parts and
  * a part's work buffers.  The frame-by-frame part ends with the spatial
@@ -261,7 +261,7 @@ sl_status sl_vae_encoder_next(sl_vae_encoder *encoder, const sl_tensor *frames,
 
     SL_TRY(sl_vae_stream_check_turn(e, t, err));
     SL_TRY(check_pictures(e, frames, sizes.n, err));
-    SL_TRY(sl_scratch_tensor(scratch, &hand, err, SL_F32, 4, sizes.n, sizes.hand_h, sizes.hand_w,
+    SL_TRY(sl_scratch_tensor(scratch, &hand, err, e->act, 4, sizes.n, sizes.hand_h, sizes.hand_w,
                              sizes.hand_c));
     const size_t part_mark = sl_scratch_mark(scratch);
     SL_TRY(sl_vae_take_buffers(&p, sizes.frame_elements, err));

@@ -15,6 +15,7 @@ sl_status sl_vae_stream_begin(sl_vae_stream *stream, const char *name, sl_exec *
                                .weights = weights,
                                .config = config,
                                .tap = tap,
+                               .act = sl_exec_numerics(exec)->frames,
                                .T = T,
                                .h = h,
                                .w = w };
@@ -44,7 +45,8 @@ sl_status sl_vae_take_buffers(sl_vae_part *p, int64_t elements, sl_error *err)
     sl_status status = SL_OK;
 
     for (int i = 0; i < SL_VAE_WORK_BUFFERS && status == SL_OK; i++)
-        status = sl_scratch_tensor(p->stream->scratch, &p->buffers[i], err, SL_F32, 1, elements);
+        status =
+            sl_scratch_tensor(p->stream->scratch, &p->buffers[i], err, p->stream->act, 1, elements);
     return status;
 }
 
@@ -57,7 +59,7 @@ sl_tensor sl_vae_spare(const sl_vae_part *p, int k, int64_t n, int64_t H, int64_
         if (i != p->at && k-- == 0)
             break;
     }
-    const sl_tensor view = sl_tensor_of(p->buffers[i].data, SL_F32, 4, n, H, W, C);
+    const sl_tensor view = sl_tensor_of(p->buffers[i].data, p->stream->act, 4, n, H, W, C);
     SL_ASSERT(sl_tensor_count(&view) <= p->buffers[i].dim[0]);
     return view;
 }
@@ -90,7 +92,7 @@ sl_status sl_vae_reserve_cache(sl_vae_stream *stream, int64_t frames, int64_t H,
     SL_ASSERT(stream->cache_count < SL_VAE_MAX_CACHES);
     sl_vae_cache *cache = &stream->caches[stream->cache_count++];
 
-    return sl_scratch_tensor(stream->scratch, &cache->frames, err, SL_F32, 4, frames, H, W, C);
+    return sl_scratch_tensor(stream->scratch, &cache->frames, err, stream->act, 4, frames, H, W, C);
 }
 
 sl_status sl_vae_reserve_res_caches(sl_vae_stream *stream, const sl_vae_res *res, int64_t H,
@@ -176,8 +178,8 @@ sl_status sl_vae_pointwise(sl_vae_part *p, const sl_tensor *y, const sl_tensor *
     const int64_t rows = x->dim[0] * x->dim[1] * x->dim[2];
     const sl_tensor w = sl_tensor_of(affine->w.data, affine->w.dtype, 2, y->dim[3], x->dim[3]);
     const sl_tensor b = sl_tensor_rows(&affine->b, 0, y->dim[3]);
-    const sl_tensor in = sl_tensor_of(x->data, SL_F32, 2, rows, x->dim[3]);
-    const sl_tensor out = sl_tensor_of(y->data, SL_F32, 2, rows, y->dim[3]);
+    const sl_tensor in = sl_tensor_of(x->data, x->dtype, 2, rows, x->dim[3]);
+    const sl_tensor out = sl_tensor_of(y->data, y->dtype, 2, rows, y->dim[3]);
 
     SL_ASSERT(affine->w.dim[0] >= y->dim[3] &&
               sl_tensor_count(&affine->w) == affine->w.dim[0] * x->dim[3]);

@@ -22,7 +22,7 @@ typedef struct {
     sl_vae_stream *stream;
     const sl_ops *ops;
     int *next_cache;                        /* index into stream->caches; NULL: no cache at all */
-    sl_tensor buffers[SL_VAE_WORK_BUFFERS]; /* flat f32 */
+    sl_tensor buffers[SL_VAE_WORK_BUFFERS]; /* flat */
     sl_tensor x;                            /* [n, H, W, C], the current activation */
     int at;                                 /* the buffer that x is in, or SL_VAE_ELSEWHERE */
 } sl_vae_part;

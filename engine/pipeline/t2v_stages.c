@@ -55,8 +55,8 @@ sl_status sl_t2v_encode_image(sl_exec *exec, sl_scratch *scratch, const sl_compo
     sl_tensor pictures;
 
     SL_TRY(ops->known_mask(exec, &mask, err));
-    SL_TRY(sl_scratch_tensor(scratch, &pictures, err, SL_F32, 4, T > 1 ? later : 1,
-                             SL_LATENT_PIXELS * h, SL_LATENT_PIXELS * w, RGB));
+    SL_TRY(sl_scratch_tensor(scratch, &pictures, err, sl_exec_numerics(exec)->frames, 4,
+                             T > 1 ? later : 1, SL_LATENT_PIXELS * h, SL_LATENT_PIXELS * w, RGB));
     SL_TRY(upload_image(exec, scratch, &pictures, rgb, err));
     SL_TRY(sl_vae_encoder_begin(&encoder, exec, scratch, sl_component_vae(vae), config, T, h, w,
                                 NULL, err));
