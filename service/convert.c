@@ -9,30 +9,6 @@ Sluice__V1__Component sl_component_to_pb(sl_component_kind kind)
     return (Sluice__V1__Component)((int)kind + SLUICE__V1__COMPONENT__TEXT_ENCODER);
 }
 
-Sluice__V1__Precision sl_precision_to_pb(sl_precision precision)
-{
-    switch (precision) {
-    case SL_PRECISION_F32:
-        return SLUICE__V1__PRECISION__F32;
-    case SL_PRECISION_INT8:
-        return SLUICE__V1__PRECISION__INT8;
-    default:
-        return SLUICE__V1__PRECISION__BF16;
-    }
-}
-
-static Sluice__V1__OutputFormat format_to_pb(sl_media_format format)
-{
-    switch (format) {
-    case SL_MEDIA_Y4M:
-        return SLUICE__V1__OUTPUT_FORMAT__Y4M;
-    case SL_MEDIA_PNG:
-        return SLUICE__V1__OUTPUT_FORMAT__PNG;
-    default:
-        return SLUICE__V1__OUTPUT_FORMAT__MP4;
-    }
-}
-
 Sluice__V1__ComponentBytes *sl_component_bytes_to_pb(const sl_core_component *component,
                                                      sl_arena *arena)
 {
@@ -214,16 +190,8 @@ Sluice__V1__GenerateRequest *sl_request_to_pb(const sl_job *job, sl_arena *arena
     pb->model = sl_arena_strdup(arena, job->spec.model);
     if (!pb->request_id || !pb->model)
         return NULL;
-    pb->width = request->width;
-    pb->height = request->height;
-    pb->frames = request->frames;
-    pb->steps = request->steps;
-    pb->sampler =
-        request->mode == SL_SAMPLER_ODE ? SLUICE__V1__SAMPLER__ODE : SLUICE__V1__SAMPLER__SDE;
-    pb->sigma_max = request->sigma_max;
-    pb->seed = request->seed;
-    pb->precision = sl_precision_to_pb(request->precision);
-    pb->output = format_to_pb(job->spec.format);
+    sl_request_write(pb, request, &job->spec.arch);
+    pb->output = sl_format_to_pb(job->spec.format);
     pb->priority = job->spec.core.priority;
     pb->deadline_ns = job->spec.deadline_ns;
     if (request->streamed)
@@ -271,7 +239,7 @@ Sluice__V1__Job *sl_job_to_pb(sl_service *s, const sl_job *job, sl_arena *arena)
     pb->planned_peak_bytes = sl_job_planned_peak_bytes(job);
     pb->measured_peak_bytes = job->measured_peak_bytes;
     pb->output_size_bytes = job->output_size_bytes;
-    pb->output = format_to_pb(job->spec.format);
+    pb->output = sl_format_to_pb(job->spec.format);
     pb->attempt = job->attempt;
     pb->resumed_from_step = job->resumed_from_step;
     pb->run_ns = job->run_ns;

@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 static sl_status check_request_id(sl_rpc_call *call, const char *id, sl_error *err)
@@ -85,6 +86,24 @@ static void withdraw(sl_service *s, sl_job *job)
     sl_service_pump(s);
 }
 
+/* Gives the image its name, for as long as the job lasts. */
+static sl_status keep_image(sl_service *s, sl_job *job, sl_error *err)
+{
+    sl_status status = SL_OK;
+
+    if (!job->spec.image_path)
+        return SL_OK;
+    char *path = sl_outputs_image_path(s, job);
+    status = path ? sl_outputs_publish(s, job->spec.image_path, path, err)
+                  : sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a path");
+    if (status == SL_OK) {
+        free(job->spec.image_path);
+        job->spec.image_path = NULL;
+    }
+    free(path);
+    return status;
+}
+
 /* Makes the job, gives it to the core, and keeps it.  Locked; *spec stays the
  * caller's, and what is left of it is freed by the caller. */
 static sl_status submit(sl_service *s, sl_rpc_call *call, const char *request_id,
@@ -119,7 +138,9 @@ static sl_status submit(sl_service *s, sl_rpc_call *call, const char *request_id
                     job->owner, job->spec.model, job->spec.request.width, job->spec.request.height,
                     job->spec.request.frames, job->spec.request.steps,
                     sl_job_planned_peak_bytes(job));
-    status = sl_persist_add(s, job, err);
+    status = keep_image(s, job, err);
+    if (status == SL_OK)
+        status = sl_persist_add(s, job, err);
     if (status != SL_OK) {
         withdraw(s, job);
         return status;
@@ -185,8 +206,7 @@ sl_status sl_handle_plan_job(void *service, sl_rpc_call *call, sl_error *err)
         return out_of_memory(err);
     if (!request->request)
         return sl_rpc_fail_field(call, "request", NULL, err, "no request is given");
-    sl_status status = sl_request_to_spec(s, call, request->request,
-                                          request->request->prompt[0] != '\0', &spec, err);
+    sl_status status = sl_request_to_spec(s, call, request->request, false, &spec, err);
     if (status != SL_OK)
         return status;
     pthread_mutex_lock(&s->lock);

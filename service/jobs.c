@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <unistd.h>
 
 enum {
     ID_RANDOM_BYTES = 8,
@@ -37,8 +38,14 @@ void sl_job_spec_fini(sl_job_spec *spec)
 {
     free(spec->model_path);
     free(spec->ids);
+    free(spec->negative_ids);
+    if (spec->image_path)
+        unlink(spec->image_path);
+    free(spec->image_path);
     spec->model_path = NULL;
     spec->ids = NULL;
+    spec->negative_ids = NULL;
+    spec->image_path = NULL;
 }
 
 static void destroy_job(sl_job *job)
@@ -243,7 +250,9 @@ void sl_jobs_move(sl_jobs *jobs, sl_job *job, Sluice__V1__JobState state, const 
         jobs->ended++;
         job->ended_ns = sl_clock_wall_ns();
         free(job->spec.ids);
+        free(job->spec.negative_ids);
         job->spec.ids = NULL;
+        job->spec.negative_ids = NULL;
     }
     if (is_repeat(job, state, text))
         return;

@@ -54,6 +54,8 @@ typedef struct {
     sl_t2v_request request; /* everything filled in */
     sl_media_format format;
     int32_t *ids;           /* malloc'd; request.token_count of them */
+    int32_t *negative_ids;  /* malloc'd, request.negative_token_count; NULL: no guidance */
+    char *image_path;       /* malloc'd; a file that no job has yet: fini removes it */
     sl_t2v_plan plan;
     sl_core_job core;       /* what the core decides on */
     sl_arch arch;           /* sizes alone: its name may be gone */

@@ -16,6 +16,8 @@
 
 #define PARTIAL_PREFIX ".partial-"
 #define LATENT_PREFIX  ".latent-"
+#define IMAGE_PREFIX   ".image-"
+#define INPUT_PREFIX   ".input-"
 #define STORE_PREFIX   ".jobs.db"
 
 /* --- names --- */
@@ -49,30 +51,58 @@ char *sl_outputs_latent_path(const sl_service *s, const sl_job *job)
     return asprintf(&path, "%s/" LATENT_PREFIX "%s", s->outputs, job->job_id) < 0 ? NULL : path;
 }
 
-void sl_outputs_remove_latent(const sl_service *s, const sl_job *job)
+char *sl_outputs_image_path(const sl_service *s, const sl_job *job)
 {
-    char *path = sl_outputs_latent_path(s, job);
+    char *path = NULL;
 
+    return asprintf(&path, "%s/" IMAGE_PREFIX "%s", s->outputs, job->job_id) < 0 ? NULL : path;
+}
+
+char *sl_outputs_input_template(const sl_service *s)
+{
+    char *path = NULL;
+
+    return asprintf(&path, "%s/" INPUT_PREFIX "XXXXXX", s->outputs) < 0 ? NULL : path;
+}
+
+static void remove_path(char *path)
+{
     if (path && unlink(path) != 0 && errno != ENOENT)
-        sl_log(SL_LOG_ERROR, "latent_left", "path=\"%s\" reason=\"%s\"", path, strerror(errno));
+        sl_log(SL_LOG_ERROR, "state_left", "path=\"%s\" reason=\"%s\"", path, strerror(errno));
     free(path);
 }
 
-/* Of jobs that have ended or are unknown. */
-void sl_outputs_remove_stray_latents(const sl_service *s)
+void sl_outputs_remove_state(const sl_service *s, const sl_job *job)
 {
+    remove_path(sl_outputs_latent_path(s, job));
+    remove_path(sl_outputs_image_path(s, job));
+}
+
+/* The length of whichever prefix the name has; 0: of none. */
+static size_t prefix_of(const char *name, const char *const *prefixes, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (strncmp(name, prefixes[i], strlen(prefixes[i])) == 0)
+            return strlen(prefixes[i]);
+    return 0;
+}
+
+/* Of jobs that have ended or are unknown. */
+void sl_outputs_remove_stray_states(const sl_service *s)
+{
+    static const char *const prefixes[] = { LATENT_PREFIX, IMAGE_PREFIX };
     struct dirent *entry;
     DIR *dir = opendir(s->outputs);
 
     if (!dir)
         return;
     while ((entry = readdir(dir)) != NULL) {
-        const size_t skip = sizeof LATENT_PREFIX - 1;
-        if (strncmp(entry->d_name, LATENT_PREFIX, skip) != 0)
+        const size_t skip = prefix_of(entry->d_name, prefixes, SL_COUNT(prefixes));
+        if (!skip)
             continue;
         const sl_job *job = sl_jobs_find(s->jobs, entry->d_name + skip);
         if ((!job || sl_job_has_ended(job)) && unlinkat(dirfd(dir), entry->d_name, 0) != 0)
-            sl_log(SL_LOG_ERROR, "latent_left", "path=\"%s/%s\" reason=\"%s\"", s->outputs,
+            sl_log(SL_LOG_ERROR, "state_left", "path=\"%s/%s\" reason=\"%s\"", s->outputs,
                    entry->d_name, strerror(errno));
     }
     closedir(dir);
@@ -80,13 +110,14 @@ void sl_outputs_remove_stray_latents(const sl_service *s)
 
 void sl_outputs_remove_partials(const sl_service *s)
 {
+    static const char *const prefixes[] = { PARTIAL_PREFIX, INPUT_PREFIX };
     struct dirent *entry;
     DIR *dir = opendir(s->outputs);
 
     if (!dir)
         return;
     while ((entry = readdir(dir)) != NULL) {
-        if (strncmp(entry->d_name, PARTIAL_PREFIX, sizeof PARTIAL_PREFIX - 1) == 0
+        if (prefix_of(entry->d_name, prefixes, SL_COUNT(prefixes))
             && unlinkat(dirfd(dir), entry->d_name, 0) != 0)
             sl_log(SL_LOG_ERROR, "partial_left", "path=\"%s/%s\" reason=\"%s\"", s->outputs,
                    entry->d_name, strerror(errno));
@@ -114,7 +145,7 @@ sl_status sl_outputs_publish(const sl_service *s, const char *partial, const cha
 
 /* --- room --- */
 
-/* Of y4m to the byte; PNG by deflate's worst case; H.264 by its PCM macroblocks,
+/* With the image that it keeps until then.  Of y4m to the byte; PNG by deflate's worst case; H.264 by its PCM macroblocks,
  * which are the most it spends, and a generous header. */
 uint64_t sl_outputs_bound(const sl_job_spec *spec)
 {
@@ -122,14 +153,15 @@ uint64_t sl_outputs_bound(const sl_job_spec *spec)
     const uint64_t w = (uint64_t)spec->request.width, h = (uint64_t)spec->request.height,
                    frames = (uint64_t)spec->request.frames;
     const uint64_t raw = w * h * 3;
+    const uint64_t fixed = HEADER_BYTES + (spec->arch.task == SL_TASK_I2V ? raw : 0);
 
     switch (spec->format) {
     case SL_MEDIA_Y4M:
-        return HEADER_BYTES + frames * (raw / 2 + 6);
+        return fixed + frames * (raw / 2 + 6);
     case SL_MEDIA_PNG:
-        return HEADER_BYTES + frames * (raw + raw / 1000 + h);
+        return fixed + frames * (raw + raw / 1000 + h);
     default:
-        return HEADER_BYTES + frames * (raw / 2 + raw / 16 + 1024);
+        return fixed + frames * (raw / 2 + raw / 16 + 1024);
     }
 }
 
@@ -145,6 +177,7 @@ static bool is_running(sl_service *s, const char *rest)
 
 sl_status sl_outputs_look(sl_service *s, sl_outputs_room *out, sl_error *err)
 {
+    static const char *const prefixes[] = { PARTIAL_PREFIX, LATENT_PREFIX, IMAGE_PREFIX };
     struct dirent *entry;
     struct statvfs disk;
     DIR *dir = opendir(s->outputs);
@@ -165,11 +198,7 @@ sl_status sl_outputs_look(sl_service *s, sl_outputs_room *out, sl_error *err)
             || fstatat(dirfd(dir), name, &st, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(st.st_mode))
             continue;
         out->used_bytes += (uint64_t)st.st_blocks * 512;
-        const size_t skip = strncmp(name, PARTIAL_PREFIX, sizeof PARTIAL_PREFIX - 1) == 0
-                                ? sizeof PARTIAL_PREFIX - 1
-                            : strncmp(name, LATENT_PREFIX, sizeof LATENT_PREFIX - 1) == 0
-                                ? sizeof LATENT_PREFIX - 1
-                                : 0;
+        const size_t skip = prefix_of(name, prefixes, SL_COUNT(prefixes));
         if (skip) {
             pthread_mutex_lock(&s->lock);
             out->stray_count += !is_running(s, name + skip);

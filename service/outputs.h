@@ -3,6 +3,8 @@
  *     <job><ext>                    a finished output
  *     .partial-<job>-<attempt><ext> what a worker is writing
  *     .latent-<job>                 the state of an unfinished job between two steps
+ *     .image-<job>                  the first frame of an unfinished job (inputs.h)
+ *     .input-*                      an image that is coming in
  *     .jobs.db*                     the store
  *     evidence/                     see evidence.h
  *
@@ -20,14 +22,17 @@
 char *sl_outputs_path(const sl_service *s, const sl_job *job);
 char *sl_outputs_partial_path(const sl_service *s, const sl_job *job); /* of its attempt */
 char *sl_outputs_latent_path(const sl_service *s, const sl_job *job);
+char *sl_outputs_image_path(const sl_service *s, const sl_job *job);
+char *sl_outputs_input_template(const sl_service *s); /* for mkstemp */
 
 /* Gives a whole file its name, for good. */
 sl_status sl_outputs_publish(const sl_service *s, const char *partial, const char *final,
                              sl_error *err) SL_MUST_CHECK;
 
-void sl_outputs_remove_partials(const sl_service *s); /* while nobody writes */
-void sl_outputs_remove_latent(const sl_service *s, const sl_job *job);
-void sl_outputs_remove_stray_latents(const sl_service *s); /* locked; of ended or unknown jobs */
+void sl_outputs_remove_partials(const sl_service *s); /* and inputs; while nobody writes */
+/* What a job needs until it ends: its latent and its image. */
+void sl_outputs_remove_state(const sl_service *s, const sl_job *job);
+void sl_outputs_remove_stray_states(const sl_service *s); /* locked; of ended or unknown jobs */
 
 /* The most bytes that the output of this job can take. */
 uint64_t sl_outputs_bound(const sl_job_spec *spec);

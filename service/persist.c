@@ -55,6 +55,24 @@ static sl_store_blob pack(const ProtobufCMessage *message, sl_arena *arena)
     return blob;
 }
 
+/* The prompt's ids, and with guidance a -1 and those of the negative prompt. */
+static bool pack_ids(const sl_job_spec *spec, sl_arena *arena, sl_store_blob *out)
+{
+    const size_t count = (size_t)spec->request.token_count;
+    const size_t more = spec->negative_ids ? (size_t)spec->request.negative_token_count + 1 : 0;
+    int32_t *ids = sl_arena_alloc(arena, (count + more) * sizeof *ids);
+
+    if (!ids)
+        return false;
+    memcpy(ids, spec->ids, count * sizeof *ids);
+    if (more) {
+        ids[count] = -1;
+        memcpy(ids + count + 1, spec->negative_ids, (more - 1) * sizeof *ids);
+    }
+    *out = (sl_store_blob){ ids, (count + more) * sizeof *ids };
+    return true;
+}
+
 static sl_status row_of(sl_service *s, const sl_job *job, sl_arena *arena, sl_store_job *out,
                         sl_error *err)
 {
@@ -73,9 +91,8 @@ static sl_status row_of(sl_service *s, const sl_job *job, sl_arena *arena, sl_st
     out->model_path = job->spec.model_path;
     out->table_row = job->table_row;
     out->body_hash = (sl_store_blob){ job->body_hash, sizeof job->body_hash };
-    if (job->spec.ids)
-        out->ids = (sl_store_blob){ job->spec.ids, (size_t)job->spec.request.token_count
-                                                       * sizeof *job->spec.ids };
+    if (job->spec.ids && !pack_ids(&job->spec, arena, &out->ids))
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory to keep a job");
     out->workspace_bytes = job->workspace_bytes;
     out->reserved_output_bytes = job->reserved_output_bytes;
     out->submitted_ns = job->submitted_ns;
@@ -347,15 +364,33 @@ static void take_standing(sl_job *job, const sl_store_job *row)
     job->last_seq = job->stored_seq = row->last_seq;
 }
 
-static sl_status take_ids(sl_job *job, const sl_store_blob *ids, sl_error *err)
+static int32_t *copy_ids(const int32_t *ids, size_t count)
 {
-    job->spec.request.token_count = (int64_t)(ids->size_bytes / sizeof(int32_t));
-    if (ids->size_bytes == 0)
+    int32_t *copy = malloc((count ? count : 1) * sizeof *copy);
+
+    if (copy)
+        memcpy(copy, ids, count * sizeof *copy);
+    return copy;
+}
+
+static sl_status take_ids(sl_job *job, const sl_store_blob *blob, sl_error *err)
+{
+    const int32_t *ids = blob->data;
+    const size_t total = blob->size_bytes / sizeof *ids;
+    size_t count = 0;
+
+    while (count < total && ids[count] >= 0)
+        count++;
+    job->spec.request.token_count = (int64_t)count;
+    if (total == 0)
         return SL_OK;
-    job->spec.ids = malloc(ids->size_bytes);
-    if (!job->spec.ids)
+    job->spec.ids = copy_ids(ids, count);
+    if (count < total) {
+        job->spec.request.negative_token_count = (int64_t)(total - count - 1);
+        job->spec.negative_ids = copy_ids(ids + count + 1, total - count - 1);
+    }
+    if (!job->spec.ids || (count < total && !job->spec.negative_ids))
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the token ids of a job");
-    memcpy(job->spec.ids, ids->data, ids->size_bytes);
     return SL_OK;
 }
 

@@ -1,5 +1,5 @@
 /* requests.c - what a request comes to: sizes, ids, plan, what the core asks. */
-#include "service/service_state.h"
+#include "service/inputs.h"
 
 #include "engine/text/clean.h"
 
@@ -13,18 +13,6 @@ enum { DEFAULT_PRIORITY = 5 };
 sl_component_kind sl_component_from_pb(Sluice__V1__Component component)
 {
     return (sl_component_kind)((int)component - SLUICE__V1__COMPONENT__TEXT_ENCODER);
-}
-
-sl_precision sl_precision_from_pb(Sluice__V1__Precision precision)
-{
-    switch (precision) {
-    case SLUICE__V1__PRECISION__F32:
-        return SL_PRECISION_F32;
-    case SLUICE__V1__PRECISION__INT8:
-        return SL_PRECISION_INT8;
-    default:
-        return SL_PRECISION_BF16;
-    }
 }
 
 void sl_request_hash(const Sluice__V1__GenerateRequest *request, sl_arena *arena,
@@ -62,77 +50,7 @@ sl_status sl_request_need(const sl_model_info *info, sl_component_kind kind,
     return SL_OK;
 }
 
-/* --- checking --- */
-
-/* Which field a failed check is about: the one that fails when the others are
- * the model's defaults. */
-static const char *find_field(const sl_t2v_request *request, const sl_arch *arch)
-{
-    static const char *const names[] = { "width", "height", "frames", "steps", "sigma_max" };
-
-    for (size_t i = 0; i < SL_COUNT(names); i++) {
-        sl_t2v_request one = sl_t2v_request_default(arch);
-        sl_error ignored = { .status = SL_OK };
-        switch (i) {
-        case 0:
-            one.width = request->width;
-            break;
-        case 1:
-            one.height = request->height;
-            break;
-        case 2:
-            one.frames = request->frames;
-            break;
-        case 3:
-            one.steps = request->steps;
-            break;
-        default:
-            one.sigma_max = request->sigma_max;
-        }
-        if (sl_t2v_request_check(&one, arch, &ignored) != SL_OK)
-            return names[i];
-    }
-    return NULL;
-}
-
-static sl_status check_sizes(sl_rpc_call *call, const sl_t2v_request *request, const sl_arch *arch,
-                             sl_error *err)
-{
-    static const char says[] = "the nearest is ";
-    sl_error why = { .status = SL_OK };
-    const sl_status status = sl_t2v_request_check(request, arch, &why);
-
-    if (status == SL_OK)
-        return SL_OK;
-    const char *nearest = strstr(why.message, says);
-    const char *field = status == SL_ERR_INVALID ? find_field(request, arch) : NULL;
-    if (!field)
-        return sl_fail(err, status, "%s", why.message);
-    return sl_rpc_fail_field(call, field, nearest ? nearest + sizeof says - 1 : NULL, err, "%s",
-                             why.message);
-}
-
 /* --- from the wire --- */
-
-static sl_t2v_request read_numbers(const Sluice__V1__GenerateRequest *pb, const sl_arch *arch)
-{
-    sl_t2v_request out = sl_t2v_request_default(arch);
-
-    if (pb->width)
-        out.width = pb->width;
-    if (pb->height)
-        out.height = pb->height;
-    if (pb->frames)
-        out.frames = pb->frames;
-    out.steps = pb->steps ? pb->steps : 4;
-    out.mode = pb->sampler == SLUICE__V1__SAMPLER__ODE ? SL_SAMPLER_ODE : SL_SAMPLER_SDE;
-    if (pb->sigma_max != 0.0)
-        out.sigma_max = pb->sigma_max;
-    out.seed = pb->seed;
-    out.precision = sl_precision_from_pb(pb->precision);
-    out.token_count = arch->dit.text_len;
-    return out;
-}
 
 static sl_status read_order(sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb,
                             sl_job_spec *out, sl_error *err)
@@ -173,39 +91,43 @@ void sl_request_set_clock(sl_job_spec *spec, const char *user, int64_t submitted
                                      : INT64_MAX;
 }
 
-static sl_media_format read_format(Sluice__V1__OutputFormat format)
-{
-    switch (format) {
-    case SLUICE__V1__OUTPUT_FORMAT__Y4M:
-        return SL_MEDIA_Y4M;
-    case SLUICE__V1__OUTPUT_FORMAT__PNG:
-        return SL_MEDIA_PNG;
-    default:
-        return SL_MEDIA_MP4;
-    }
-}
-
-static sl_status read_prompt(sl_service *s, sl_rpc_call *call, sl_model *model, const char *prompt,
-                             sl_job_spec *out, sl_error *err)
+static sl_status read_text(sl_service *s, sl_rpc_call *call, sl_model *model, const char *field,
+                           const char *text, int32_t **ids, int64_t *count, sl_error *err)
 {
     const int max_ids = (int)sl_model_get_info(model)->arch->dit.text_len;
-    int count = 0;
+    int n = 0;
 
-    if (strlen(prompt) > SL_PROMPT_MAX_BYTES)
-        return sl_rpc_fail_field(call, "prompt", NULL, err,
-                                 "the prompt has %zu bytes, at most %d are taken", strlen(prompt),
-                                 SL_PROMPT_MAX_BYTES);
-    if (prompt[strspn(prompt, " \t\r\n")] == '\0')
-        return sl_rpc_fail_field(call, "prompt", NULL, err, "the prompt is empty");
-    out->ids = malloc((size_t)max_ids * sizeof *out->ids);
-    if (!out->ids)
-        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the prompt's tokens");
-    const sl_status status =
-        sl_models_tokenize(s->models, model, prompt, out->ids, max_ids, &count, err);
+    if (strlen(text) > SL_PROMPT_MAX_BYTES)
+        return sl_rpc_fail_field(call, field, NULL, err, "%s has %zu bytes, at most %d are taken",
+                                 field, strlen(text), SL_PROMPT_MAX_BYTES);
+    if (text[strspn(text, " \t\r\n")] == '\0')
+        return sl_rpc_fail_field(call, field, NULL, err, "the %s is empty", field);
+    *ids = malloc((size_t)max_ids * sizeof **ids);
+    if (!*ids)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the tokens of a prompt");
+    const sl_status status = sl_models_tokenize(s->models, model, text, *ids, max_ids, &n, err);
     if (status == SL_ERR_INVALID)
-        call->field = "prompt";
-    out->request.token_count = count;
+        call->field = field;
+    *count = n;
     return status;
+}
+
+/* A plan without a prompt is for the longest one. */
+static sl_status read_texts(sl_service *s, sl_rpc_call *call, sl_model *model,
+                            const Sluice__V1__GenerateRequest *pb, bool to_run, sl_job_spec *out,
+                            sl_error *err)
+{
+    const char *negative = pb->negative_prompt[0] ? pb->negative_prompt : sl_wan_negative_prompt;
+    sl_status status = SL_OK;
+
+    if (to_run || pb->prompt[0])
+        status = read_text(s, call, model, "prompt", pb->prompt, &out->ids,
+                           &out->request.token_count, err);
+    if (status != SL_OK ||
+        !sl_t2v_request_is_guided(&out->request, sl_model_get_info(model)->arch))
+        return status;
+    return read_text(s, call, model, "negative_prompt", negative, &out->negative_ids,
+                     &out->request.negative_token_count, err);
 }
 
 /* A guess at the floating-point operations of the steps: what the network's linears
@@ -217,9 +139,11 @@ static double guess_cost(const sl_t2v_request *request, const sl_arch *arch)
     const double tokens = (double)(request->width / 16) * (double)(request->height / 16)
                           * (double)((request->frames - 1) / 4 + 1);
     const double linears = tokens * (12.0 * dim * dim + 4.0 * dim * ffn);
+    const double kept = request->attention == SL_ATTENTION_DENSE ? 1.0 : request->topk_ratio;
     const double attention = 4.0 * dim * tokens * (tokens + (double)arch->dit.text_len);
 
-    return (double)request->steps * (double)arch->dit.num_layers * (linears + attention);
+    return (sl_t2v_request_is_guided(request, arch) ? 2.0 : 1.0) * (double)request->steps
+           * (double)arch->dit.num_layers * (linears + kept * attention);
 }
 
 /* Phases that the run has, in their order; what it maps in one is what it needs from
@@ -314,7 +238,7 @@ sl_status sl_request_get_model(sl_service *s, sl_rpc_call *call, const char *nam
 }
 
 sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
-                             const Sluice__V1__GenerateRequest *request, bool with_prompt,
+                             const Sluice__V1__GenerateRequest *request, bool to_run,
                              sl_job_spec *out, sl_error *err)
 {
     sl_model *model = NULL;
@@ -325,19 +249,17 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
         goto done;
     const sl_model_info *info = sl_model_get_info(model);
     snprintf(spec.model, sizeof spec.model, "%s", info->name);
-    spec.format = read_format(request->output);
+    spec.format = sl_format_from_pb(request->output);
     spec.model_path = strdup(info->path);
     if (!spec.model_path) {
         status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a request");
         goto done;
     }
-    if (info->arch->task != SL_TASK_T2V) {
-        status = sl_fail(err, SL_ERR_UNIMPLEMENTED,
-                         "model \"%s\" makes videos from images, which is not supported yet",
-                         info->name);
+    if (request->output == SLUICE__V1__OUTPUT_FORMAT__LATENT) {
+        status = sl_fail(err, SL_ERR_UNIMPLEMENTED, "output latent is not there yet");
         goto done;
     }
-    spec.request = read_numbers(request, info->arch);
+    spec.request = sl_request_read(request, info);
     spec.request.streamed = streamed_set(info->arch, request->streaming);
     if (spec.request.streamed && s->config.host_bytes == 0) {
         status = sl_fail(err, SL_ERR_PRECONDITION,
@@ -346,11 +268,15 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
     }
     status = read_order(call, request, &spec, err);
     if (status == SL_OK)
-        status = check_sizes(call, &spec.request, info->arch, err);
-    if (status == SL_OK && with_prompt)
-        status = read_prompt(s, call, model, request->prompt, &spec, err);
+        status = sl_input_size(call, request, info->arch, to_run, &spec.request, err);
+    if (status == SL_OK)
+        status = sl_request_check(call, request, &spec.request, info->arch, err);
+    if (status == SL_OK)
+        status = read_texts(s, call, model, request, to_run, &spec, err);
     if (status == SL_OK)
         status = make_plan(info, &spec, err);
+    if (status == SL_OK && to_run && info->arch->task == SL_TASK_I2V)
+        status = sl_input_store(s, call, request, &spec.request, &spec.image_path, err);
     if (status != SL_OK)
         goto done;
     *out = spec;
@@ -365,23 +291,34 @@ done:
 
 void sl_request_numbers_from_pb(sl_job_spec *spec, const Sluice__V1__GenerateRequest *pb)
 {
-    const int64_t token_count = spec->request.token_count;
+    const sl_t2v_request counts = spec->request;
 
-    spec->format = read_format(pb->output);
+    spec->format = sl_format_from_pb(pb->output);
     spec->core.priority = pb->priority ? pb->priority : DEFAULT_PRIORITY;
     spec->deadline_ns = pb->deadline_ns;
-    spec->request = (sl_t2v_request){
-        .width = pb->width,
-        .height = pb->height,
-        .frames = pb->frames,
-        .steps = pb->steps,
-        .mode = pb->sampler == SLUICE__V1__SAMPLER__ODE ? SL_SAMPLER_ODE : SL_SAMPLER_SDE,
-        .sigma_max = pb->sigma_max,
-        .seed = pb->seed,
-        .precision = sl_precision_from_pb(pb->precision),
-        .token_count = token_count,
-        .streamed = pb->streaming == SLUICE__V1__STREAMING__ON, /* which ones: when it runs */
-    };
+    spec->request = sl_request_read_stored(pb);
+    /* What sl_request_write wrote by; the model itself may be gone. */
+    spec->arch.expert_count = pb->boundary != 0.0 ? 2 : 1;
+    spec->arch.task =
+        pb->sizing == SLUICE__V1__SIZING__SIZING_DEFAULT ? SL_TASK_T2V : SL_TASK_I2V;
+    spec->request.token_count = counts.token_count;
+    spec->request.negative_token_count = counts.negative_token_count;
+    /* Which ones: when it runs. */
+    spec->request.streamed = pb->streaming == SLUICE__V1__STREAMING__ON;
+}
+
+/* What an earlier daemon stored may not know all fields: they are the model's. */
+static sl_t2v_request read_again(const sl_job_spec *spec, const sl_model_info *info)
+{
+    Sluice__V1__GenerateRequest pb = SLUICE__V1__GENERATE_REQUEST__INIT;
+
+    sl_request_write(&pb, &spec->request, info->arch);
+    sl_t2v_request request = sl_request_read(&pb, info);
+    request.token_count = spec->request.token_count;
+    request.negative_token_count = spec->request.negative_token_count;
+    request.streamed = streamed_set(info->arch, spec->request.streamed ? SLUICE__V1__STREAMING__ON
+                                                                       : SLUICE__V1__STREAMING__OFF);
+    return request;
 }
 
 sl_status sl_request_respec(sl_service *s, sl_job_spec *spec, sl_error *err)
@@ -392,24 +329,14 @@ sl_status sl_request_respec(sl_service *s, sl_job_spec *spec, sl_error *err)
     if (status != SL_OK)
         return status;
     const sl_model_info *info = sl_model_get_info(model);
-    sl_t2v_request request = sl_t2v_request_default(info->arch);
+    const sl_t2v_request request = read_again(spec, info);
     char *path = strdup(info->path);
-    request.width = spec->request.width;
-    request.height = spec->request.height;
-    request.frames = spec->request.frames;
-    request.steps = spec->request.steps;
-    request.mode = spec->request.mode;
-    request.sigma_max = spec->request.sigma_max;
-    request.seed = spec->request.seed;
-    request.precision = spec->request.precision;
-    request.token_count = spec->request.token_count;
-    request.streamed = streamed_set(info->arch, spec->request.streamed ? SLUICE__V1__STREAMING__ON
-                                                                       : SLUICE__V1__STREAMING__OFF);
     if (!path) {
         status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a job of the store");
         goto done;
     }
-    if (request.token_count < 1 || !spec->ids) {
+    if (request.token_count < 1 || !spec->ids
+        || (sl_t2v_request_is_guided(&request, info->arch) && !spec->negative_ids)) {
         status = sl_fail(err, SL_ERR_DATA, "its token ids are not in the job store");
         goto done;
     }

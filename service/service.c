@@ -210,6 +210,27 @@ static void do_unload(sl_service *s, const sl_core_action *action)
     sl_dispatch_send(s, &command);
 }
 
+static void fill_sampling(Sluice__Worker__Run *run, const sl_job_spec *spec)
+{
+    const sl_t2v_request *request = &spec->request;
+
+    run->sampler = (int32_t)request->mode;
+    run->sigma_max = request->sigma_max;
+    run->shift = request->shift;
+    run->guidance = request->guidance;
+    run->guidance_low = request->guidance_low;
+    run->boundary = request->boundary;
+    run->attention = (int32_t)request->attention;
+    run->topk = request->topk_ratio;
+    run->dialect = (int32_t)request->dialect;
+    run->layer_norm = (int32_t)request->layer_norm;
+    run->vae_precision = (int32_t)request->vae_precision;
+    if (spec->negative_ids) {
+        run->negative_ids = spec->negative_ids;
+        run->n_negative_ids = (size_t)request->negative_token_count;
+    }
+}
+
 static void do_run(sl_service *s, const sl_core_action *action)
 {
     Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
@@ -218,14 +239,15 @@ static void do_run(sl_service *s, const sl_core_action *action)
 
     SL_ASSERT(job);
     const sl_t2v_request *request = &job->spec.request;
-    char *latent = sl_outputs_latent_path(s, job);
+    char *latent = sl_outputs_latent_path(s, job), *image = sl_outputs_image_path(s, job);
     running_job *mine = &s->running[action->lane];
     clear_running(mine);
     mine->partial = sl_outputs_partial_path(s, job);
     mine->final = sl_outputs_path(s, job);
-    if (!mine->partial || !mine->final || !latent) {
+    if (!mine->partial || !mine->final || !latent || !image) {
         const sl_core_done done = { .status = SL_ERR_IO, .message = "out of memory for a path" };
         free(latent);
+        free(image);
         clear_running(mine);
         sl_core_command_done(s->core, action->command_id, &done, sl_clock_now_ns());
         return;
@@ -240,8 +262,6 @@ static void do_run(sl_service *s, const sl_core_action *action)
     run.height = request->height;
     run.frames = request->frames;
     run.steps = request->steps;
-    run.sampler = (int32_t)request->mode;
-    run.sigma_max = request->sigma_max;
     run.seed = request->seed;
     run.ids = job->spec.ids;
     run.n_ids = (size_t)request->token_count;
@@ -257,11 +277,15 @@ static void do_run(sl_service *s, const sl_core_action *action)
     run.resume = access(latent, F_OK) == 0; /* of an attempt that was broken off */
     run.lane = action->lane;
     run.streamed = (int32_t)request->streamed;
+    fill_sampling(&run, &job->spec);
+    if (job->spec.arch.task == SL_TASK_I2V)
+        run.image_path = image;
     command.id = action->command_id;
     command.kind_case = SLUICE__WORKER__COMMAND__KIND_RUN;
     command.run = &run;
     sl_dispatch_send(s, &command);
     free(latent);
+    free(image);
 }
 
 static void do_cancel(sl_service *s, const sl_core_action *action)
@@ -323,6 +347,7 @@ static void on_ended(sl_service *s, const sl_core_action *action)
 
     SL_ASSERT(job);
     if (job->withdrawn) {
+        sl_outputs_remove_state(s, job);
         sl_jobs_remove(s->jobs, job);
         return;
     }
@@ -345,7 +370,7 @@ static void on_ended(sl_service *s, const sl_core_action *action)
         job->output_size_bytes = 0;
         job->output_sha256[0] = '\0';
     }
-    sl_outputs_remove_latent(s, job);
+    sl_outputs_remove_state(s, job);
     sl_jobs_move(s->jobs, job, state, "%s", state == STATE(DONE) ? "done" : job->message);
     sl_service_log_end(job);
     note_peak(s, s->memory.mapped_bytes, true);
@@ -892,7 +917,7 @@ sl_status sl_service_create(sl_service **out, const sl_service_config *config, s
         status = sl_persist_restore(s, err);
     if (status == SL_OK) {
         sl_outputs_remove_partials(s);
-        sl_outputs_remove_stray_latents(s);
+        sl_outputs_remove_stray_states(s);
         status = start_threads(s, err);
     }
     if (status != SL_OK) {

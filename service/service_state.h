@@ -7,6 +7,7 @@
 #include "service/hosttier.h"
 #include "service/jobs.h"
 #include "service/models.h"
+#include "service/request_read.h"
 #include "service/rpc.h"
 #include "service/service.h"
 #include "service/store.h"
@@ -137,10 +138,11 @@ size_t sl_service_workspace_bytes(sl_service *s); /* the worker's, or what is ex
 
 /* --- requests.c; without the lock --- */
 
-/* Checks a request and works out what it comes to.  with_prompt: its prompt is
- * there and is tokenized; else the longest is assumed.  The caller frees *out. */
+/* Checks a request and works out what it comes to.  to_run: its prompts are tokenized
+ * and its image is stored; else what is not given is as long as it can be, or of the
+ * model's default size.  The caller frees *out. */
 sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
-                             const Sluice__V1__GenerateRequest *request, bool with_prompt,
+                             const Sluice__V1__GenerateRequest *request, bool to_run,
                              sl_job_spec *out, sl_error *err) SL_MUST_CHECK;
 /* A reference to the model of that name, which the caller releases. */
 sl_status sl_request_get_model(sl_service *s, sl_rpc_call *call, const char *name, sl_model **out,
@@ -162,12 +164,10 @@ int sl_request_core_phase(const sl_t2v_plan *plan, int phase);
 void sl_request_hash(const Sluice__V1__GenerateRequest *request, sl_arena *arena,
                      uint8_t out[SL_BODY_HASH_BYTES]);
 sl_component_kind sl_component_from_pb(Sluice__V1__Component component);
-sl_precision sl_precision_from_pb(Sluice__V1__Precision precision);
 
 /* --- convert.c; results are in the arena, NULL: out of memory --- */
 
 Sluice__V1__Component sl_component_to_pb(sl_component_kind kind);
-Sluice__V1__Precision sl_precision_to_pb(sl_precision precision);
 Sluice__V1__Plan *sl_plan_to_pb(const sl_job_spec *spec, size_t workspace_bytes,
                                 size_t device_bytes, const char *table_row,
                                 const sl_core_answer *answer, sl_arena *arena);

@@ -186,25 +186,59 @@ static sl_status on_frames(void *arg, const uint8_t *rgb, int first, int count, 
 
 /* ---- what was asked for ---- */
 
+static sl_status check_ids(const Sluice__Worker__Run *run, const char *what, const int32_t *ids,
+                           size_t count, const sl_arch *arch, sl_error *err)
+{
+    if (count < 1 || count > (size_t)arch->dit.text_len)
+        return sl_fail(err, SL_ERR_INVALID, "job \"%s\": %zu %s ids, expected 1 to %lld", run->job_id,
+                       count, what, (long long)arch->dit.text_len);
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= arch->t5.vocab)
+            return sl_fail(err, SL_ERR_INVALID,
+                           "job \"%s\": %s id %d is outside of a vocabulary of %lld", run->job_id,
+                           what, (int)ids[i], (long long)arch->t5.vocab);
+    return SL_OK;
+}
+
 static sl_status check_run(const Sluice__Worker__Run *run, const sl_arch *arch, sl_error *err)
 {
     if ((unsigned)run->precision >= SL_PRECISION_COUNT ||
-        (run->sampler != SL_SAMPLER_SDE && run->sampler != SL_SAMPLER_ODE) ||
+        (unsigned)run->sampler >= SL_SAMPLER_COUNT ||
         (unsigned)run->output_format > SL_MEDIA_PNG)
         return sl_fail(err, SL_ERR_INVALID, "job \"%s\": precision, sampler or format unknown",
                        run->job_id);
     if (run->n_phase_bytes != 0 && run->n_phase_bytes != SL_PHASE_COUNT)
         return sl_fail(err, SL_ERR_INVALID, "job \"%s\": %zu sizes of phases, expected %d or none",
                        run->job_id, run->n_phase_bytes, (int)SL_PHASE_COUNT);
-    if (run->n_ids < 1 || run->n_ids > (size_t)arch->dit.text_len)
-        return sl_fail(err, SL_ERR_INVALID, "job \"%s\": %zu token ids, expected 1 to %lld",
-                       run->job_id, run->n_ids, (long long)arch->dit.text_len);
-    for (size_t i = 0; i < run->n_ids; i++)
-        if (run->ids[i] < 0 || run->ids[i] >= arch->t5.vocab)
-            return sl_fail(err, SL_ERR_INVALID,
-                           "job \"%s\": token id %d is outside of a vocabulary of %lld",
-                           run->job_id, (int)run->ids[i], (long long)arch->t5.vocab);
-    return SL_OK;
+    sl_status status = check_ids(run, "token", run->ids, run->n_ids, arch, err);
+    if (status == SL_OK && run->n_negative_ids > 0)
+        status = check_ids(run, "negative token", run->negative_ids, run->n_negative_ids, arch, err);
+    return status;
+}
+
+/* What does not matter to the sampler may be 0: the model's default stays. */
+static void read_sampling(sl_t2v_request *request, const Sluice__Worker__Run *run)
+{
+    request->mode = (sl_sampler_mode)run->sampler;
+    request->sigma_max = run->sigma_max;
+    if (run->shift != 0.0)
+        request->shift = run->shift;
+    if (run->guidance != 0.0)
+        request->guidance = run->guidance;
+    if (run->guidance_low != 0.0)
+        request->guidance_low = run->guidance_low;
+    if (run->boundary != 0.0)
+        request->boundary = run->boundary;
+    request->attention = (sl_attention_mode)run->attention;
+    if (run->topk != 0.0)
+        request->topk_ratio = run->topk;
+    request->dialect = (sl_dialect)run->dialect;
+    request->layer_norm = (sl_layer_norm_mode)run->layer_norm;
+    request->vae_precision = (sl_precision)run->vae_precision;
+    if (run->n_negative_ids > 0) {
+        request->negative_ids = run->negative_ids;
+        request->negative_token_count = (int64_t)run->n_negative_ids;
+    }
 }
 
 static sl_status make_request(job *j, sl_error *err)
@@ -220,12 +254,11 @@ static sl_status make_request(job *j, sl_error *err)
     request->height = run->height;
     request->frames = run->frames;
     request->steps = run->steps;
-    request->mode = (sl_sampler_mode)run->sampler;
-    request->sigma_max = run->sigma_max;
     request->seed = run->seed;
     request->precision = (sl_precision)run->precision;
     request->token_count = (int64_t)run->n_ids;
     request->streamed = (unsigned)run->streamed;
+    read_sampling(request, run);
     status = sl_t2v_request_check(request, j->arch, err);
     if (status == SL_OK)
         status = sl_t2v_plan_make(&j->plan, request, j->arch, err);

@@ -1,0 +1,27 @@
+/* inputs.h - the image that a video begins with, on its way to the worker.
+ *
+ * It is decoded and resized as it comes in, to a file of RGB24 in the outputs
+ * directory, beside the latents (outputs.h): what a job needs of an upload is the
+ * size of its frames, whatever the size of the picture.  One picture is decoded
+ * at a time, so the daemon's memory is bounded by the largest one that is taken.
+ *
+ * Threads: any; without the service's mutex.
+ */
+#ifndef SL_SERVICE_INPUTS_H
+#define SL_SERVICE_INPUTS_H
+
+#include "service/service_state.h"
+
+/* Pixels of a picture: 8K and more; what claims to have more is not decoded. */
+enum { SL_INPUT_MAX_PIXELS = 1 << 26 };
+
+/* The frames' size by the request's sizing.  In a plan the image may be absent. */
+sl_status sl_input_size(sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb,
+                        const sl_arch *arch, bool needed, sl_t2v_request *request,
+                        sl_error *err) SL_MUST_CHECK;
+
+/* *path: malloc'd, a synced file of request->width x height that nobody knows yet. */
+sl_status sl_input_store(sl_service *s, sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb,
+                         const sl_t2v_request *request, char **path, sl_error *err) SL_MUST_CHECK;
+
+#endif

@@ -1,0 +1,41 @@
+/* request_read.h - what the fields of a GenerateRequest mean.
+ *
+ * Defaults are the checkpoint's: one that was tuned for sparse attention was
+ * distilled, and is sampled with rCM in a few steps, with SLA, in the turbo
+ * dialect; another one as Wan's own scripts do.  Made-up models count as
+ * distilled, so that they are quick.
+ *
+ * Threads: any; no state.
+ */
+#ifndef SL_SERVICE_REQUEST_READ_H
+#define SL_SERVICE_REQUEST_READ_H
+
+#include "api/sluice.pb-c.h"
+#include "base/status.h"
+#include "engine/media/media.h"
+#include "engine/model/model_dir.h"
+#include "engine/pipeline/t2v.h"
+#include "service/rpc.h"
+
+/* The numbers of a request, defaults filled in; for the longest prompts.  What it
+ * streams and its image are not looked at. */
+sl_t2v_request sl_request_read(const Sluice__V1__GenerateRequest *pb, const sl_model_info *info);
+/* The same without a model: what is not given is 0, or the default of the oldest daemon. */
+sl_t2v_request sl_request_read_stored(const Sluice__V1__GenerateRequest *pb);
+/* The fields that say the same; those that the sampler or the attention does not look at stay
+ * as they are. */
+void sl_request_write(Sluice__V1__GenerateRequest *pb, const sl_t2v_request *request,
+                      const sl_arch *arch);
+
+/* SL_ERR_INVALID names the field: a value out of range, or a field that means nothing beside
+ * the others. */
+sl_status sl_request_check(sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb,
+                           const sl_t2v_request *request, const sl_arch *arch,
+                           sl_error *err) SL_MUST_CHECK;
+
+sl_precision sl_precision_from_pb(Sluice__V1__Precision precision);
+Sluice__V1__Precision sl_precision_to_pb(sl_precision precision);
+sl_media_format sl_format_from_pb(Sluice__V1__OutputFormat format);
+Sluice__V1__OutputFormat sl_format_to_pb(sl_media_format format);
+
+#endif
