@@ -351,7 +351,7 @@ void sl_core_requeue_active(sl_core *core, job *j, sl_status status, const char 
 {
     const sl_core_variant *v = &j->spec.variants[j->variant];
 
-    for (int p = 1; p <= j->phase && p < v->phase_count; p++)
+    for (int p = 1; p <= j->phase && p < v->phase_count && !j->state_lost; p++)
         if (v->phases[p].resume_point && p > j->spec.first_phase)
             j->spec.first_phase = p;
     sl_core_take_active(core, j);
@@ -435,6 +435,17 @@ void sl_core_phase(sl_core *core, const char *job_id, int phase)
         snprintf(j->stop_message, sizeof j->stop_message,
                  "out of memory for the components' books");
     }
+}
+
+void sl_core_lose_state(sl_core *core, const char *job_id)
+{
+    job *j = sl_core_find_active(core, job_id);
+
+    if (!j || j->state_lost)
+        return;
+    j->state_lost = true;
+    j->starts_over = j->spec.first_phase > 0;
+    j->spec.first_phase = 0;
 }
 
 /* ---- telling ---- */

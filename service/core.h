@@ -326,6 +326,11 @@ typedef struct {
     int64_t duration_ns;
 } sl_core_done;
 
+/* The state that its resume points count on is not there (any more): from its next
+ * attempt on it starts at the beginning.  If its run then ends because of that
+ * (SL_ERR_PRECONDITION), it is queued again and the attempt is not counted. */
+void sl_core_lose_state(sl_core *core, const char *job_id);
+
 /* A command has ended.  An id that is not outstanding is ignored: false. */
 bool sl_core_command_done(sl_core *core, uint64_t command_id, const sl_core_done *done,
                           int64_t now_ns);

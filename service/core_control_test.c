@@ -67,6 +67,41 @@ SL_TEST(a_preempted_job_resumes_where_it_can)
     sl_core_destroy(core);
 }
 
+/* The first attempt gets behind a resume point; what it left cannot be used. */
+SL_TEST(a_job_whose_state_is_lost_starts_over)
+{
+    sl_core *core = make(config_of(100, 1, 0), err);
+    const sl_core_done lost = { .status = SL_ERR_PRECONDITION, .message = "its state is lost" };
+    sl_core_action run, a;
+
+    submit(core, with_images("a", "m"), err);
+    admit_and_run(core, "a", &run);
+    sl_core_phase(core, "a", 2);
+    sl_core_worker_down(core, "killed");
+    SL_CHECK(expect(core, SL_CORE_JOB_REQUEUED).attempt == 2);
+    sl_core_worker_up(core, 0);
+    admit_and_run(core, "a", &run);
+    SL_CHECK(run.phase == 2);
+    sl_core_lose_state(core, "nobody");
+    sl_core_lose_state(core, "a");
+    SL_CHECK(sl_core_command_done(core, run.command_id, &lost, 0));
+    a = expect(core, SL_CORE_JOB_REQUEUED);
+    SL_CHECK(a.attempt == 2 && strcmp(a.message, "its state is lost") == 0);
+    admit_and_run(core, "a", &run);
+    SL_CHECK(run.phase == 0);
+    /* Once is enough, and resume points are none for it. */
+    sl_core_phase(core, "a", 2);
+    sl_core_worker_down(core, "killed");
+    expect(core, SL_CORE_JOB_REQUEUED);
+    sl_core_worker_up(core, 0);
+    admit_and_run(core, "a", &run);
+    SL_CHECK(run.phase == 0);
+    sl_core_lose_state(core, "a");
+    SL_CHECK(sl_core_command_done(core, run.command_id, &lost, 0));
+    SL_CHECK(expect(core, SL_CORE_JOB_ENDED).status == SL_ERR_PRECONDITION);
+    sl_core_destroy(core);
+}
+
 SL_TEST(a_preemption_that_is_not_obeyed_becomes_a_cancel_then_a_restart)
 {
     sl_core *core = make(config_of(100, 1, 0), err);
@@ -472,6 +507,7 @@ SL_TEST(nonsense_in_variants_is_refused)
 
 SL_TEST_MAIN(SL_RUN(an_unload_now_stops_the_job_and_queues_it_again),
              SL_RUN(a_preempted_job_resumes_where_it_can),
+             SL_RUN(a_job_whose_state_is_lost_starts_over),
              SL_RUN(a_preemption_that_is_not_obeyed_becomes_a_cancel_then_a_restart),
              SL_RUN(an_unload_can_wait_for_the_job), SL_RUN(a_hard_unload_replaces_the_worker),
              SL_RUN(a_trim_takes_what_is_idle_while_jobs_run),

@@ -93,6 +93,8 @@ struct job {
     int64_t not_before_ns;
     bool requeued;
     bool no_prefetch; /* it has failed */
+    bool state_lost;  /* its resume points are none */
+    bool starts_over; /* because of that; once */
     bool tell_requeued, tell_admitted;
     sl_status status; /* of the end, or of why it was queued again */
     char message[SL_ERROR_MESSAGE_BYTES];

@@ -299,6 +299,9 @@ static void run_done(sl_core *core, job *j, const sl_core_done *done, const char
         sl_core_requeue_active(core, j, SL_ERR_CANCELLED, "pre-empted");
     } else if (done->status == SL_ERR_NO_MEMORY) {
         retry_memory(core, j, message, now_ns);
+    } else if (done->status == SL_ERR_PRECONDITION && stop != STOP_CANCEL && j->starts_over) {
+        j->starts_over = false;
+        sl_core_requeue_active(core, j, SL_ERR_PRECONDITION, message);
     } else {
         sl_core_end_active(core, j, done->status, message);
     }
