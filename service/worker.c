@@ -65,6 +65,9 @@ static sl_status handle(sl_worker *worker, sl_arena *arena, const Sluice__Worker
     case SLUICE__WORKER__COMMAND__KIND_PREEMPT:
         sl_worker_preempt(worker, command->preempt->job_id);
         break;
+    case SLUICE__WORKER__COMMAND__KIND_GO:
+        sl_worker_go(worker, command->go);
+        break;
     case SLUICE__WORKER__COMMAND__KIND_PING:
         send_pong(worker, command->id);
         break;

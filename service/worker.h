@@ -1,7 +1,7 @@
 /* worker.h - what the sources of sluice-worker share.
  *
  * The main thread reads the channel and answers what acts at once (cancel,
- * preempt, ping, shutdown).  Everything else waits in the queue of a lane: a
+ * preempt, go, ping, shutdown).  Everything else waits in the queue of a lane: a
  * thread with an exec, a cancel word and an order of its own.
  *
  *   without --lanes   one lane does every command, in the order of arrival
@@ -89,6 +89,8 @@ typedef struct {
     int queue_length;
     bool ended;              /* the thread has returned */
     const char *running_job; /* of the Run in progress; NULL: none */
+    int go_phase;            /* that it may begin; -1: none */
+    size_t go_bytes;
     char *partial;           /* the output file being written; NULL: none */
     bool busy;               /* with a command */
     size_t peak_bytes;       /* mapped on the device at most, since its command began */
@@ -140,9 +142,12 @@ sl_status sl_worker_enqueue(sl_worker *worker, sl_arena *arena,
                             const Sluice__Worker__Command *command, sl_error *err) SL_MUST_CHECK;
 void sl_worker_cancel(sl_worker *worker, const char *job_id);
 void sl_worker_preempt(sl_worker *worker, const char *job_id);
+void sl_worker_go(sl_worker *worker, const Sluice__Worker__Go *go);
 /* Cancels what runs, drops what waits.  False: a thread has not ended in time,
  * and the process must go without it. */
 bool sl_worker_stop_lanes(sl_worker *worker);
+/* A job lane's thread: waits for the Go of a phase.  False: the job is to stop. */
+bool sl_worker_await_go(sl_lane *lane, int phase, size_t *size_bytes);
 /* After stop_lanes; also after an init or a start that did not succeed. */
 void sl_worker_fini_lanes(sl_worker *worker);
 

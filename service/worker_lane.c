@@ -48,6 +48,7 @@ static sl_queued *next_command(sl_lane *lane)
         lane->queue_length--;
         if (q->command->kind_case == SLUICE__WORKER__COMMAND__KIND_RUN)
             lane->running_job = q->command->run->job_id;
+        lane->go_phase = -1;
         atomic_store(&lane->cancel, q->cancelled);
         atomic_store(&lane->preempt, q->preempted);
     }
@@ -274,6 +275,7 @@ void sl_worker_cancel(sl_worker *worker, const char *job_id)
         for (sl_queued *q = lane->queue; q; q = q->next)
             q->cancelled |= is_run_of(q, job_id);
     }
+    pthread_cond_broadcast(&worker->arrived); /* it may wait at an edge */
     pthread_mutex_unlock(&worker->lock);
 }
 
@@ -287,7 +289,36 @@ void sl_worker_preempt(sl_worker *worker, const char *job_id)
         for (sl_queued *q = lane->queue; q; q = q->next)
             q->preempted |= is_run_of(q, job_id);
     }
+    pthread_cond_broadcast(&worker->arrived); /* it may wait at an edge */
     pthread_mutex_unlock(&worker->lock);
+}
+
+void sl_worker_go(sl_worker *worker, const Sluice__Worker__Go *go)
+{
+    pthread_mutex_lock(&worker->lock);
+    for (int i = 0; i < worker->lane_count; i++) {
+        sl_lane *lane = &worker->lanes[i];
+        if (lane->running_job && strcmp(lane->running_job, go->job_id) == 0) {
+            lane->go_phase = go->phase;
+            lane->go_bytes = (size_t)go->activation_bytes;
+        }
+    }
+    pthread_cond_broadcast(&worker->arrived);
+    pthread_mutex_unlock(&worker->lock);
+}
+
+bool sl_worker_await_go(sl_lane *lane, int phase, size_t *size_bytes)
+{
+    sl_worker *worker = lane->worker;
+
+    pthread_mutex_lock(&worker->lock);
+    while (lane->go_phase != phase && !worker->quit && !atomic_load(&lane->cancel) &&
+           !atomic_load(&lane->preempt))
+        pthread_cond_wait(&worker->arrived, &worker->lock);
+    const bool go = lane->go_phase == phase;
+    *size_bytes = lane->go_bytes;
+    pthread_mutex_unlock(&worker->lock);
+    return go;
 }
 
 static bool all_ended(const sl_worker *worker)

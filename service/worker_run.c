@@ -27,9 +27,11 @@ typedef struct {
     sl_t2v_request request;
     sl_t2v_plan plan;
     sl_resident *held[SL_COMPONENT_COUNT]; /* NULL: not needed (any more) */
+    sl_t2v_components components;          /* the held ones, for the pipeline */
     sl_region *region;
     sl_scratch scratch; /* over the region */
     size_t peak_bytes;  /* held components and region at most */
+    bool refused;       /* the driver has no memory for a phase */
     sl_media_writer *writer;
     uint8_t *image; /* the first frame; NULL: the model takes none */
     double *state;  /* on its way from or to the latent file; NULL: there is none */
@@ -50,36 +52,78 @@ static sl_status check_stop(job *j, sl_error *err)
     return SL_OK;
 }
 
-static void send_phase(job *j, int phase_number)
+static void send_phase(job *j, int phase_number, bool waiting)
 {
     Sluice__Worker__Event event = SLUICE__WORKER__EVENT__INIT;
     Sluice__Worker__Phase phase = SLUICE__WORKER__PHASE__INIT;
 
     phase.job_id = j->run->job_id;
     phase.phase = phase_number;
+    phase.waiting = waiting;
     event.kind_case = SLUICE__WORKER__EVENT__KIND_PHASE;
     event.phase = &phase;
     sl_worker_send(j->lane->worker, j->lane, &event, true);
 }
 
-/* Gives back what no phase from this one on needs. */
-static sl_status shrink(job *j, sl_phase phase, sl_error *err)
+/* ---- components ---- */
+
+/* The component that the daemon names for this kind, or the model's own. */
+static sl_resident *acquire(const job *j, sl_component_kind kind)
 {
-    if (j->run->n_phase_bytes == 0 ||
-        j->run->phase_bytes[phase] >= sl_region_mapped_bytes(j->region))
-        return SL_OK;
-    const size_t rest_bytes = sl_granules((size_t)j->run->phase_bytes[phase]);
-    if (rest_bytes < j->scratch.used_bytes)
-        return sl_fail(err, SL_ERR_INTERNAL,
-                       "job \"%s\": %zu bytes are in use as %s begins, which was planned with %zu",
-                       j->run->job_id, j->scratch.used_bytes, sl_phase_name(phase), rest_bytes);
-    sl_worker_begin_change(j->lane);
-    const sl_status status = sl_region_map(j->region, rest_bytes, err);
-    if (status == SL_OK) {
-        j->scratch.size_bytes = rest_bytes;
-        atomic_store(&j->lane->activations_bytes, rest_bytes);
+    const Sluice__Worker__Run *run = j->run;
+    const sl_precision precision = sl_component_precision(kind, (sl_precision)run->precision);
+    const sl_component_mode mode =
+        j->request.streamed & SL_COMPONENT_BIT(kind) ? SL_MODE_STREAMED : SL_MODE_RESIDENT;
+    sl_worker *worker = j->lane->worker;
+
+    for (size_t i = 0; i < run->n_components; i++) {
+        const Sluice__Worker__ComponentKey *key = run->components[i];
+        if (key->component == (int32_t)kind)
+            return sl_worker_acquire(worker, key->model, kind, (sl_precision)key->precision, mode);
     }
-    return status;
+    return sl_worker_acquire(worker, run->model, kind, precision, mode);
+}
+
+static const sl_component **slot_of(sl_t2v_components *components, int kind)
+{
+    const sl_component **const slots[SL_COMPONENT_COUNT] = {
+        [SL_COMPONENT_TEXT_ENCODER] = &components->text_encoder,
+        [SL_COMPONENT_DIT] = &components->dit,
+        [SL_COMPONENT_DIT_HIGH] = &components->dit_high,
+        [SL_COMPONENT_DIT_LOW] = &components->dit_low,
+        [SL_COMPONENT_VAE] = &components->vae,
+    };
+
+    return slots[kind];
+}
+
+/* needed: a set; those held already stay so. */
+static sl_status hold(job *j, unsigned needed, sl_error *err)
+{
+    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++) {
+        /* A run that continues may be behind its first expert; the pipeline knows. */
+        const bool may_be_absent = j->steps_done > 0 && kind == SL_COMPONENT_DIT_HIGH;
+        if (!(needed & SL_COMPONENT_BIT(kind)) || j->held[kind])
+            continue;
+        j->held[kind] = acquire(j, (sl_component_kind)kind);
+        if (!j->held[kind] && !may_be_absent)
+            return sl_fail(err, SL_ERR_PRECONDITION, "job \"%s\": %s of \"%s\" is not loaded",
+                           j->run->job_id, sl_component_name((sl_component_kind)kind),
+                           j->run->model);
+        if (j->held[kind])
+            *slot_of(&j->components, kind) = j->held[kind]->component;
+    }
+    return SL_OK;
+}
+
+static void release_all_but(job *j, unsigned needed)
+{
+    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++)
+        if (j->held[kind] && !(needed & SL_COMPONENT_BIT(kind))) {
+            sl_worker_release(j->lane->worker, j->held[kind]);
+            j->held[kind] = NULL;
+            *slot_of(&j->components, kind) = NULL;
+        }
 }
 
 static unsigned components_from(const sl_t2v_plan *plan, int phase)
@@ -91,13 +135,66 @@ static unsigned components_from(const sl_t2v_plan *plan, int phase)
     return needed;
 }
 
-static void release_all_but(job *j, unsigned needed)
+/* ---- the edges between phases ---- */
+
+static void note_peak(job *j)
 {
+    size_t sum = sl_region_mapped_bytes(j->region);
+
     for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++)
-        if (j->held[kind] && !(needed & SL_COMPONENT_BIT(kind))) {
-            sl_worker_release(j->lane->worker, j->held[kind]);
-            j->held[kind] = NULL;
+        if (j->held[kind])
+            sum += sl_component_mapped_bytes(j->held[kind]->component);
+    if (sum > j->peak_bytes)
+        j->peak_bytes = sum;
+}
+
+static sl_status map_to(job *j, size_t size_bytes, sl_error *err)
+{
+    sl_worker_begin_change(j->lane);
+    const sl_status status = sl_region_map(j->region, size_bytes, err);
+    if (status == SL_OK) {
+        j->scratch.size_bytes = sl_region_mapped_bytes(j->region);
+        atomic_store(&j->lane->activations_bytes, j->scratch.size_bytes);
+    }
+    return status;
+}
+
+/* Gives back what this phase does not need, nor any after it if they follow without
+ * a wait. */
+static sl_status shrink(job *j, sl_phase phase, sl_error *err)
+{
+    if (j->run->n_phase_bytes == 0 ||
+        j->run->phase_bytes[phase] >= sl_region_mapped_bytes(j->region))
+        return SL_OK;
+    const size_t rest_bytes = sl_granules((size_t)j->run->phase_bytes[phase]);
+    if (rest_bytes < j->scratch.used_bytes)
+        return sl_fail(err, SL_ERR_INTERNAL,
+                       "job \"%s\": %zu bytes are in use as %s begins, which was planned with %zu",
+                       j->run->job_id, j->scratch.used_bytes, sl_phase_name(phase), rest_bytes);
+    return map_to(j, rest_bytes, err);
+}
+
+/* Until the daemon says that the phase's components are there; with them and the
+ * phase's memory afterwards. */
+static sl_status wait_at_edge(job *j, sl_phase phase, sl_error *err)
+{
+    const unsigned needed = j->plan.phase_components[phase];
+    size_t size_bytes = 0;
+
+    release_all_but(j, needed);
+    send_phase(j, (int)phase, true);
+    if (sl_worker_await_go(j->lane, (int)phase, &size_bytes)) {
+        sl_status status = hold(j, needed, err);
+        if (status == SL_OK) {
+            status = map_to(j, size_bytes, err);
+            j->refused = status == SL_ERR_NO_MEMORY;
         }
+        if (status != SL_OK)
+            return status;
+        note_peak(j);
+        send_phase(j, (int)phase, false);
+    }
+    return check_stop(j, err);
 }
 
 static sl_status on_phase(void *arg, sl_phase phase, sl_error *err)
@@ -107,8 +204,11 @@ static sl_status on_phase(void *arg, sl_phase phase, sl_error *err)
 
     if (status != SL_OK)
         return status;
-    release_all_but(j, components_from(&j->plan, (int)phase));
-    send_phase(j, (int)phase);
+    if (j->run->by_phase && (int)phase != j->run->first_phase)
+        return wait_at_edge(j, phase, err);
+    release_all_but(j, j->run->by_phase ? j->plan.phase_components[phase]
+                                        : components_from(&j->plan, (int)phase));
+    send_phase(j, (int)phase, false);
     return check_stop(j, err);
 }
 
@@ -207,9 +307,13 @@ static sl_status check_run(const Sluice__Worker__Run *run, const sl_arch *arch, 
         (unsigned)run->output_format > SL_MEDIA_PNG)
         return sl_fail(err, SL_ERR_INVALID, "job \"%s\": precision, sampler or format unknown",
                        run->job_id);
-    if (run->n_phase_bytes != 0 && run->n_phase_bytes != SL_PHASE_COUNT)
-        return sl_fail(err, SL_ERR_INVALID, "job \"%s\": %zu sizes of phases, expected %d or none",
-                       run->job_id, run->n_phase_bytes, (int)SL_PHASE_COUNT);
+    if (run->n_phase_bytes != SL_PHASE_COUNT && (run->n_phase_bytes != 0 || run->by_phase))
+        return sl_fail(err, SL_ERR_INVALID, "job \"%s\": %zu sizes of phases, expected %d%s",
+                       run->job_id, run->n_phase_bytes, (int)SL_PHASE_COUNT,
+                       run->by_phase ? "" : " or none");
+    if ((unsigned)run->first_phase >= SL_PHASE_COUNT)
+        return sl_fail(err, SL_ERR_INVALID, "job \"%s\": there is no phase %d", run->job_id,
+                       (int)run->first_phase);
     sl_status status = check_ids(run, "token", run->ids, run->n_ids, arch, err);
     if (status == SL_OK && run->n_negative_ids > 0)
         status = check_ids(run, "negative token", run->negative_ids, run->n_negative_ids, arch, err);
@@ -265,52 +369,16 @@ static sl_status make_request(job *j, sl_error *err)
     return status;
 }
 
-/* The component that the daemon names for this kind, or the model's own. */
-static sl_resident *acquire(const job *j, sl_component_kind kind)
+/* Of the first phase by phase, else of all that are left. */
+static sl_status hold_components(job *j, sl_error *err)
 {
-    const Sluice__Worker__Run *run = j->run;
-    const sl_precision precision = sl_component_precision(kind, (sl_precision)run->precision);
-    const sl_component_mode mode =
-        j->request.streamed & SL_COMPONENT_BIT(kind) ? SL_MODE_STREAMED : SL_MODE_RESIDENT;
-    sl_worker *worker = j->lane->worker;
-
-    for (size_t i = 0; i < run->n_components; i++) {
-        const Sluice__Worker__ComponentKey *key = run->components[i];
-        if (key->component == (int32_t)kind)
-            return sl_worker_acquire(worker, key->model, kind, (sl_precision)key->precision, mode);
-    }
-    return sl_worker_acquire(worker, run->model, kind, precision, mode);
-}
-
-/* Those of the phases that are left. */
-static sl_status hold_components(job *j, sl_t2v_components *out, sl_error *err)
-{
-    const sl_component **slots[SL_COMPONENT_COUNT] = {
-        [SL_COMPONENT_TEXT_ENCODER] = &out->text_encoder,
-        [SL_COMPONENT_DIT] = &out->dit,
-        [SL_COMPONENT_DIT_HIGH] = &out->dit_high,
-        [SL_COMPONENT_DIT_LOW] = &out->dit_low,
-        [SL_COMPONENT_VAE] = &out->vae,
-    };
     const bool decode_only = j->steps_done == j->request.steps;
-    const unsigned needed = components_from(&j->plan, decode_only ? SL_PHASE_DECODE : 0);
 
-    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++) {
-        /* A run that continues may be behind its first expert; the pipeline knows. */
-        const bool may_be_absent = j->steps_done > 0 && kind == SL_COMPONENT_DIT_HIGH;
-        if (!(needed & SL_COMPONENT_BIT(kind)))
-            continue;
-        j->held[kind] = acquire(j, (sl_component_kind)kind);
-        if (!j->held[kind] && !may_be_absent)
-            return sl_fail(err, SL_ERR_PRECONDITION, "job \"%s\": %s of \"%s\" is not loaded",
-                           j->run->job_id, sl_component_name((sl_component_kind)kind),
-                           j->run->model);
-        if (j->held[kind]) {
-            *slots[kind] = j->held[kind]->component;
-            j->peak_bytes += sl_component_mapped_bytes(j->held[kind]->component);
-        }
-    }
-    return SL_OK;
+    j->components.by_phase = j->run->by_phase;
+    return hold(j,
+                j->run->by_phase ? j->plan.phase_components[j->run->first_phase]
+                                 : components_from(&j->plan, decode_only ? SL_PHASE_DECODE : 0),
+                err);
 }
 
 static sl_status read_image(job *j, sl_error *err)
@@ -361,23 +429,39 @@ static sl_status read_latent(job *j, sl_error *err)
     return SL_OK;
 }
 
+/* The daemon has loaded nothing for the phases before first_phase. */
+static sl_status check_state(const job *j, Sluice__Worker__Done *done, sl_error *err)
+{
+    const sl_phase first =
+        j->steps_done == j->request.steps ? SL_PHASE_DECODE : SL_PHASE_ENCODE_TEXT;
+
+    done->state_lost = (int)first < j->run->first_phase;
+    if (done->state_lost)
+        return sl_fail(err, SL_ERR_PRECONDITION,
+                       "job \"%s\": the state behind its last step cannot be used",
+                       j->run->job_id);
+    return SL_OK;
+}
+
 /* ---- the job ---- */
 
-/* Maps the job's peak before it starts; only here NO_MEMORY means that the job
- * may be tried again. */
+/* Maps the job's peak before it starts, or that of its first phase; only here, and at
+ * the edges, NO_MEMORY means that the job may be tried again. */
 static sl_status map_activations(job *j, sl_error *err)
 {
     const size_t need_bytes = j->run->activation_bytes;
-    sl_status status = sl_region_create(&j->region, j->lane->worker->device, "activations",
-                                        need_bytes ? need_bytes : 1, err);
+    size_t most_bytes = need_bytes ? need_bytes : 1;
 
+    for (size_t i = 0; i < j->run->n_phase_bytes && j->run->by_phase; i++)
+        if (j->run->phase_bytes[i] > most_bytes)
+            most_bytes = (size_t)j->run->phase_bytes[i];
+    sl_status status = sl_region_create(&j->region, j->lane->worker->device, "activations",
+                                        most_bytes, err);
     if (status == SL_OK)
-        status = sl_region_map(j->region, need_bytes, err);
+        status = map_to(j, need_bytes, err);
     if (status == SL_OK) {
-        const size_t mapped_bytes = sl_region_mapped_bytes(j->region);
-        atomic_store(&j->lane->activations_bytes, mapped_bytes);
-        sl_scratch_init(&j->scratch, sl_region_data(j->region), mapped_bytes);
-        j->peak_bytes += mapped_bytes;
+        sl_scratch_init(&j->scratch, sl_region_data(j->region), sl_region_mapped_bytes(j->region));
+        note_peak(j);
     }
     return status;
 }
@@ -392,23 +476,21 @@ static void unmap_activations(job *j)
     atomic_store(&j->lane->activations_bytes, 0);
 }
 
-static sl_status walk(job *j, const sl_t2v_components *components, sl_t2v_result *result,
-                      sl_error *err)
+static sl_status walk(job *j, sl_t2v_result *result, sl_error *err)
 {
     const sl_t2v_events events = {
         .arg = j, .on_phase = on_phase, .on_step = on_step, .on_frames = on_frames
     };
 
     if (j->steps_done > 0)
-        return sl_t2v_resume(j->lane->exec, &j->scratch, components, j->arch, &j->request,
+        return sl_t2v_resume(j->lane->exec, &j->scratch, &j->components, j->arch, &j->request,
                              j->run->ids, NULL, j->steps_done, j->state, &events, result, err);
-    return sl_t2v_run(j->lane->exec, &j->scratch, components, j->arch, &j->request, j->run->ids,
+    return sl_t2v_run(j->lane->exec, &j->scratch, &j->components, j->arch, &j->request, j->run->ids,
                       NULL, &events, result, err);
 }
 
 /* Everything after the memory is there. */
-static sl_status make_video(job *j, const sl_t2v_components *components, sl_t2v_result *result,
-                            sl_error *err)
+static sl_status make_video(job *j, sl_t2v_result *result, sl_error *err)
 {
     const Sluice__Worker__Run *run = j->run;
     sl_status status = sl_worker_note_partial(j->lane, run->output_path, err);
@@ -418,13 +500,13 @@ static sl_status make_video(job *j, const sl_t2v_components *components, sl_t2v_
         status = sl_media_open(&j->writer, run->output_path, (sl_media_format)run->output_format,
                                run->width, run->height, VIDEO_FPS, 1, err);
     if (status == SL_OK)
-        status = walk(j, components, result, err);
+        status = walk(j, result, err);
     if (status == SL_OK) {
-        send_phase(j, SL_PHASE_COUNT);
+        send_phase(j, SL_PHASE_COUNT, false);
         status = sl_media_finish(j->writer, err);
     }
     sl_media_close(j->writer);
-    if (status == SL_ERR_NO_MEMORY) {
+    if (status == SL_ERR_NO_MEMORY && !j->refused) {
         err->status =
             SL_ERR_INTERNAL; /* mapped as planned, and not enough: asking again is no use */
         status = sl_error_prefix(err, "the memory that was planned did not suffice");
@@ -456,7 +538,6 @@ sl_status sl_worker_run(sl_lane *lane, const Sluice__Worker__Run *run, sl_worker
 {
     job j = { .lane = lane, .run = run };
     sl_model_dir *dir = NULL;
-    sl_t2v_components components = { 0 };
     sl_t2v_result measured = { 0 };
     sl_status status = sl_model_dir_open(&dir, run->model_path, err);
 
@@ -469,13 +550,15 @@ sl_status sl_worker_run(sl_lane *lane, const Sluice__Worker__Run *run, sl_worker
     if (status == SL_OK)
         status = read_latent(&j, err);
     if (status == SL_OK)
-        status = hold_components(&j, &components, err);
+        status = check_state(&j, done, err);
+    if (status == SL_OK)
+        status = hold_components(&j, err);
     if (status == SL_OK)
         status = map_activations(&j, err);
+    if (status == SL_OK)
+        status = make_video(&j, &measured, err);
     if (j.region)
         done->job_peak_bytes = j.peak_bytes + sl_worker_workspace_bytes(lane->worker);
-    if (status == SL_OK)
-        status = make_video(&j, &components, &measured, err);
     if (status == SL_OK)
         status =
             sl_worker_hash_file(run->output_path, result->sha256, &done->output_size_bytes, err);
