@@ -30,12 +30,12 @@ typedef sl_status sl_copy_fn(sl_exec *exec, const sl_tensor *y, const sl_tensor 
 typedef sl_status sl_zero_fn(sl_exec *exec, const sl_tensor *y, sl_error *err);
 typedef sl_status sl_check_finite_fn(sl_exec *exec, const sl_tensor *x, int64_t *bad_count,
                                      sl_error *err);
-sl_add_fn sl_add_cpu, sl_add_check;
-sl_mul_fn sl_mul_cpu, sl_mul_check;
-sl_gated_add_fn sl_gated_add_cpu, sl_gated_add_check;
-sl_silu_fn sl_silu_cpu, sl_silu_check;
-sl_copy_fn sl_copy_cpu, sl_copy_check;
-sl_zero_fn sl_zero_cpu, sl_zero_check;
-sl_check_finite_fn sl_check_finite_cpu, sl_check_finite_check;
+sl_add_fn sl_add_cpu, sl_add_cuda, sl_add_check;
+sl_mul_fn sl_mul_cpu, sl_mul_cuda, sl_mul_check;
+sl_gated_add_fn sl_gated_add_cpu, sl_gated_add_cuda, sl_gated_add_check;
+sl_silu_fn sl_silu_cpu, sl_silu_cuda, sl_silu_check;
+sl_copy_fn sl_copy_cpu, sl_copy_cuda, sl_copy_check;
+sl_zero_fn sl_zero_cpu, sl_zero_cuda, sl_zero_check;
+sl_check_finite_fn sl_check_finite_cpu, sl_check_finite_cuda, sl_check_finite_check;
 
 #endif

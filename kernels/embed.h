@@ -21,9 +21,9 @@ typedef sl_status sl_embed_rows_fn(sl_exec *exec, const sl_tensor *y, const sl_t
 typedef sl_status sl_sinusoid_fn(sl_exec *exec, const sl_tensor *y, double t, sl_error *err);
 typedef sl_status sl_rel_bias_fn(sl_exec *exec, const sl_tensor *y, const sl_tensor *table,
                                  int64_t Sq, int64_t Sk, sl_error *err);
-sl_embed_rows_fn sl_embed_rows_cpu, sl_embed_rows_check;
-sl_sinusoid_fn sl_sinusoid_cpu, sl_sinusoid_check;
-sl_rel_bias_fn sl_rel_bias_cpu, sl_rel_bias_check;
+sl_embed_rows_fn sl_embed_rows_cpu, sl_embed_rows_cuda, sl_embed_rows_check;
+sl_sinusoid_fn sl_sinusoid_cpu, sl_sinusoid_cuda, sl_sinusoid_check;
+sl_rel_bias_fn sl_rel_bias_cpu, sl_rel_bias_cuda, sl_rel_bias_check;
 
 /* The bucket of a relative position; host arithmetic, for the op and tests. */
 int sl_rel_bucket(int64_t key_minus_query);

@@ -18,6 +18,6 @@
 
 typedef sl_status sl_randn_fn(sl_exec *exec, const sl_tensor *y, uint64_t seed, uint32_t draw,
                               sl_error *err);
-sl_randn_fn sl_randn_cpu, sl_randn_check;
+sl_randn_fn sl_randn_cpu, sl_randn_cuda, sl_randn_check;
 
 #endif

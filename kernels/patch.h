@@ -42,12 +42,12 @@ typedef sl_status sl_frames_to_latent_fn(sl_exec *exec, const sl_tensor *y, cons
                                          const sl_tensor *scale, const sl_tensor *shift,
                                          int64_t first, sl_error *err);
 typedef sl_status sl_known_mask_fn(sl_exec *exec, const sl_tensor *y, sl_error *err);
-sl_patchify_fn sl_patchify_cpu, sl_patchify_check;
-sl_unpatchify_fn sl_unpatchify_cpu, sl_unpatchify_check;
-sl_latent_to_frames_fn sl_latent_to_frames_cpu, sl_latent_to_frames_check;
-sl_frames_to_rgb_fn sl_frames_to_rgb_cpu, sl_frames_to_rgb_check;
-sl_rgb_to_frames_fn sl_rgb_to_frames_cpu, sl_rgb_to_frames_check;
-sl_frames_to_latent_fn sl_frames_to_latent_cpu, sl_frames_to_latent_check;
-sl_known_mask_fn sl_known_mask_cpu, sl_known_mask_check;
+sl_patchify_fn sl_patchify_cpu, sl_patchify_cuda, sl_patchify_check;
+sl_unpatchify_fn sl_unpatchify_cpu, sl_unpatchify_cuda, sl_unpatchify_check;
+sl_latent_to_frames_fn sl_latent_to_frames_cpu, sl_latent_to_frames_cuda, sl_latent_to_frames_check;
+sl_frames_to_rgb_fn sl_frames_to_rgb_cpu, sl_frames_to_rgb_cuda, sl_frames_to_rgb_check;
+sl_rgb_to_frames_fn sl_rgb_to_frames_cpu, sl_rgb_to_frames_cuda, sl_rgb_to_frames_check;
+sl_frames_to_latent_fn sl_frames_to_latent_cpu, sl_frames_to_latent_cuda, sl_frames_to_latent_check;
+sl_known_mask_fn sl_known_mask_cpu, sl_known_mask_cuda, sl_known_mask_check;
 
 #endif

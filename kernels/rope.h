@@ -27,7 +27,7 @@ typedef struct {
 typedef sl_status sl_rope_table_fn(sl_exec *exec, const sl_tensor *table, sl_error *err);
 typedef sl_status sl_rope_fn(sl_exec *exec, const sl_tensor *x, const sl_tensor *table,
                              sl_grid grid, sl_error *err);
-sl_rope_table_fn sl_rope_table_cpu, sl_rope_table_check;
-sl_rope_fn sl_rope_cpu, sl_rope_check;
+sl_rope_table_fn sl_rope_table_cpu, sl_rope_table_cuda, sl_rope_table_check;
+sl_rope_fn sl_rope_cpu, sl_rope_cuda, sl_rope_check;
 
 #endif

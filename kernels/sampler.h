@@ -35,9 +35,9 @@ typedef struct {
 
 typedef sl_status sl_sample_combine_fn(sl_exec *exec, const sl_tensor *y,
                                        const sl_sample_term *terms, int term_count, sl_error *err);
-sl_sample_init_fn sl_sample_init_cpu, sl_sample_init_check;
-sl_sample_step_fn sl_sample_step_cpu, sl_sample_step_check;
-sl_sample_cast_fn sl_sample_cast_cpu, sl_sample_cast_check;
-sl_sample_combine_fn sl_sample_combine_cpu, sl_sample_combine_check;
+sl_sample_init_fn sl_sample_init_cpu, sl_sample_init_cuda, sl_sample_init_check;
+sl_sample_step_fn sl_sample_step_cpu, sl_sample_step_cuda, sl_sample_step_check;
+sl_sample_cast_fn sl_sample_cast_cpu, sl_sample_cast_cuda, sl_sample_cast_check;
+sl_sample_combine_fn sl_sample_combine_cpu, sl_sample_combine_cuda, sl_sample_combine_check;
 
 #endif
