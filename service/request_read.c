@@ -1,6 +1,7 @@
 #include "service/request_read.h"
 
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 /* --- words --- */
@@ -166,15 +167,11 @@ void sl_request_write(Sluice__V1__GenerateRequest *pb, const sl_t2v_request *req
 
 /* --- checking --- */
 
-static sl_status misplaced(sl_rpc_call *call, const char *field, const char *why, sl_error *err)
-{
-    return sl_rpc_fail_field(call, field, NULL, err, "%s %s", field, why);
-}
-
 /* Fields that were given and would not be looked at: whoever gave them expects
  * something that will not happen. */
-static sl_status check_misplaced(sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb,
-                                 const sl_t2v_request *request, const sl_arch *arch, sl_error *err)
+static sl_status check_misplaced(const Sluice__V1__GenerateRequest *pb,
+                                 const sl_t2v_request *request, const sl_arch *arch,
+                                 sl_request_problem *out, sl_error *err)
 {
     const bool unipc = request->mode == SL_SAMPLER_UNIPC, two = arch->expert_count == 2;
     const bool from_image = arch->task == SL_TASK_I2V;
@@ -199,8 +196,10 @@ static sl_status check_misplaced(sl_rpc_call *call, const Sluice__V1__GenerateRe
     };
 
     for (size_t i = 0; i < SL_COUNT(rules); i++)
-        if (rules[i].given && !rules[i].fits)
-            return misplaced(call, rules[i].field, rules[i].why, err);
+        if (rules[i].given && !rules[i].fits) {
+            out->field = rules[i].field;
+            return sl_fail(err, SL_ERR_INVALID, "%s %s", rules[i].field, rules[i].why);
+        }
     return SL_OK;
 }
 
@@ -247,22 +246,21 @@ static const char *find_field(const sl_t2v_request *request, const sl_arch *arch
     return NULL;
 }
 
-sl_status sl_request_check(sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb,
-                           const sl_t2v_request *request, const sl_arch *arch, sl_error *err)
+sl_status sl_request_check(const Sluice__V1__GenerateRequest *pb, const sl_t2v_request *request,
+                           const sl_arch *arch, sl_request_problem *out, sl_error *err)
 {
     static const char says[] = "the nearest is ";
-    sl_error why = { .status = SL_OK };
-    sl_status status = check_misplaced(call, pb, request, arch, err);
+    *out = (sl_request_problem){ .field = NULL };
+    sl_status status = check_misplaced(pb, request, arch, out, err);
 
     if (status != SL_OK)
         return status;
-    status = sl_t2v_request_check(request, arch, &why);
+    status = sl_t2v_request_check(request, arch, err);
     if (status == SL_OK)
         return SL_OK;
-    const char *nearest = strstr(why.message, says);
-    const char *field = status == SL_ERR_INVALID ? find_field(request, arch) : NULL;
-    if (!field)
-        return sl_fail(err, status, "%s", why.message);
-    return sl_rpc_fail_field(call, field, nearest ? nearest + sizeof says - 1 : NULL, err, "%s",
-                             why.message);
+    const char *nearest = strstr(err->message, says);
+    out->field = find_field(request, arch);
+    if (nearest)
+        snprintf(out->nearest, sizeof out->nearest, "%s", nearest + sizeof says - 1);
+    return status;
 }

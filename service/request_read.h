@@ -15,7 +15,6 @@
 #include "engine/media/media.h"
 #include "engine/model/model_dir.h"
 #include "engine/pipeline/t2v.h"
-#include "service/rpc.h"
 
 /* The numbers of a request, defaults filled in; for the longest prompts.  What it
  * streams and its image are not looked at. */
@@ -27,10 +26,16 @@ sl_t2v_request sl_request_read_stored(const Sluice__V1__GenerateRequest *pb);
 void sl_request_write(Sluice__V1__GenerateRequest *pb, const sl_t2v_request *request,
                       const sl_arch *arch);
 
-/* SL_ERR_INVALID names the field: a value out of range, or a field that means nothing beside
- * the others. */
-sl_status sl_request_check(sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb,
-                           const sl_t2v_request *request, const sl_arch *arch,
+/* What is wrong with a request. */
+typedef struct {
+    const char *field; /* static; NULL: no single one */
+    char nearest[64];  /* valid value; "": not known */
+} sl_request_problem;
+
+/* SL_ERR_INVALID: a value out of range, or a field that means nothing beside the others and
+ * was given all the same.  out->field is set with other failures, too. */
+sl_status sl_request_check(const Sluice__V1__GenerateRequest *pb, const sl_t2v_request *request,
+                           const sl_arch *arch, sl_request_problem *out,
                            sl_error *err) SL_MUST_CHECK;
 
 sl_precision sl_precision_from_pb(Sluice__V1__Precision precision);

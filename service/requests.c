@@ -52,6 +52,21 @@ sl_status sl_request_need(const sl_model_info *info, sl_component_kind kind,
 
 /* --- from the wire --- */
 
+static sl_status check_numbers(sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb,
+                               const sl_t2v_request *request, const sl_arch *arch, sl_error *err)
+{
+    sl_error why = { .status = SL_OK };
+    sl_request_problem problem;
+    const sl_status status = sl_request_check(pb, request, arch, &problem, &why);
+
+    if (status == SL_OK)
+        return SL_OK;
+    if (status != SL_ERR_INVALID || !problem.field)
+        return sl_fail(err, status, "%s", why.message);
+    return sl_rpc_fail_field(call, problem.field, problem.nearest[0] ? problem.nearest : NULL, err,
+                             "%s", why.message);
+}
+
 static sl_status read_order(sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb,
                             sl_job_spec *out, sl_error *err)
 {
@@ -270,7 +285,7 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
     if (status == SL_OK)
         status = sl_input_size(call, request, info->arch, to_run, &spec.request, err);
     if (status == SL_OK)
-        status = sl_request_check(call, request, &spec.request, info->arch, err);
+        status = check_numbers(call, request, &spec.request, info->arch, err);
     if (status == SL_OK)
         status = read_texts(s, call, model, request, to_run, &spec, err);
     if (status == SL_OK)

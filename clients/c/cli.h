@@ -46,7 +46,8 @@ typedef struct {
     bool soft, full, hard, now, off, once, follow, dry_run, no_pin, table;
     int64_t width, height, frames, steps, limit, threads, priority; /* 0: not given */
     int64_t deadline_ns, older_than_ns;                             /* 0: not given */
-    double sigma_max;
+    const char *image, *sizing, *negative, *vae_precision, *dialect, *layer_norm;
+    double sigma_max, shift, guidance, guidance_low, boundary, topk; /* 0: not given */
     uint64_t seed;
     const char *args[CLI_MAX_ARGS];
     int arg_count;
@@ -81,6 +82,9 @@ struct cli {
 sl_status cli_parse(const cli_command *command, int argc, char **argv, cli_options *out,
                     sl_error *err) SL_MUST_CHECK;
 void cli_print_help(const cli_command *command, FILE *f);
+/* What of a request decides on bytes, as the command line says it. */
+sl_status cli_fill_shape(const cli_options *options, Sluice__V1__GenerateRequest *request,
+                         sl_error *err) SL_MUST_CHECK;
 /* "480p", "720p" or "832x480"; false for anything else. */
 bool cli_parse_resolution(const char *text, int64_t *width, int64_t *height);
 /* "90", "90s", "15m", "2h", "7d"; false for anything else, 0 and overflow. */
@@ -146,7 +150,9 @@ const char *cli_state_text(Sluice__V1__JobState state);
 const char *cli_format_text(Sluice__V1__OutputFormat format);
 bool cli_component_of(const char *text, Sluice__V1__Component *out);
 bool cli_precision_of(const char *text, Sluice__V1__Precision *out);
-bool cli_sampler_of(const char *text, Sluice__V1__Sampler *out);
+/* "turbo-compat" for TURBO_COMPAT; *out stays where text is NULL.  what: for the message. */
+sl_status cli_enum_of(const char *what, const char *text, const ProtobufCEnumDescriptor *type,
+                      int *out, sl_error *err) SL_MUST_CHECK;
 bool cli_format_of(const char *text, Sluice__V1__OutputFormat *out);
 bool cli_streaming_of(const char *text, Sluice__V1__Streaming *out);
 char *cli_time(int64_t wall_ns, char *buf); /* "2026-01-31 12:00:00", local */

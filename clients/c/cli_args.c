@@ -40,9 +40,24 @@ static const opt_spec specs[] = {
     { "height", 0, OPT_COUNT, AT(height), "N", "pixels, a multiple of 16" },
     { "resolution", 'r', OPT_TEXT, AT(resolution), "R", "480p, 720p or WIDTHxHEIGHT" },
     { "frames", 'f', OPT_COUNT, AT(frames), "N", "4m + 1" },
-    { "steps", 'n', OPT_COUNT, AT(steps), "N", "1 to 4 (default 4)" },
-    { "sampler", 0, OPT_TEXT, AT(sampler), "S", "sde (default) or ode" },
-    { "sigma-max", 0, OPT_DOUBLE, AT(sigma_max), "X", "first noise level (default: the model's)" },
+    { "steps", 'n', OPT_COUNT, AT(steps), "N",
+      "1 to 4 (default 4); unipc: 1 to 200 (default 50, of two experts 40)" },
+    { "sampler", 0, OPT_TEXT, AT(sampler), "S",
+      "sde, ode or unipc (default: sde, unipc where a model was not distilled)" },
+    { "sigma-max", 0, OPT_DOUBLE, AT(sigma_max), "X",
+      "sde, ode: first noise level (default: the model's)" },
+    { "shift", 0, OPT_DOUBLE, AT(shift), "X", "unipc: of the noise levels (default 5)" },
+    { "guidance", 0, OPT_DOUBLE, AT(guidance), "X",
+      "unipc: away from the negative prompt; 1 is none (default 5, of two experts 3.5)" },
+    { "guidance-low", 0, OPT_DOUBLE, AT(guidance_low), "X",
+      "of the low-noise expert (default: as --guidance)" },
+    { "negative", 0, OPT_TEXT, AT(negative), "TEXT", "unipc: what not to show (default: Wan's)" },
+    { "boundary", 0, OPT_DOUBLE, AT(boundary), "X",
+      "two experts: where the second takes over (default 0.9)" },
+    { "image", 'i', OPT_TEXT, AT(image), "FILE",
+      "the first frame, PNG, JPEG or WebP; for models that take one" },
+    { "sizing", 0, OPT_TEXT, AT(sizing), "S",
+      "fixed (default where a size is given) or adaptive: the image's shape, that area" },
     { "seed", 's', OPT_U64, AT(seed), "N", "of the noise (default 0)" },
     { "format", 0, OPT_TEXT, AT(format), "F",
       "mp4, y4m or png (default: by FILE's name, else mp4)" },
@@ -51,7 +66,12 @@ static const opt_spec specs[] = {
     { "detach", 'd', OPT_FLAG, AT(detach), NULL, "submit, print the job's id and leave" },
     { "active", 'a', OPT_FLAG, AT(active), NULL, "only jobs that have not ended" },
     { "limit", 'l', OPT_COUNT, AT(limit), "N", "at most so many (default 100)" },
-    { "attention", 0, OPT_TEXT, AT(attention), "A", "dense (default), sla or sagesla" },
+    { "attention", 0, OPT_TEXT, AT(attention), "A",
+      "dense, sla or sagesla (default: sla where a model was tuned for it)" },
+    { "topk", 0, OPT_DOUBLE, AT(topk), "X", "sla, sagesla: of the blocks (default 0.1)" },
+    { "vae-precision", 0, OPT_TEXT, AT(vae_precision), "P", "f32 (default) or bf16" },
+    { "dialect", 0, OPT_TEXT, AT(dialect), "D", "turbo or official (default: the model's)" },
+    { "layer-norm", 0, OPT_TEXT, AT(layer_norm), "N", "exact (default) or turbo-compat" },
     { "streaming", 0, OPT_TEXT, AT(streaming), "S",
       "auto (default: when nothing else can fit), off or on" },
     { "priority", 0, OPT_COUNT, AT(priority), "N", "1 (last) to 9 (first), default 5" },
@@ -268,6 +288,46 @@ void cli_print_help(const cli_command *command, FILE *f)
     if (!command->local)
         fprintf(f, "\nThe daemon is asked at %s unless --socket says otherwise.\n",
                 sl_client_default_socket(path, sizeof path));
+}
+
+sl_status cli_fill_shape(const cli_options *o, Sluice__V1__GenerateRequest *request, sl_error *err)
+{
+    const struct {
+        const char *what, *text;
+        const ProtobufCEnumDescriptor *type;
+        void *out;
+    } words[] = {
+        { "precision", o->precision, &sluice__v1__precision__descriptor, &request->precision },
+        { "VAE precision", o->vae_precision, &sluice__v1__precision__descriptor,
+          &request->vae_precision },
+        { "sampler", o->sampler, &sluice__v1__sampler__descriptor, &request->sampler },
+        { "attention", o->attention, &sluice__v1__attention__descriptor, &request->attention },
+        { "dialect", o->dialect, &sluice__v1__dialect__descriptor, &request->dialect },
+        { "layer norm", o->layer_norm, &sluice__v1__layer_norm__descriptor, &request->layer_norm },
+        { "streaming", o->streaming, &sluice__v1__streaming__descriptor, &request->streaming },
+    };
+    int64_t width = o->width, height = o->height;
+
+    if (o->resolution && !cli_parse_resolution(o->resolution, &width, &height))
+        return sl_fail(err, SL_ERR_INVALID, "unknown resolution \"%s\": 480p, 720p or WIDTHxHEIGHT",
+                       o->resolution);
+    for (size_t i = 0; i < SL_COUNT(words); i++) {
+        const sl_status status =
+            cli_enum_of(words[i].what, words[i].text, words[i].type, words[i].out, err);
+        if (status != SL_OK)
+            return status;
+    }
+    request->width = (int32_t)width;
+    request->height = (int32_t)height;
+    request->frames = (int32_t)o->frames;
+    request->steps = (int32_t)o->steps;
+    request->sigma_max = o->sigma_max;
+    request->shift = o->shift;
+    request->guidance = o->guidance;
+    request->guidance_low = o->guidance_low;
+    request->boundary = o->boundary;
+    request->topk = o->topk;
+    return SL_OK;
 }
 
 bool cli_parse_resolution(const char *text, int64_t *width, int64_t *height)

@@ -98,36 +98,20 @@ static sl_streaming streaming_of(Sluice__V1__Streaming streaming)
                                                     : SL_STREAMING_AUTO;
 }
 
-sl_status cli_fill_asked(const cli *c, sl_variants_ask *asked, sl_error *err)
+sl_status cli_fill_asked(const cli *c, const sl_model_info *info, sl_variants_ask *asked,
+                         sl_error *err)
 {
-    const cli_options *o = &c->opt;
-    int64_t width = o->width, height = o->height;
-    sl_t2v_request *request = &asked->request;
-    Sluice__V1__Streaming streaming = SLUICE__V1__STREAMING__AUTO;
+    /* Without files: of the models in the table the distilled form. */
+    const sl_model_info row = { .arch = asked->arch, .synthetic = true };
+    Sluice__V1__GenerateRequest request = SLUICE__V1__GENERATE_REQUEST__INIT;
+    sl_request_problem problem;
+    const sl_status status = cli_fill_shape(&c->opt, &request, err);
 
-    if (o->resolution && !cli_parse_resolution(o->resolution, &width, &height))
-        return sl_fail(err, SL_ERR_INVALID, "unknown resolution \"%s\": 480p, 720p or WIDTHxHEIGHT",
-                       o->resolution);
-    *request = sl_t2v_request_default(asked->arch);
-    if (o->precision && !sl_precision_parse(o->precision, &request->precision))
-        return sl_fail(err, SL_ERR_INVALID, "unknown precision \"%s\": bf16, int8 or f32",
-                       o->precision);
-    if (o->attention && !sl_attention_parse(o->attention, &request->attention))
-        return sl_fail(err, SL_ERR_INVALID, "unknown attention \"%s\": dense, sla or sagesla",
-                       o->attention);
-    if (o->streaming && !cli_streaming_of(o->streaming, &streaming))
-        return sl_fail(err, SL_ERR_INVALID, "unknown streaming \"%s\": auto, off or on",
-                       o->streaming);
-    asked->streaming = streaming_of(streaming);
-    if (width > 0)
-        request->width = (int)width;
-    if (height > 0)
-        request->height = (int)height;
-    if (o->frames > 0)
-        request->frames = (int)o->frames;
-    if (o->steps > 0)
-        request->steps = (int)o->steps;
-    return SL_OK;
+    if (status != SL_OK)
+        return status;
+    asked->streaming = streaming_of(request.streaming);
+    asked->request = sl_request_read(&request, info ? info : &row);
+    return sl_request_check(&request, &asked->request, asked->arch, &problem, err);
 }
 
 sl_status cli_machine_of(const cli *c, cli_machine *out, sl_error *err)
@@ -309,7 +293,7 @@ static sl_status work_out(const cli *c, budget *b, sl_error *err)
         status = cli_device_of(c->opt.device ? c->opt.device : "cpu", &device, err);
     b->asked.kind = device.kind;
     if (status == SL_OK)
-        status = cli_fill_asked(c, &b->asked, err);
+        status = cli_fill_asked(c, b->dir ? sl_model_dir_info(b->dir) : NULL, &b->asked, err);
     sl_budget_table_default(&b->table);
     if (status == SL_OK)
         status = cli_machine_of(c, &machine, err);

@@ -156,7 +156,7 @@ static sl_status add_model(const cli *c, table *t, const sl_arch *arch, sl_error
                 line.opt.resolution = usual_resolutions[s];
             if (!c->opt.precision)
                 line.opt.precision = usual_precisions[p];
-            status = cli_fill_asked(&line, asked, err);
+            status = cli_fill_asked(&line, NULL, asked, err);
             if (status == SL_OK)
                 status = add_line(t, asked, err);
             free(asked);

@@ -60,6 +60,32 @@ static sl_status find_only_model(cli *c, char **out)
     return status;
 }
 
+/* As much as a message may hold. */
+static sl_status read_image(const char *path, ProtobufCBinaryData *out, sl_error *err)
+{
+    enum { MOST_BYTES = 1000000 };
+    FILE *f = fopen(path, "rbe");
+    sl_status status = SL_OK;
+
+    if (!f)
+        return sl_fail_errno(err, "could not open \"%s\"", path);
+    out->data = malloc(MOST_BYTES + 1);
+    if (!out->data) {
+        status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for an image");
+        goto done;
+    }
+    out->len = fread(out->data, 1, MOST_BYTES + 1, f);
+    if (ferror(f))
+        status = sl_fail_errno(err, "could not read \"%s\"", path);
+    else if (out->len == 0)
+        status = sl_fail(err, SL_ERR_INVALID, "\"%s\" is empty", path);
+    else if (out->len > MOST_BYTES)
+        status = sl_fail(err, SL_ERR_INVALID, "\"%s\" has more than %d bytes", path, MOST_BYTES);
+done:
+    fclose(f);
+    return status;
+}
+
 /* By --format, or by the output file's name. */
 static sl_status choose_format(cli *c, Sluice__V1__OutputFormat *out)
 {
@@ -75,33 +101,27 @@ static sl_status choose_format(cli *c, Sluice__V1__OutputFormat *out)
     return SL_OK;
 }
 
+/* image: the caller frees what it gets. */
 static sl_status fill_request(cli *c, Sluice__V1__GenerateRequest *request, const char *model)
 {
     const cli_options *o = &c->opt;
-    int64_t width = o->width, height = o->height;
+    sl_status status = cli_fill_shape(o, request, &c->err);
 
-    if (o->resolution && !cli_parse_resolution(o->resolution, &width, &height))
-        return sl_fail(&c->err, SL_ERR_INVALID,
-                       "unknown resolution \"%s\": 480p, 720p or WIDTHxHEIGHT", o->resolution);
-    if (o->precision && !cli_precision_of(o->precision, &request->precision))
-        return sl_fail(&c->err, SL_ERR_INVALID, "unknown precision \"%s\": bf16, f32 or int8",
-                       o->precision);
-    if (o->streaming && !cli_streaming_of(o->streaming, &request->streaming))
-        return sl_fail(&c->err, SL_ERR_INVALID, "unknown streaming \"%s\": auto, off or on",
-                       o->streaming);
-    if (o->sampler && !cli_sampler_of(o->sampler, &request->sampler))
-        return sl_fail(&c->err, SL_ERR_INVALID, "unknown sampler \"%s\": sde or ode", o->sampler);
+    if (status == SL_OK)
+        status = cli_enum_of("sizing", o->sizing, &sluice__v1__sizing__descriptor,
+                             (int *)&request->sizing, &c->err);
+    if (status == SL_OK)
+        status = choose_format(c, &request->output);
+    if (status == SL_OK && o->image)
+        status = read_image(o->image, &request->image, &c->err);
     request->model = (char *)model;
     request->prompt = o->arg_count > 0 ? (char *)o->args[0] : request->prompt;
-    request->width = (int32_t)width;
-    request->height = (int32_t)height;
-    request->frames = (int32_t)o->frames;
-    request->steps = (int32_t)o->steps;
-    request->sigma_max = o->sigma_max;
+    if (o->negative)
+        request->negative_prompt = (char *)o->negative;
     request->seed = o->seed;
     request->priority = (int32_t)o->priority;
     request->deadline_ns = o->deadline_ns;
-    return choose_format(c, &request->output);
+    return status;
 }
 
 /* Before a job of minutes: can its result be written at all? */
@@ -170,6 +190,7 @@ int cli_plan(cli *c)
     }
     code = status == SL_OK ? show_plan(c, reply) : plan_fail(c, status);
     sl_message_free(reply);
+    free(request.image.data);
     free(only_model);
     return code;
 }
@@ -305,6 +326,7 @@ int cli_generate(cli *c)
 done:
     sl_message_free(ended);
     sl_message_free(reply);
+    free(request.image.data);
     free(only_model);
     return code;
 }

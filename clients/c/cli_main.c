@@ -5,13 +5,17 @@
 #include <string.h>
 #include <unistd.h>
 
-#define SHAPE "width height resolution frames steps sampler sigma-max seed precision format"
+/* What decides on bytes, and what else decides on the video. */
+#define SHAPE                                                                                      \
+    "width height resolution frames steps sampler sigma-max shift guidance guidance-low boundary " \
+    "attention topk precision vae-precision dialect layer-norm streaming"
+#define VIDEO SHAPE " image sizing negative seed format"
 
 static const cli_command commands[] = {
     { .name = "generate",
       .args = "\"PROMPT\"",
       .summary = "Makes a video from a prompt and leaves it in a file.",
-      .options = "model output " SHAPE " priority deadline streaming request-id detach",
+      .options = "model output " VIDEO " priority deadline request-id detach",
       .min_args = 1,
       .max_args = 1,
       .run = cli_generate,
@@ -136,15 +140,14 @@ static const cli_command commands[] = {
     { .name = "plan",
       .args = "[PROMPT]",
       .summary = "Asks the daemon whether a job would fit, without running it.",
-      .options = "model " SHAPE " streaming",
+      .options = "model " VIDEO,
       .max_args = 1,
       .run = cli_plan,
       .more = "Exit code: 0 fits now, 2 fits after something ends, 3 never fits." },
     { .name = "budget",
       .args = "",
       .summary = "Works out what a job needs, without a daemon, GPU or files.",
-      .options = "model resolution width height frames steps precision attention streaming "
-                 "device threads host-memory table",
+      .options = "model " SHAPE " device threads host-memory table",
       .local = true,
       .run = cli_budget,
       .more = "MODEL is a name from the model table or a model's directory.\n"

@@ -2,6 +2,7 @@
 
 #include "base/size.h"
 
+#include <ctype.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -82,15 +83,37 @@ bool cli_precision_of(const char *text, Sluice__V1__Precision *out)
     return true;
 }
 
-bool cli_sampler_of(const char *text, Sluice__V1__Sampler *out)
+/* The enum's own name for "turbo-compat". */
+static bool same_word(const char *text, const char *name)
 {
-    if (strcmp(text, "sde") == 0)
-        *out = SLUICE__V1__SAMPLER__SDE;
-    else if (strcmp(text, "ode") == 0)
-        *out = SLUICE__V1__SAMPLER__ODE;
-    else
-        return false;
-    return true;
+    for (; *text && *name; text++, name++)
+        if (*name != (*text == '-' ? '_' : toupper((unsigned char)*text)))
+            return false;
+    return *text == *name;
+}
+
+sl_status cli_enum_of(const char *what, const char *text, const ProtobufCEnumDescriptor *type,
+                      int *out, sl_error *err)
+{
+    char known[128] = "";
+
+    if (!text)
+        return SL_OK;
+    for (unsigned i = 1; i < type->n_values; i++) { /* the first is the default */
+        const size_t used = strlen(known);
+        if (same_word(text, type->values[i].name)) {
+            *out = type->values[i].value;
+            return SL_OK;
+        }
+        snprintf(known + used, sizeof known - used, "%s%s",
+                 i == 1                    ? ""
+                 : i + 1 == type->n_values ? " or "
+                                           : ", ",
+                 type->values[i].name);
+    }
+    for (char *p = known; *p; p++)
+        *p = *p == '_' ? '-' : (char)tolower((unsigned char)*p);
+    return sl_fail(err, SL_ERR_INVALID, "unknown %s \"%s\": %s", what, text, known);
 }
 
 const char *cli_format_text(Sluice__V1__OutputFormat format)
