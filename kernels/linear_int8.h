@@ -47,7 +47,7 @@ typedef sl_status sl_linear_int8_fn(sl_exec *exec, const sl_tensor *y, const sl_
 void sl_quantize_int8_rows(int8_t *q, float *scale, const uint16_t *x, int64_t rows, int64_t C,
                            void *space);
 
-sl_quantize_int8_fn sl_quantize_int8_cpu, sl_quantize_int8_check;
-sl_linear_int8_fn sl_linear_int8_cpu, sl_linear_int8_check;
+sl_quantize_int8_fn sl_quantize_int8_cpu, sl_quantize_int8_cuda, sl_quantize_int8_check;
+sl_linear_int8_fn sl_linear_int8_cpu, sl_linear_int8_cuda, sl_linear_int8_check;
 
 #endif
