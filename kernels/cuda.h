@@ -13,6 +13,7 @@
 #ifndef SL_KERNELS_CUDA_H
 #define SL_KERNELS_CUDA_H
 
+#include "kernels/cuda_driver.h"
 #include "kernels/exec.h"
 
 #include <cublasLt.h>
@@ -49,18 +50,12 @@ typedef enum {
 } sl_cuda_slot;
 
 typedef struct {
-    void *value;                   /* NULL at first: the op that owns the slot makes it */
-    void (*destroy)(void *value);  /* called with value when the exec goes */
+    void *value;                  /* NULL at first: the op that owns the slot makes it */
+    void (*destroy)(void *value); /* called with value when the exec goes */
 } sl_cuda_cache;
 
 sl_cuda_cache *sl_cuda_cache_of(sl_exec *exec, sl_cuda_slot slot);
 
-/* What a failed call means.  SL_ERR_DEVICE: the context is lost (sticky).
- * SL_ERR_NO_MEMORY: a bug of ours after warm-up.  SL_ERR_UNAVAILABLE: no driver,
- * no card or a card that is busy.  Otherwise SL_ERR_UNIMPLEMENTED (this card has
- * no such thing) or SL_ERR_INTERNAL (our call was wrong).  Driver codes
- * (CUresult) are the same numbers. */
-sl_status sl_cuda_status(int code);
 /* Records "<text>: <the library's words>"; clears an error that does not stick. */
 sl_status sl_cuda_fail(sl_error *err, cudaError_t error, const char *fmt, ...) SL_PRINTF(3, 4);
 sl_status sl_cuda_fail_blas(sl_error *err, cublasStatus_t error, const char *fmt, ...)

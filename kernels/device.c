@@ -12,7 +12,9 @@
 struct sl_device {
     sl_device_spec spec; /* limit_bytes rounded down to granules */
     const sl_device_backend *backend;
-    pthread_mutex_t lock; /* guards what follows */
+    void *self;            /* the backend's */
+    size_t capacity_bytes; /* what limit and reserve share */
+    pthread_mutex_t lock;  /* guards what follows */
     sl_device_stats stats;
     sl_region *regions; /* all there are */
 };
@@ -125,13 +127,12 @@ char *sl_device_spec_format(const sl_device_spec *spec, char *buf, size_t buf_by
 
 sl_status sl_device_create(sl_device **out, const sl_device_spec *spec, sl_error *err)
 {
-    sl_device *device;
+    sl_status status = SL_OK;
+    sl_device *device = NULL;
     char text[64];
 
-    if (spec->kind != SL_DEVICE_CPU)
-        return sl_fail(err, SL_ERR_UNIMPLEMENTED, "device \"%s\": this build has no CUDA",
-                       sl_device_spec_format(spec, text, sizeof text));
-    if (spec->limit_bytes < SL_GRANULE_BYTES)
+    if (spec->limit_bytes < SL_GRANULE_BYTES &&
+        (spec->kind == SL_DEVICE_CPU || spec->limit_bytes != 0))
         return sl_fail(err, SL_ERR_INVALID, "device \"%s\": a limit below one granule of %zu bytes",
                        sl_device_spec_format(spec, text, sizeof text), SL_GRANULE_BYTES);
     device = calloc(1, sizeof *device);
@@ -139,8 +140,18 @@ sl_status sl_device_create(sl_device **out, const sl_device_spec *spec, sl_error
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a device");
     device->spec = *spec;
     device->spec.limit_bytes &= ~(SL_GRANULE_BYTES - 1);
-    device->backend = &sl_device_backend_cpu;
-    device->stats.limit_bytes = device->spec.limit_bytes;
+    device->backend =
+        spec->kind == SL_DEVICE_CPU ? &sl_device_backend_cpu : &sl_device_backend_cuda;
+    status = device->backend->open(&device->self, &device->spec, &device->capacity_bytes, err);
+    if (status != SL_OK) {
+        if (err)
+            sl_error_prefix(err, "device \"%s\"", sl_device_spec_format(spec, text, sizeof text));
+        free(device);
+        return status;
+    }
+    if (device->spec.limit_bytes != 0 && device->spec.limit_bytes < device->capacity_bytes)
+        device->capacity_bytes = device->spec.limit_bytes;
+    device->stats.limit_bytes = device->capacity_bytes & ~(SL_GRANULE_BYTES - 1);
     pthread_mutex_init(&device->lock, NULL);
     *out = device;
     return SL_OK;
@@ -151,8 +162,45 @@ void sl_device_destroy(sl_device *device)
     if (!device)
         return;
     SL_ASSERT(device->regions == NULL);
+    device->backend->close(device->self);
     pthread_mutex_destroy(&device->lock);
     free(device);
+}
+
+sl_status sl_device_set_reserve(sl_device *device, size_t reserve_bytes, sl_error *err)
+{
+    const size_t reserve = sl_granules(reserve_bytes);
+    sl_status status = SL_OK;
+
+    pthread_mutex_lock(&device->lock);
+    sl_device_stats *stats = &device->stats;
+    const size_t left = reserve < device->capacity_bytes ? device->capacity_bytes - reserve : 0;
+    if (left < SL_GRANULE_BYTES || left < stats->mapped_bytes) {
+        status = sl_fail(err, SL_ERR_TOO_LARGE,
+                         "a reserve of %zu bytes leaves %zu of the device's %zu, and %zu are mapped",
+                         reserve, left, device->capacity_bytes, stats->mapped_bytes);
+    } else {
+        stats->reserve_bytes = reserve;
+        stats->limit_bytes = left & ~(SL_GRANULE_BYTES - 1);
+    }
+    pthread_mutex_unlock(&device->lock);
+    return status;
+}
+
+sl_status sl_device_get_memory(sl_device *device, size_t *free_out, size_t *total_out,
+                               sl_error *err)
+{
+    return device->backend->memory(device->self, free_out, total_out, err);
+}
+
+const char *sl_device_uuid(const sl_device *device)
+{
+    return device->backend->uuid(device->self);
+}
+
+const void *sl_device_backend_self(const sl_device *device)
+{
+    return device->self;
 }
 
 const sl_device_spec *sl_device_get_spec(const sl_device *device)
@@ -205,7 +253,7 @@ sl_status sl_region_create(sl_region **out, sl_device *device, const char *name,
         status = sl_fail(err, SL_ERR_INVALID, "region \"%s\": no address space asked for", name);
         goto done;
     }
-    status = device->backend->reserve(&region->range, sl_granules(va_bytes), name, err);
+    status = device->backend->reserve(device->self, &region->range, sl_granules(va_bytes), name, err);
     if (status != SL_OK)
         goto done;
     region->device = device;
@@ -237,7 +285,7 @@ void sl_region_destroy(sl_region *region)
     *at = region->next;
     pthread_mutex_unlock(&device->lock);
 
-    device->backend->release(&region->range);
+    device->backend->release(device->self, &region->range);
     pthread_mutex_lock(&device->lock);
     device->stats.mapped_bytes -= region->mapped_bytes;
     pthread_mutex_unlock(&device->lock);
@@ -247,13 +295,14 @@ void sl_region_destroy(sl_region *region)
 }
 
 /* The limit is checked and the bytes are booked under one lock, so that no two
- * regions pass it together. */
+ * regions pass it together; the driver is asked outside of it, since that takes
+ * long for gigabytes. */
 static sl_status region_grow(sl_region *region, size_t target, sl_error *err)
 {
     sl_device *device = region->device;
     sl_device_stats *stats = &device->stats;
     const size_t need = target - region->mapped_bytes;
-    sl_status status;
+    sl_status status = SL_OK;
 
     pthread_mutex_lock(&device->lock);
     const size_t have = stats->limit_bytes - stats->mapped_bytes;
@@ -262,10 +311,17 @@ static sl_status region_grow(sl_region *region, size_t target, sl_error *err)
                          "could not map region \"%s\": need %zu bytes, have %zu of a limit of %zu",
                          region->name, need, have, stats->limit_bytes);
     else
-        status =
-            device->backend->map(&region->range, region->mapped_bytes, need, region->name, err);
-    if (status == SL_OK) {
         stats->mapped_bytes += need;
+    pthread_mutex_unlock(&device->lock);
+    if (status != SL_OK)
+        return status;
+
+    status = device->backend->map(device->self, &region->range, region->mapped_bytes, need,
+                                  region->name, err);
+    pthread_mutex_lock(&device->lock);
+    if (status != SL_OK) {
+        stats->mapped_bytes -= need;
+    } else {
         region->mapped_bytes = target;
         if (stats->mapped_bytes > stats->peak_mapped_bytes)
             stats->peak_mapped_bytes = stats->mapped_bytes;
@@ -281,7 +337,7 @@ static sl_status region_shrink(sl_region *region, size_t target, sl_error *err)
     sl_device *device = region->device;
     const size_t gone = region->mapped_bytes - target;
     const sl_status status =
-        device->backend->unmap(&region->range, target, gone, region->name, err);
+        device->backend->unmap(device->self, &region->range, target, gone, region->name, err);
 
     if (status == SL_OK) {
         pthread_mutex_lock(&device->lock);

@@ -7,7 +7,13 @@
  * refuses.  There is no other device allocation.
  *
  * On `cpu` a region is an mmap'd range, PROT_NONE until mapped; unmapping
- * gives the pages back to the kernel.  On `cuda:N` it is driver VMM.
+ * gives the pages back to the kernel.  On `cuda:N` it is driver VMM; unmapping
+ * first waits for everything that runs on the card, since work under way may
+ * use those pages.
+ *
+ * The limit of `cuda:0:24GiB` is the whole card's: what the process holds there
+ * beside the arena (context, modules, library handles) is the reserve, measured
+ * by the worker after its warm-up and taken off the arena's limit.
  *
  * Ownership: the worker creates the device and outlives its regions.
  * Threads:   any function, any thread.
@@ -22,6 +28,9 @@
 #include <stdint.h>
 
 #define SL_GRANULE_BYTES ((size_t)2 << 20)
+/* What a cuda device may hold beyond its limit for a moment, while a region
+ * shrinks: a part of the reserve. */
+#define SL_DEVICE_CUT_BYTES ((size_t)64 << 20)
 
 typedef enum {
     SL_DEVICE_CPU,
@@ -44,16 +53,30 @@ char *sl_device_spec_format(const sl_device_spec *spec, char *buf, size_t buf_by
 typedef struct sl_device sl_device;
 
 typedef struct {
-    size_t limit_bytes;       /* capacity of the arena, a multiple of a granule */
+    size_t limit_bytes;       /* capacity of the arena, a multiple of a granule: the
+                               * spec's, or the card's, minus the reserve */
+    size_t reserve_bytes;     /* beside the arena; 0 until it is set */
     size_t mapped_bytes;      /* sum over all regions */
     size_t peak_mapped_bytes; /* since create or the last reset of the peak */
 } sl_device_stats;
 
-/* SL_ERR_UNIMPLEMENTED when the build has no CUDA and the spec asks for it. */
+/* On cuda this creates the process's context on the card.  SL_ERR_UNIMPLEMENTED
+ * when the build has no CUDA and the spec asks for it, SL_ERR_UNAVAILABLE when
+ * the machine has no driver, SL_ERR_NOT_FOUND when it has no such card. */
 sl_status sl_device_create(sl_device **out, const sl_device_spec *spec, sl_error *err) SL_MUST_CHECK;
 void sl_device_destroy(sl_device *device); /* all regions must be gone; NULL is fine */
 const sl_device_spec *sl_device_get_spec(const sl_device *device);
 void sl_device_get_stats(const sl_device *device, sl_device_stats *out);
+/* Rounded up to granules.  SL_ERR_TOO_LARGE if that leaves less than is mapped,
+ * or nothing. */
+sl_status sl_device_set_reserve(sl_device *device, size_t reserve_bytes,
+                                sl_error *err) SL_MUST_CHECK;
+/* What the driver says about the whole card, other processes included; on cpu
+ * the machine's memory. */
+sl_status sl_device_get_memory(sl_device *device, size_t *free_out, size_t *total_out,
+                               sl_error *err) SL_MUST_CHECK;
+/* "GPU-01234567-89ab-...", as nvidia-smi prints it; "cpu". */
+const char *sl_device_uuid(const sl_device *device);
 void sl_device_reset_peak(sl_device *device);
 /* Bytes of the mapped memory that the system has really given: on cpu the
  * pages touched so far, on others all that is mapped.  Reads page tables:
@@ -69,9 +92,10 @@ sl_status sl_region_create(sl_region **out, sl_device *device, const char *name,
 void sl_region_destroy(sl_region *region); /* unmaps first; NULL is fine */
 
 /* Makes exactly [0, size_bytes rounded up to granules) mapped: grows or
- * shrinks.  Newly mapped memory reads as zero on cpu and is undefined on cuda.
- * SL_ERR_NO_MEMORY if the limit would be passed (nothing changes then); the
- * message says need, have and limit. */
+ * shrinks, keeping the contents of what stays.  Newly mapped memory reads as
+ * zero on cpu and is undefined on cuda.  SL_ERR_NO_MEMORY if the limit would be
+ * passed or the driver has no more (another process took it); nothing changes
+ * then, and the message says need, have and limit. */
 sl_status sl_region_map(sl_region *region, size_t size_bytes, sl_error *err) SL_MUST_CHECK;
 
 void *sl_region_data(const sl_region *region); /* address of byte 0; stable */

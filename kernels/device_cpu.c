@@ -8,11 +8,28 @@
 
 enum { RANGE_FLAGS = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE };
 
-static sl_status cpu_reserve(sl_range *out, size_t va_bytes, const char *name, sl_error *err)
+/* The limit is given: nothing else on the machine is known to be ours. */
+static sl_status cpu_open(void **self, const sl_device_spec *spec, size_t *capacity_out,
+                          sl_error *err)
+{
+    (void)err;
+    *self = NULL;
+    *capacity_out = spec->limit_bytes;
+    return SL_OK;
+}
+
+static void cpu_close(void *self)
+{
+    (void)self;
+}
+
+static sl_status cpu_reserve(void *self, sl_range *out, size_t va_bytes, const char *name,
+                             sl_error *err)
 {
     size_t reserved_bytes;
     void *reserved;
 
+    (void)self;
     /* One granule more, so that base can be aligned: huge pages need it. */
     if (!sl_size_add(va_bytes, SL_GRANULE_BYTES, &reserved_bytes))
         return sl_fail(err, SL_ERR_INVALID, "region \"%s\": %zu bytes of address space overflow",
@@ -28,16 +45,18 @@ static sl_status cpu_reserve(sl_range *out, size_t va_bytes, const char *name, s
     return SL_OK;
 }
 
-static void cpu_release(const sl_range *range)
+static void cpu_release(void *self, sl_range *range)
 {
+    (void)self;
     munmap(range->reserved, range->reserved_bytes);
 }
 
-static sl_status cpu_map(const sl_range *range, size_t offset, size_t size_bytes, const char *name,
-                         sl_error *err)
+static sl_status cpu_map(void *self, sl_range *range, size_t offset, size_t size_bytes,
+                         const char *name, sl_error *err)
 {
     unsigned char *at = (unsigned char *)range->base + offset;
 
+    (void)self;
     if (mprotect(at, size_bytes, PROT_READ | PROT_WRITE) != 0)
         return sl_fail_errno(err, "could not map %zu bytes at offset %zu of region \"%s\"",
                              size_bytes, offset, name);
@@ -46,11 +65,12 @@ static sl_status cpu_map(const sl_range *range, size_t offset, size_t size_bytes
     return SL_OK;
 }
 
-static sl_status cpu_unmap(const sl_range *range, size_t offset, size_t size_bytes,
+static sl_status cpu_unmap(void *self, sl_range *range, size_t offset, size_t size_bytes,
                            const char *name, sl_error *err)
 {
     unsigned char *at = (unsigned char *)range->base + offset;
 
+    (void)self;
     /* Fresh unmapped pages over the old ones: the old go back to the kernel
      * and any later touch faults. */
     if (mmap(at, size_bytes, PROT_NONE, RANGE_FLAGS | MAP_FIXED, -1, 0) == MAP_FAILED)
@@ -76,10 +96,35 @@ static size_t cpu_resident(const sl_range *range, size_t mapped_bytes)
     return pages * page_bytes;
 }
 
+static size_t pages_bytes(int name)
+{
+    const long pages = sysconf(name), page_bytes = sysconf(_SC_PAGESIZE);
+
+    return pages > 0 && page_bytes > 0 ? (size_t)pages * (size_t)page_bytes : 0;
+}
+
+static sl_status cpu_memory(void *self, size_t *free_out, size_t *total_out, sl_error *err)
+{
+    (void)self, (void)err;
+    *free_out = pages_bytes(_SC_AVPHYS_PAGES);
+    *total_out = pages_bytes(_SC_PHYS_PAGES);
+    return SL_OK;
+}
+
+static const char *cpu_uuid(const void *self)
+{
+    (void)self;
+    return "cpu";
+}
+
 const sl_device_backend sl_device_backend_cpu = {
+    .open = cpu_open,
+    .close = cpu_close,
     .reserve = cpu_reserve,
     .release = cpu_release,
     .map = cpu_map,
     .unmap = cpu_unmap,
     .resident = cpu_resident,
+    .memory = cpu_memory,
+    .uuid = cpu_uuid,
 };

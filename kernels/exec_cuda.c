@@ -183,8 +183,8 @@ static sl_status cuda_write(sl_exec *exec, void *d_dst, const void *src, size_t 
         if (status != SL_OK)
             break;
         memcpy(s->data, (const unsigned char *)src + at, n);
-        status = queue_copy(e, s, (unsigned char *)d_dst + at, s->data, n, cudaMemcpyHostToDevice,
-                            err);
+        status =
+            queue_copy(e, s, (unsigned char *)d_dst + at, s->data, n, cudaMemcpyHostToDevice, err);
     }
     return status == SL_OK ? sl_cuda_end(exec, "write", cudaSuccess, err) : status;
 }
@@ -274,8 +274,8 @@ static sl_status create_stream(cuda_exec *e, sl_error *err)
     for (size_t i = 0; error == cudaSuccess && i < STAGINGS; i++) {
         error = cudaEventCreateWithFlags(&e->stagings[i].event, cudaEventDisableTiming);
         if (error == cudaSuccess)
-            error = cudaHostAlloc((void **)&e->stagings[i].data, STAGING_BYTES,
-                                  cudaHostAllocPortable);
+            error =
+                cudaHostAlloc((void **)&e->stagings[i].data, STAGING_BYTES, cudaHostAllocPortable);
     }
     return error == cudaSuccess ? SL_OK
                                 : sl_cuda_fail(err, error, "cuda:%d: stream and events", e->card);
@@ -331,8 +331,8 @@ sl_status sl_exec_create_cuda(sl_exec **out, sl_device *device, const sl_numeric
     if (status == SL_OK)
         status = create_pool(e, err);
     if (status == SL_OK)
-        status = sl_region_create(&exec->workspace, device, "workspace", SL_CUDA_WORKSPACE_BYTES,
-                                  err);
+        status =
+            sl_region_create(&exec->workspace, device, "workspace", SL_CUDA_WORKSPACE_BYTES, err);
     if (status == SL_OK)
         status = sl_region_map(exec->workspace, SL_CUDA_WORKSPACE_BYTES, err);
     if (status == SL_OK) {
