@@ -59,14 +59,20 @@ static Sluice__V1__PhaseBytes *phase_to_pb(const sl_job_spec *spec, sl_phase pha
 static bool add_needs(Sluice__V1__Plan *pb, const sl_job_spec *spec, sl_arena *arena)
 {
     pb->components = sl_arena_alloc(arena, SL_COMPONENT_COUNT * sizeof(void *));
-    if (!pb->components)
+    pb->streamed = sl_arena_alloc(arena, SL_COMPONENT_COUNT * sizeof *pb->streamed);
+    if (!pb->components || !pb->streamed)
         return false;
     for (int i = 0; i < spec->core.need_count; i++) {
-        const sl_core_component c = { .key = spec->core.needs[i].key,
-                                      .size_bytes = spec->core.needs[i].size_bytes };
+        const sl_core_need *need = &spec->core.needs[i];
+        const sl_core_component c = { .key = need->key, .size_bytes = need->size_bytes };
         pb->components[pb->n_components] = sl_component_bytes_to_pb(&c, arena);
-        if (!pb->components[pb->n_components++])
+        if (!pb->components[pb->n_components])
             return false;
+        if (need->key.mode == SL_MODE_STREAMED) {
+            pb->components[pb->n_components]->host_bytes = need->host_bytes;
+            pb->streamed[pb->n_streamed++] = pb->components[pb->n_components]->component;
+        }
+        pb->n_components++;
         pb->weight_bytes += c.size_bytes;
     }
     return true;
@@ -112,8 +118,13 @@ Sluice__V1__Plan *sl_plan_to_pb(const sl_job_spec *spec, size_t workspace_bytes,
     pb->precision = sl_precision_to_pb(spec->request.precision);
     pb->activation_bytes = spec->plan.activation_bytes;
     pb->workspace_bytes = workspace_bytes;
-    pb->peak_bytes = pb->activation_bytes + pb->weight_bytes + pb->workspace_bytes;
+    pb->peak_bytes = spec->way.peak_bytes + pb->workspace_bytes;
     pb->device_bytes = device_bytes;
+    pb->slowdown = spec->way.slowdown;
+    pb->host_bytes = spec->way.host_bytes;
+    pb->by_phase = spec->way.by_phase;
+    if (answer && answer->estimate.measured)
+        pb->estimate_ns = answer->estimate.run_ns;
     return pb;
 }
 
@@ -194,8 +205,9 @@ Sluice__V1__GenerateRequest *sl_request_to_pb(const sl_job *job, sl_arena *arena
     pb->output = sl_format_to_pb(job->spec.format);
     pb->priority = job->spec.core.priority;
     pb->deadline_ns = job->spec.deadline_ns;
-    if (request->streamed)
-        pb->streaming = SLUICE__V1__STREAMING__ON;
+    pb->streaming = job->spec.streaming == SL_STREAMING_ON    ? SLUICE__V1__STREAMING__ON
+                    : job->spec.streaming == SL_STREAMING_OFF ? SLUICE__V1__STREAMING__OFF
+                                                              : SLUICE__V1__STREAMING__AUTO;
     return pb;
 }
 
@@ -228,6 +240,7 @@ Sluice__V1__Job *sl_job_to_pb(sl_service *s, const sl_job *job, sl_arena *arena)
     if (!pb->job_id || !pb->request_id || !pb->model || !pb->owner || !pb->message
         || !pb->output_sha256 || !pb->plan || !pb->request)
         return NULL;
+    pb->plan->estimate_ns = job->estimate_ns;
     pb->state = job->state;
     pb->step = job->step;
     pb->step_count = job->step_count;
@@ -243,7 +256,9 @@ Sluice__V1__Job *sl_job_to_pb(sl_service *s, const sl_job *job, sl_arena *arena)
     pb->attempt = job->attempt;
     pb->resumed_from_step = job->resumed_from_step;
     pb->run_ns = job->run_ns;
-    if (job->state == SLUICE__V1__JOB_STATE__QUEUED)
+    if (job->state == SLUICE__V1__JOB_STATE__QUEUED) {
         pb->waiting_for = waiting_to_pb(s, job, arena);
+        pb->estimated_start_ns = job->estimated_start_ns;
+    }
     return pb;
 }

@@ -181,6 +181,7 @@ typedef struct {
     int64_t queue_ns; /* from now until its own loads begin */
     int64_t load_ns;
     int64_t run_ns; /* 0: unknown */
+    bool measured;  /* run_ns: from runs of its model, and not from a guess */
 } sl_core_estimate;
 
 /* Why not, as data.  With SL_CORE_NOW only need, have, row and the plan are set. */
@@ -476,6 +477,11 @@ void sl_core_get_active_at(const sl_core *core, int i, sl_core_active *out);
 int sl_core_queued_count(const sl_core *core);
 /* From 1, in the order of the queue; 0: an admitted job; -1: unknown. */
 int sl_core_position(const sl_core *core, const char *job_id);
+/* When the queued jobs start and end, in their order. */
+sl_status sl_core_each_estimate(const sl_core *core, int64_t now_ns,
+                                void (*say)(void *arg, const char *job_id,
+                                            const sl_core_estimate *estimate),
+                                void *arg, sl_error *err) SL_MUST_CHECK;
 /* When a queued job starts (queue + load) and ends.  SL_ERR_NOT_FOUND: not queued. */
 sl_status sl_core_get_estimate(const sl_core *core, const char *job_id, int64_t now_ns,
                                sl_core_estimate *out, sl_error *err) SL_MUST_CHECK;

@@ -265,6 +265,16 @@ bool sl_core_would_make_late(sl_core *core, const job *j, int64_t now_ns)
     return late;
 }
 
+sl_core_estimate sl_core_estimate_of(const sl_core *core, const job *j, int64_t now_ns)
+{
+    return (sl_core_estimate){
+        .queue_ns = j->est_begin_ns - now_ns,
+        .load_ns = j->est_start_ns - j->est_begin_ns,
+        .run_ns = j->est_end_ns - j->est_start_ns,
+        .measured = find_rate(core, j->spec.variants[j->variant].facts.model) != NULL,
+    };
+}
+
 sl_status sl_core_get_estimate(const sl_core *core, const char *job_id, int64_t now_ns,
                                sl_core_estimate *out, sl_error *err)
 {
@@ -275,8 +285,20 @@ sl_status sl_core_get_estimate(const sl_core *core, const char *job_id, int64_t 
         return sl_fail(err, SL_ERR_NOT_FOUND, "no job \"%s\" is queued", job_id);
     if (!sl_core_estimate_queue(core, NULL, NULL, now_ns))
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory to estimate job \"%s\"", job_id);
-    *out = (sl_core_estimate){ .queue_ns = j->est_begin_ns - now_ns,
-                               .load_ns = j->est_start_ns - j->est_begin_ns,
-                               .run_ns = j->est_end_ns - j->est_start_ns };
+    *out = sl_core_estimate_of(core, j, now_ns);
+    return SL_OK;
+}
+
+sl_status sl_core_each_estimate(const sl_core *core, int64_t now_ns,
+                                void (*say)(void *arg, const char *job_id,
+                                            const sl_core_estimate *estimate),
+                                void *arg, sl_error *err)
+{
+    if (!sl_core_estimate_queue(core, NULL, NULL, now_ns))
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory to estimate the queue");
+    for (const job *j = core->queue; j; j = j->next) {
+        const sl_core_estimate estimate = sl_core_estimate_of(core, j, now_ns);
+        say(arg, j->spec.job_id, &estimate);
+    }
     return SL_OK;
 }

@@ -80,9 +80,7 @@ static bool is_in_time(const sl_core *core, job *j, sl_core_answer *answer)
 
     if (!sl_core_estimate_queue(core, j, NULL, now_ns))
         return true; /* out of memory for a guess is no reason to refuse */
-    answer->estimate = (sl_core_estimate){ .queue_ns = j->est_begin_ns - now_ns,
-                                           .load_ns = j->est_start_ns - j->est_begin_ns,
-                                           .run_ns = j->est_end_ns - j->est_start_ns };
+    answer->estimate = sl_core_estimate_of(core, j, now_ns);
     if (j->spec.deadline_ns == 0 || j->est_end_ns <= j->spec.deadline_ns)
         return true;
     answer->when = SL_CORE_LATE;

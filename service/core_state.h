@@ -362,6 +362,8 @@ int64_t sl_core_file_ns(const sl_core *core, size_t size_bytes);
  * (NULL, or a job that is not queued), in the order of the queue but `first`
  * (may be NULL) before all.  False: out of memory. */
 bool sl_core_estimate_queue(const sl_core *core, job *extra, const job *first, int64_t now_ns);
+/* What that has put into j. */
+sl_core_estimate sl_core_estimate_of(const sl_core *core, const job *j, int64_t now_ns);
 /* Whether starting j now would cost a job that it passes the deadline. */
 bool sl_core_would_make_late(sl_core *core, const job *j, int64_t now_ns);
 

@@ -73,6 +73,19 @@ void sl_dispatch_preempt(sl_service *s, const char *job_id)
     sl_dispatch_send(s, &command);
 }
 
+void sl_dispatch_go(sl_service *s, const char *job_id, int phase, size_t activation_bytes)
+{
+    Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
+    Sluice__Worker__Go go = SLUICE__WORKER__GO__INIT;
+
+    go.job_id = (char *)job_id;
+    go.phase = phase;
+    go.activation_bytes = activation_bytes;
+    command.kind_case = SLUICE__WORKER__COMMAND__KIND_GO;
+    command.go = &go;
+    sl_dispatch_send(s, &command);
+}
+
 void sl_dispatch_trim(sl_service *s, uint64_t command_id)
 {
     Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;

@@ -33,6 +33,8 @@ void sl_dispatch_worker_down(sl_service *s);
 void sl_dispatch_free_images(sl_service *s);
 
 void sl_dispatch_preempt(sl_service *s, const char *job_id);
+/* phase: the engine's */
+void sl_dispatch_go(sl_service *s, const char *job_id, int phase, size_t activation_bytes);
 void sl_dispatch_trim(sl_service *s, uint64_t command_id);
 
 #endif

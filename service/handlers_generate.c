@@ -32,6 +32,7 @@ static sl_status reply_generate(sl_service *s, sl_rpc_call *call, const sl_job *
     Sluice__V1__GenerateReply *reply =
         sl_rpc_new(call->arena, &sluice__v1__generate_reply__descriptor);
 
+    sl_service_estimate(s);
     if (!reply || !(reply->job = sl_job_to_pb(s, job, call->arena)))
         return out_of_memory(err);
     call->reply = &reply->base;
@@ -126,6 +127,9 @@ static sl_status submit(sl_service *s, sl_rpc_call *call, const char *request_id
         return status;
     }
     memcpy(job->table_row, answer->row, sizeof job->table_row);
+    sl_request_take_way(&job->spec, answer->told);
+    if (answer->estimate.measured)
+        job->estimate_ns = answer->estimate.run_ns;
     job->reserved_output_bytes = sl_outputs_bound(&job->spec);
     job->workspace_bytes = sl_service_workspace_bytes(s);
     job->step_count = job->spec.request.steps;
@@ -216,6 +220,7 @@ sl_status sl_handle_plan_job(void *service, sl_rpc_call *call, sl_error *err)
     pthread_mutex_unlock(&s->lock);
     if (status != SL_OK)
         goto done;
+    sl_request_take_way(&spec, answer->told);
     reply->plan = sl_plan_to_pb(&spec, workspace_bytes, s->config.device.limit_bytes, answer->row,
                                 answer, call->arena);
     reply->admitted_now = answer->when == SL_CORE_NOW;

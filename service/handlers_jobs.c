@@ -45,6 +45,14 @@ static sl_status get_job(sl_service *s, sl_rpc_call *call, const char *id, sl_jo
     return SL_OK;
 }
 
+static sl_status show_job(sl_service *s, const sl_rpc_call *call, const sl_job *job,
+                          Sluice__V1__Job **out, sl_error *err)
+{
+    sl_service_estimate(s);
+    *out = sl_job_to_pb(s, job, call->arena);
+    return *out ? SL_OK : out_of_memory(err);
+}
+
 sl_status sl_handle_get_job(void *service, sl_rpc_call *call, sl_error *err)
 {
     sl_service *s = service;
@@ -56,8 +64,8 @@ sl_status sl_handle_get_job(void *service, sl_rpc_call *call, sl_error *err)
         return out_of_memory(err);
     pthread_mutex_lock(&s->lock);
     sl_status status = get_job(s, call, request->job_id, &job, err);
-    if (status == SL_OK && !(reply->job = sl_job_to_pb(s, job, call->arena)))
-        status = out_of_memory(err);
+    if (status == SL_OK)
+        status = show_job(s, call, job, &reply->job, err);
     pthread_mutex_unlock(&s->lock);
     call->reply = &reply->base;
     return status;
@@ -92,6 +100,7 @@ sl_status sl_handle_list_jobs(void *service, sl_rpc_call *call, sl_error *err)
     if (!reply || !(reply->jobs = sl_arena_alloc(call->arena, limit * sizeof(void *))))
         return out_of_memory(err);
     pthread_mutex_lock(&s->lock);
+    sl_service_estimate(s);
     const sl_status status = fill_list(s, call, request->active_only, limit, reply, err);
     pthread_mutex_unlock(&s->lock);
     call->reply = &reply->base;
@@ -132,8 +141,8 @@ sl_status sl_handle_explain_job(void *service, sl_rpc_call *call, sl_error *err)
         return out_of_memory(err);
     pthread_mutex_lock(&s->lock);
     sl_status status = get_job(s, call, request->job_id, &job, err);
-    if (status == SL_OK && !(reply->job = sl_job_to_pb(s, job, call->arena)))
-        status = out_of_memory(err);
+    if (status == SL_OK)
+        status = show_job(s, call, job, &reply->job, err);
     if (status == SL_OK)
         status = add_lines(job, reply, call->arena, err);
     pthread_mutex_unlock(&s->lock);
@@ -206,8 +215,8 @@ sl_status sl_handle_watch_job(void *service, sl_rpc_call *call, sl_error *err)
     sl_status status = wait_for_news(s, call, request, &job, err);
     if (status == SL_OK)
         status = add_events(job, request->after_seq, reply, call->arena, err);
-    if (status == SL_OK && !(reply->job = sl_job_to_pb(s, job, call->arena)))
-        status = out_of_memory(err);
+    if (status == SL_OK)
+        status = show_job(s, call, job, &reply->job, err);
     pthread_mutex_unlock(&s->lock);
     call->reply = &reply->base;
     return status;
@@ -255,8 +264,8 @@ sl_status sl_handle_cancel_job(void *service, sl_rpc_call *call, sl_error *err)
         return out_of_memory(err);
     pthread_mutex_lock(&s->lock);
     sl_status status = cancel(s, call, request->job_id, &job, err);
-    if (status == SL_OK && !(reply->job = sl_job_to_pb(s, job, call->arena)))
-        status = out_of_memory(err);
+    if (status == SL_OK)
+        status = show_job(s, call, job, &reply->job, err);
     pthread_mutex_unlock(&s->lock);
     call->reply = &reply->base;
     return status;

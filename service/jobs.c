@@ -31,7 +31,7 @@ bool sl_job_has_ended(const sl_job *job)
 
 size_t sl_job_planned_peak_bytes(const sl_job *job)
 {
-    return job->spec.plan.total_bytes + job->workspace_bytes;
+    return job->spec.way.peak_bytes + job->workspace_bytes;
 }
 
 void sl_job_spec_fini(sl_job_spec *spec)

@@ -22,6 +22,7 @@
 #include "engine/pipeline/t2v.h"
 #include "service/auth.h"
 #include "service/core.h"
+#include "service/variants.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -56,8 +57,12 @@ typedef struct {
     int32_t *ids;           /* malloc'd; request.token_count of them */
     int32_t *negative_ids;  /* malloc'd, request.negative_token_count; NULL: no guidance */
     char *image_path;       /* malloc'd; a file that no job has yet: fini removes it */
-    sl_t2v_plan plan;
+    sl_streaming streaming;
     sl_core_job core;       /* what the core decides on */
+    sl_variants variants;   /* its variants; none of a job that has ended in an earlier life */
+    sl_way way;             /* that is taken, or would be; request.streamed, plan and core.needs
+                               are of it */
+    sl_t2v_plan plan;
     sl_arch arch;           /* sizes alone: its name may be gone */
     int64_t deadline_ns;    /* from the submission; 0: none */
 } sl_job_spec;
@@ -71,6 +76,8 @@ typedef struct {
     uint8_t body_hash[SL_BODY_HASH_BYTES];
     sl_job_spec spec; /* ids are freed when the job ends */
     char table_row[SL_BUDGET_NAME_BYTES];
+    int64_t estimate_ns;       /* of its run, from others of its model; 0: unknown */
+    int64_t estimated_start_ns; /* wall clock; 0: unknown, or not queued */
     size_t workspace_bytes; /* planned */
     uint64_t reserved_output_bytes; /* the most its output can take */
 

@@ -25,20 +25,19 @@ static inline int sl_lanes_default(sl_device_kind kind)
     return kind == SL_DEVICE_CPU ? 2 : 1;
 }
 
-/* running: job lanes; 1: one lane does everything.  threads: of each on cpu; 0: one
- * per core. */
+/* running: job lanes, beside which there is the loader's.  threads: of each on cpu;
+ * 0: one per core. */
 static inline size_t sl_lanes_workspace_bytes(sl_device_kind kind, int running, int threads)
 {
     if (kind == SL_DEVICE_CUDA)
-        return (size_t)(running > 1 ? running + 1 : 1) * SL_CUDA_WORKSPACE_BYTES;
+        return (size_t)(running + 1) * SL_CUDA_WORKSPACE_BYTES;
     const long online = sysconf(_SC_NPROCESSORS_ONLN);
     long each = threads > 0 ? threads : online > 0 ? online : 1;
 
     if (each > SL_LANES_MAX_THREADS)
         each = SL_LANES_MAX_THREADS;
     const long loader = each < SL_LANES_LOADER_THREADS ? each : SL_LANES_LOADER_THREADS;
-    const long all = running > 1 ? running * each + loader : each;
-    return (size_t)all * SL_CPU_WORKSPACE_PER_THREAD;
+    return (size_t)(running * each + loader) * SL_CPU_WORKSPACE_PER_THREAD;
 }
 
 #endif

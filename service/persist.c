@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "engine/pipeline/latent_file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -160,6 +161,33 @@ sl_status sl_persist_add(sl_service *s, sl_job *job, sl_error *err)
     }
     sl_arena_destroy(arena);
     return status;
+}
+
+void sl_persist_plan(sl_service *s, const sl_job *job)
+{
+    sl_error err = { .status = SL_OK };
+    sl_arena *arena = NULL;
+
+    if (!s->store || !job->stored)
+        return;
+    sl_status status = sl_arena_create(&arena, ROW_BYTES, &err);
+    if (status == SL_OK) {
+        const Sluice__V1__Plan *plan =
+            sl_plan_to_pb(&job->spec, job->workspace_bytes, s->config.device.limit_bytes,
+                          job->table_row, NULL, arena);
+        const sl_store_blob blob = pack(plan ? &plan->base : NULL, arena);
+        status = blob.data ? sl_store_begin(s->store, false, &err)
+                           : sl_fail(&err, SL_ERR_NO_MEMORY, "out of memory for a plan");
+        if (status == SL_OK)
+            status = sl_store_set_plan(s->store, job->job_id, blob, &err);
+        if (status == SL_OK)
+            status = sl_store_commit(s->store, &err);
+        if (status != SL_OK)
+            sl_store_rollback(s->store);
+    }
+    if (status != SL_OK)
+        sl_log(SL_LOG_WARN, "store_write", "id=%s reason=\"%s\"", job->job_id, err.message);
+    sl_arena_destroy(arena);
 }
 
 sl_status sl_persist_output(sl_service *s, sl_job *job, size_t size_bytes, const char *sha256,
@@ -328,11 +356,21 @@ static void take_plan(sl_job_spec *spec, const Sluice__V1__Plan *pb)
         need->key.component = kind;
         need->key.precision = sl_precision_from_pb(c->precision);
         need->size_bytes = c->planned_bytes;
+        if (c->streamed) {
+            need->key.mode = SL_MODE_STREAMED;
+            need->host_bytes = c->host_bytes;
+        }
         spec->plan.weight_bytes[kind] = c->planned_bytes;
     }
     spec->plan.activation_bytes = pb->activation_bytes;
     spec->plan.total_bytes = pb->activation_bytes + pb->weight_bytes;
     spec->core.activation_bytes = pb->activation_bytes;
+    spec->way = (sl_way){ .by_phase = pb->by_phase,
+                          .weight_bytes = pb->weight_bytes,
+                          .activation_bytes = pb->activation_bytes,
+                          .peak_bytes = pb->peak_bytes - pb->workspace_bytes,
+                          .host_bytes = pb->host_bytes,
+                          .slowdown = pb->slowdown };
 }
 
 static void take_standing(sl_job *job, const sl_store_job *row)
@@ -516,6 +554,25 @@ static void end_restored(sl_service *s, sl_job *job, Sluice__V1__JobState state,
     sl_service_log_end(job);
 }
 
+/* Whether all of its steps are done and kept: then only decoding is left. */
+static bool has_last_state(sl_service *s, const sl_job *job)
+{
+    const sl_t2v_request *request = &job->spec.request;
+    sl_latent_run run = { .job = job->job_id, .step_count = request->steps };
+    const int64_t count = sl_t2v_latent_shape(request, &job->spec.arch, run.dim);
+    double *state = malloc((size_t)count * sizeof *state);
+    char *path = sl_outputs_latent_path(s, job);
+    sl_error ignored = { .status = SL_OK };
+    int steps_done = 0;
+
+    if (state && path
+        && sl_latent_file_read(path, &run, &steps_done, state, &ignored) != SL_OK)
+        steps_done = 0;
+    free(state);
+    free(path);
+    return steps_done == request->steps;
+}
+
 /* What the core decides on is worked out anew: the model, the device and the
  * table may have changed. */
 static sl_status queue_again(sl_service *s, sl_job *job, sl_error *err)
@@ -527,10 +584,17 @@ static sl_status queue_again(sl_service *s, sl_job *job, sl_error *err)
         status = sl_request_respec(s, &job->spec, err);
     if (status == SL_OK)
         status = sl_service_note_path(s, job->spec.model, job->spec.model_path, &job->spec.arch, err);
+    job->spec.core.first_phase = 0;
+    if (status == SL_OK && has_last_state(s, job))
+        job->spec.core.first_phase = sl_request_core_phase(&job->spec.plan, SL_PHASE_DECODE);
     const int64_t age_ns = sl_clock_wall_ns() - job->submitted_ns;
     sl_request_set_clock(&job->spec, job->owner, sl_clock_now_ns() - (age_ns > 0 ? age_ns : 0));
     if (status == SL_OK)
         status = sl_core_submit(s->core, &job->spec.core, answer, err);
+    if (status == SL_OK) {
+        sl_request_take_way(&job->spec, answer->told);
+        sl_persist_plan(s, job);
+    }
     free(answer);
     return status;
 }

@@ -25,6 +25,9 @@ sl_status sl_persist_restore(sl_service *s, sl_error *err) SL_MUST_CHECK;
 /* Durable.  Also forgets the oldest ended jobs above the number that is kept. */
 sl_status sl_persist_add(sl_service *s, sl_job *job, sl_error *err) SL_MUST_CHECK;
 
+/* It is done in another way than was written; a failure is logged. */
+void sl_persist_plan(sl_service *s, const sl_job *job);
+
 /* Durable: the output of a job is whole and about to get its name. */
 sl_status sl_persist_output(sl_service *s, sl_job *job, size_t size_bytes, const char *sha256,
                             sl_error *err) SL_MUST_CHECK;

@@ -82,17 +82,16 @@ static sl_status read_order(sl_rpc_call *call, const Sluice__V1__GenerateRequest
     return SL_OK;
 }
 
-/* Everything that can be streamed, when that is asked for. */
-static unsigned streamed_set(const sl_arch *arch, Sluice__V1__Streaming streaming)
+static sl_streaming read_streaming(Sluice__V1__Streaming streaming)
 {
-    unsigned set = 0;
-
-    for (int k = 0; k < SL_COMPONENT_COUNT && streaming == SLUICE__V1__STREAMING__ON; k++) {
-        const sl_component_kind kind = (sl_component_kind)k;
-        if (sl_arch_has_component(arch, kind) && sl_component_can_stream(kind))
-            set |= SL_COMPONENT_BIT(kind);
+    switch (streaming) {
+    case SLUICE__V1__STREAMING__OFF:
+        return SL_STREAMING_OFF;
+    case SLUICE__V1__STREAMING__ON:
+        return SL_STREAMING_ON;
+    default:
+        return SL_STREAMING_AUTO;
     }
-    return set;
 }
 
 void sl_request_set_clock(sl_job_spec *spec, const char *user, int64_t submitted_ns)
@@ -145,38 +144,7 @@ static sl_status read_texts(sl_service *s, sl_rpc_call *call, sl_model *model,
                      &out->request.negative_token_count, err);
 }
 
-/* A guess at the floating-point operations of the steps: what the network's linears
- * and its attention come to.  Rates are measured per model, so only the ratio of two
- * requests of one model matters for long. */
-static double guess_cost(const sl_t2v_request *request, const sl_arch *arch)
-{
-    const double dim = (double)arch->dit.dim, ffn = (double)arch->dit.ffn_dim;
-    const double tokens = (double)(request->width / 16) * (double)(request->height / 16)
-                          * (double)((request->frames - 1) / 4 + 1);
-    const double linears = tokens * (12.0 * dim * dim + 4.0 * dim * ffn);
-    const double kept = request->attention == SL_ATTENTION_DENSE ? 1.0 : request->topk_ratio;
-    const double attention = 4.0 * dim * tokens * (tokens + (double)arch->dit.text_len);
-
-    return (sl_t2v_request_is_guided(request, arch) ? 2.0 : 1.0) * (double)request->steps
-           * (double)arch->dit.num_layers * (linears + kept * attention);
-}
-
-/* Phases that the run has, in their order; what it maps in one is what it needs from
- * there on. */
-static void fill_phases(sl_core_variant *variant, const sl_t2v_plan *plan)
-{
-    for (int phase = 0; phase < SL_PHASE_COUNT; phase++) {
-        sl_core_phase_plan *out = &variant->phases[variant->phase_count];
-        if (plan->phase_components[phase] == 0)
-            continue;
-        *out = (sl_core_phase_plan){ .activation_bytes = plan->remaining_bytes[phase] };
-        for (int i = 0; i < variant->need_count; i++) {
-            if (plan->phase_components[phase] & SL_COMPONENT_BIT(variant->needs[i].key.component))
-                out->needs |= 1u << i;
-        }
-        variant->phase_count++;
-    }
-}
+/* --- what it comes to --- */
 
 int sl_request_core_phase(const sl_t2v_plan *plan, int phase)
 {
@@ -187,43 +155,75 @@ int sl_request_core_phase(const sl_t2v_plan *plan, int phase)
     return before;
 }
 
-/* Plan, components and facts of spec->request. */
-static sl_status make_plan(const sl_model_info *info, sl_job_spec *spec, sl_error *err)
+int sl_request_engine_phase(const sl_t2v_plan *plan, int phase)
 {
-    unsigned components = 0;
-    sl_status status = sl_t2v_plan_make(&spec->plan, &spec->request, info->arch, err);
+    int engine = 0;
 
+    while (engine + 1 < SL_PHASE_COUNT
+           && (plan->phase_components[engine] == 0 || phase-- > 0))
+        engine++;
+    return engine;
+}
+
+void sl_request_take_way(sl_job_spec *spec, int way)
+{
+    const sl_core_variant *variant = &spec->core.variants[way];
+
+    spec->way = spec->variants.ways[way];
+    spec->plan = *sl_variants_plan(&spec->variants, way);
+    spec->request.streamed = spec->way.streamed;
+    spec->core.need_count = variant->need_count;
+    memcpy(spec->core.needs, variant->needs, sizeof spec->core.needs);
+    spec->core.activation_bytes = variant->activation_bytes;
+    spec->core.facts = variant->facts;
+}
+
+static size_t host_limit_bytes(sl_service *s)
+{
+    pthread_mutex_lock(&s->lock);
+    const size_t limit_bytes = sl_core_get_limits(s->core).host_limit_bytes;
+    pthread_mutex_unlock(&s->lock);
+    return limit_bytes;
+}
+
+/* The spec's strings and arch are borrowed. */
+static sl_variants_ask ask_of(sl_service *s, const sl_arch *arch, const sl_job_spec *spec)
+{
+    sl_streaming streaming = spec->streaming;
+
+    /* Without a host tier nothing streams: a refusal is about the device then. */
+    if (streaming == SL_STREAMING_AUTO && host_limit_bytes(s) == 0)
+        streaming = SL_STREAMING_OFF;
+    return (sl_variants_ask){ .model = spec->model,
+                              .arch = arch,
+                              .request = spec->request,
+                              .streaming = streaming,
+                              .kind = s->config.device.kind };
+}
+
+/* All ways of doing spec->request; the first of them is taken until the core says
+ * which. */
+static sl_status make_plan(sl_service *s, const sl_model_info *info, sl_job_spec *spec,
+                           sl_error *err)
+{
+    const sl_variants_ask ask = ask_of(s, info->arch, spec);
+    sl_status status = SL_OK;
+
+    if (spec->streaming == SL_STREAMING_ON && host_limit_bytes(s) == 0)
+        return sl_fail(err, SL_ERR_PRECONDITION,
+                       "streaming needs host memory: host_memory is 0 in the configuration");
+    status = sl_variants_make(&spec->variants, &spec->core, &ask, err);
     if (status != SL_OK)
         return status;
     spec->arch = *info->arch;
-    spec->core.need_count = 0;
-    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++) {
-        if (spec->plan.weight_bytes[kind] == 0)
-            continue;
-        sl_core_need *need = &spec->core.needs[spec->core.need_count];
-        status = sl_request_need(info, (sl_component_kind)kind, spec->request.precision, need, err);
-        if (status != SL_OK)
-            return status;
-        need->size_bytes = spec->plan.weight_bytes[kind];
-        if (spec->request.streamed & SL_COMPONENT_BIT(kind))
-            need->key.mode = SL_MODE_STREAMED;
-        spec->core.need_count++;
-        components |= 1u << kind;
+    sl_request_take_way(spec, 0);
+    for (int i = 0; i < spec->core.need_count && status == SL_OK; i++) {
+        const sl_component_kind kind = spec->core.needs[i].key.component;
+        if (!info->files[kind])
+            status = sl_fail(err, SL_ERR_PRECONDITION, "model \"%s\" lacks the file of its %s",
+                             info->name, sl_component_name(kind));
     }
-    spec->core.activation_bytes = spec->plan.activation_bytes;
-    spec->core.cost = guess_cost(&spec->request, info->arch);
-    status = sl_budget_facts_make(&spec->core.facts, info->name, info->arch, components,
-                                  spec->request.precision, &spec->request, err);
-    if (status != SL_OK)
-        return status;
-    sl_core_variant *variant = &spec->core.variants[0];
-    *variant = (sl_core_variant){ .need_count = spec->core.need_count,
-                                  .activation_bytes = spec->core.activation_bytes,
-                                  .facts = spec->core.facts };
-    memcpy(variant->needs, spec->core.needs, sizeof variant->needs);
-    fill_phases(variant, &spec->plan);
-    spec->core.variant_count = 1;
-    return SL_OK;
+    return status;
 }
 
 static sl_status check_model_name(sl_rpc_call *call, const char *name, sl_error *err)
@@ -275,12 +275,7 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
         goto done;
     }
     spec.request = sl_request_read(request, info);
-    spec.request.streamed = streamed_set(info->arch, request->streaming);
-    if (spec.request.streamed && s->config.host_bytes == 0) {
-        status = sl_fail(err, SL_ERR_PRECONDITION,
-                         "streaming needs host memory: host_memory is 0 in the configuration");
-        goto done;
-    }
+    spec.streaming = read_streaming(request->streaming);
     status = read_order(call, request, &spec, err);
     if (status == SL_OK)
         status = sl_input_size(call, request, info->arch, to_run, &spec.request, err);
@@ -289,7 +284,7 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
     if (status == SL_OK)
         status = read_texts(s, call, model, request, to_run, &spec, err);
     if (status == SL_OK)
-        status = make_plan(info, &spec, err);
+        status = make_plan(s, info, &spec, err);
     if (status == SL_OK && to_run && info->arch->task == SL_TASK_I2V)
         status = sl_input_store(s, call, request, &spec.request, &spec.image_path, err);
     if (status != SL_OK)
@@ -318,8 +313,7 @@ void sl_request_numbers_from_pb(sl_job_spec *spec, const Sluice__V1__GenerateReq
         pb->sizing == SLUICE__V1__SIZING__SIZING_DEFAULT ? SL_TASK_T2V : SL_TASK_I2V;
     spec->request.token_count = counts.token_count;
     spec->request.negative_token_count = counts.negative_token_count;
-    /* Which ones: when it runs. */
-    spec->request.streamed = pb->streaming == SLUICE__V1__STREAMING__ON;
+    spec->streaming = read_streaming(pb->streaming);
 }
 
 /* What an earlier daemon stored may not know all fields: they are the model's. */
@@ -331,8 +325,6 @@ static sl_t2v_request read_again(const sl_job_spec *spec, const sl_model_info *i
     sl_t2v_request request = sl_request_read(&pb, info);
     request.token_count = spec->request.token_count;
     request.negative_token_count = spec->request.negative_token_count;
-    request.streamed = streamed_set(info->arch, spec->request.streamed ? SLUICE__V1__STREAMING__ON
-                                                                       : SLUICE__V1__STREAMING__OFF);
     return request;
 }
 
@@ -358,7 +350,7 @@ sl_status sl_request_respec(sl_service *s, sl_job_spec *spec, sl_error *err)
     spec->request = request;
     status = sl_t2v_request_check(&request, info->arch, err);
     if (status == SL_OK)
-        status = make_plan(info, spec, err);
+        status = make_plan(s, info, spec, err);
     if (status == SL_OK) {
         free(spec->model_path);
         spec->model_path = path;
@@ -372,87 +364,41 @@ done:
 
 /* --- the nearest request that can ever be done --- */
 
-static int scale_side(int side, int num, int den)
+static bool can_ever(void *arg, const sl_core_job *job, size_t *need_bytes)
 {
-    const int scaled = side * num / den / 16 * 16;
-
-    return scaled < 16 ? 16 : scaled;
-}
-
-/* Can the device ever do it?  Fills try's plan. */
-static bool can_ever(sl_service *s, const sl_model_info *info, sl_job_spec *try)
-{
+    sl_service *s = arg;
     sl_error ignored = { .status = SL_OK };
-    sl_core_answer *answer = malloc(sizeof *answer);
-    bool can = false;
+    sl_core_answer answer;
 
-    if (answer && sl_t2v_request_check(&try->request, info->arch, &ignored) == SL_OK
-        && make_plan(info, try, &ignored) == SL_OK) {
-        pthread_mutex_lock(&s->lock);
-        can = sl_core_plan(s->core, &try->core, answer, &ignored) == SL_OK
-              && answer->when != SL_CORE_NEVER;
-        pthread_mutex_unlock(&s->lock);
-    }
-    free(answer);
-    return can;
-}
-
-/* The most frames, 4m + 1 and at most as many as asked for; 0: not even one. */
-static int most_frames(sl_service *s, const sl_model_info *info, sl_job_spec *try, int asked)
-{
-    int low = -1, high = (asked - 1) / 4; /* 4 low + 1 frames can be done */
-
-    while (low < high) {
-        const int middle = low + (high - low + 1) / 2;
-        try->request.frames = 4 * middle + 1;
-        if (can_ever(s, info, try))
-            low = middle;
-        else
-            high = middle - 1;
-    }
-    if (low < 0)
-        return 0;
-    try->request.frames = 4 * low + 1;
-    return can_ever(s, info, try) ? try->request.frames : 0;
+    pthread_mutex_lock(&s->lock);
+    const sl_status status = sl_core_plan(s->core, job, &answer, &ignored);
+    pthread_mutex_unlock(&s->lock);
+    *need_bytes = answer.need_bytes;
+    return status == SL_OK && answer.when != SL_CORE_NEVER;
 }
 
 sl_status sl_request_nearest(sl_service *s, const sl_job_spec *spec,
                              Sluice__V1__NearestRequest *out, sl_error *err)
 {
-    enum { SCALES = 16 };
+    const sl_variants_judge judge = { s, can_ever };
     sl_model *model = NULL;
-    int64_t best = 0;
-    bool best_is_video = false;
-    const sl_status status = sl_models_get(s->models, &model, spec->model, err);
+    sl_t2v_request nearest;
+    size_t need_bytes = 0;
+    bool found = false;
+    sl_status status = sl_models_get(s->models, &model, spec->model, err);
 
     if (status != SL_OK)
         return status;
-    const sl_model_info *info = sl_model_get_info(model);
-    /* The precision asked for first; a lower one only where that never fits. */
-    for (int precision = (int)spec->request.precision; precision < SL_PRECISION_COUNT && !best;
-         precision++) {
-        for (int scale = SCALES; scale > 0; scale--) {
-            sl_job_spec try = { .request = spec->request, .core = spec->core };
-            try.request.precision = (sl_precision)precision;
-            try.request.width = scale_side(spec->request.width, scale, SCALES);
-            try.request.height = scale_side(spec->request.height, scale, SCALES);
-            const int frames = most_frames(s, info, &try, spec->request.frames);
-            const int64_t volume = (int64_t)try.request.width * try.request.height * frames;
-            /* Who asked for a video is not helped by a large picture. */
-            const bool is_video = 2 * frames >= spec->request.frames;
-            if (frames == 0 || is_video < best_is_video
-                || (is_video == best_is_video && volume <= best))
-                continue;
-            best = volume;
-            best_is_video = is_video;
-            out->exists = true;
-            out->width = try.request.width;
-            out->height = try.request.height;
-            out->frames = frames;
-            out->precision = sl_precision_to_pb(try.request.precision);
-            out->need_bytes = try.plan.total_bytes;
-        }
+    const sl_variants_ask ask = ask_of(s, sl_model_get_info(model)->arch, spec);
+    status = sl_variants_nearest(&ask, &judge, &found, &nearest, &need_bytes, err);
+    if (status == SL_OK && found) {
+        out->exists = true;
+        out->width = nearest.width;
+        out->height = nearest.height;
+        out->frames = nearest.frames;
+        out->precision = sl_precision_to_pb(nearest.precision);
+        out->need_bytes = need_bytes;
     }
     sl_models_release(s->models, model);
-    return SL_OK;
+    return status;
 }

@@ -1,5 +1,6 @@
 #include "service/dispatch.h"
 #include "service/evidence.h"
+#include "service/lanes.h"
 #include "service/outputs.h"
 #include "service/persist.h"
 #include "service/service_state.h"
@@ -231,6 +232,30 @@ static void fill_sampling(Sluice__Worker__Run *run, const sl_job_spec *spec)
     }
 }
 
+/* What it may map, and which components it uses. */
+static void fill_memory(Sluice__Worker__Run *run, const sl_job_spec *spec,
+                        const sl_core_action *action, uint64_t phase_bytes[SL_PHASE_COUNT],
+                        Sluice__Worker__ComponentKey keys[SL_CORE_MAX_NEEDS],
+                        Sluice__Worker__ComponentKey *key_list[SL_CORE_MAX_NEEDS])
+{
+    for (int phase = 0; phase < SL_PHASE_COUNT; phase++)
+        phase_bytes[phase] = spec->way.by_phase
+                                 ? sl_granules(spec->plan.phase_activation_bytes[phase])
+                                 : spec->plan.remaining_bytes[phase];
+    for (int i = 0; i < spec->core.need_count; i++) {
+        sl_dispatch_key(&keys[i], &spec->core.needs[i].key);
+        key_list[i] = &keys[i];
+    }
+    run->activation_bytes = action->size_bytes;
+    run->by_phase = spec->way.by_phase;
+    run->first_phase = sl_request_engine_phase(&spec->plan, action->phase);
+    run->phase_bytes = phase_bytes;
+    run->n_phase_bytes = SL_PHASE_COUNT;
+    run->components = key_list;
+    run->n_components = (size_t)spec->core.need_count;
+    run->streamed = (int32_t)spec->way.streamed;
+}
+
 static void do_run(sl_service *s, const sl_core_action *action)
 {
     Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
@@ -265,18 +290,14 @@ static void do_run(sl_service *s, const sl_core_action *action)
     run.seed = request->seed;
     run.ids = job->spec.ids;
     run.n_ids = (size_t)request->token_count;
-    run.activation_bytes = action->size_bytes;
     uint64_t phase_bytes[SL_PHASE_COUNT];
-    for (int phase = 0; phase < SL_PHASE_COUNT; phase++)
-        phase_bytes[phase] = job->spec.plan.remaining_bytes[phase];
-    run.phase_bytes = phase_bytes;
-    run.n_phase_bytes = SL_PHASE_COUNT;
+    Sluice__Worker__ComponentKey keys[SL_CORE_MAX_NEEDS], *key_list[SL_CORE_MAX_NEEDS];
+    fill_memory(&run, &job->spec, action, phase_bytes, keys, key_list);
     run.output_path = mine->partial;
     run.output_format = (int32_t)job->spec.format;
     run.latent_path = latent;
     run.resume = access(latent, F_OK) == 0; /* of an attempt that was broken off */
     run.lane = action->lane;
-    run.streamed = (int32_t)request->streamed;
     fill_sampling(&run, &job->spec);
     if (job->spec.arch.task == SL_TASK_I2V)
         run.image_path = image;
@@ -299,18 +320,40 @@ static void do_cancel(sl_service *s, const sl_core_action *action)
     sl_dispatch_send(s, &command);
 }
 
+static void do_go(sl_service *s, const sl_core_action *action)
+{
+    const sl_job *job = sl_jobs_find(s->jobs, action->job_id);
+
+    SL_ASSERT(job);
+    sl_dispatch_go(s, action->job_id, sl_request_engine_phase(&job->spec.plan, action->phase),
+                   action->size_bytes);
+}
+
+/* It may have become another way than the one that was told of. */
+static void take_way(sl_service *s, sl_job *job, int way)
+{
+    const sl_way before = job->spec.way;
+
+    sl_request_take_way(&job->spec, way);
+    job->workspace_bytes = sl_service_workspace_bytes(s);
+    if (before.streamed != job->spec.way.streamed || before.by_phase != job->spec.way.by_phase)
+        sl_persist_plan(s, job);
+}
+
 static void on_admitted(sl_service *s, const sl_core_action *action)
 {
     sl_job *job = sl_jobs_find(s->jobs, action->job_id);
 
     SL_ASSERT(job);
+    take_way(s, job, action->variant);
     job->position = 0;
     job->attempt = job->attempt_base + action->attempt;
     job->started_ns = sl_clock_wall_ns();
     job->admitted_ns = sl_clock_now_ns();
     sl_jobs_move(s->jobs, job, STATE(ADMITTED), "admitted");
-    sl_service_note(job, SL_LOG_INFO, "job_admitted", "attempt=%d planned_bytes=%zu", job->attempt,
-                    action->size_bytes);
+    sl_service_note(job, SL_LOG_INFO, "job_admitted",
+                    "attempt=%d planned_bytes=%zu by_phase=%d streamed=%d", job->attempt,
+                    action->size_bytes, job->spec.way.by_phase, job->spec.way.streamed != 0);
 }
 
 static void on_requeued(sl_service *s, const sl_core_action *action)
@@ -441,7 +484,7 @@ static void act(sl_service *s, const sl_core_action *action)
             note_command(s, action);
         break;
     case SL_CORE_PHASE_GO:
-        SL_ASSERT(!"no job goes by phase");
+        do_go(s, action);
         break;
     case SL_CORE_NONE:
         break;
@@ -462,6 +505,26 @@ static void update_positions(sl_service *s)
         job->position = position;
         sl_jobs_move(s->jobs, job, STATE(QUEUED), "number %d in the queue", position);
     }
+}
+
+static void take_estimate(void *arg, const char *job_id, const sl_core_estimate *estimate)
+{
+    sl_service *s = arg;
+    sl_job *job = sl_jobs_find(s->jobs, job_id);
+
+    if (!job)
+        return;
+    job->estimated_start_ns = sl_clock_wall_ns() + estimate->queue_ns + estimate->load_ns;
+    job->estimate_ns = estimate->measured ? estimate->run_ns : 0;
+}
+
+void sl_service_estimate(sl_service *s)
+{
+    sl_error ignored = { .status = SL_OK };
+
+    if (sl_core_queued_count(s->core) > 0
+        && sl_core_each_estimate(s->core, sl_clock_now_ns(), take_estimate, s, &ignored) != SL_OK)
+        sl_log(SL_LOG_DEBUG, "no_estimate", "reason=\"%s\"", ignored.message);
 }
 
 void sl_service_pump(sl_service *s)
@@ -558,7 +621,7 @@ static void on_phase(sl_service *s, const Sluice__Worker__Phase *phase)
     running_job *run;
     sl_job *job = running_of(s, phase->job_id, &run);
 
-    if (job && phase->phase >= 0 && phase->phase < SL_PHASE_COUNT)
+    if (job && phase->phase >= 0 && phase->phase < SL_PHASE_COUNT && !phase->waiting)
         sl_jobs_move(s->jobs, job, moves[phase->phase].state, "%s", moves[phase->phase].text);
     if (job && phase->phase >= 0 && phase->phase < SL_PHASE_COUNT)
         sl_core_phase(s->core, job->job_id,
@@ -615,6 +678,8 @@ static sl_status finish_run(sl_service *s, running_job *run, const Sluice__Worke
     job->measured_peak_bytes = done->job_peak_bytes;
     for (size_t i = 0; i < done->n_phase_activation_bytes && i < SL_PHASE_COUNT; i++)
         job->measured_phase_bytes[i] = done->phase_activation_bytes[i];
+    if (done->state_lost)
+        sl_core_lose_state(s->core, job->job_id);
     if (status != SL_OK)
         sl_fail(err, status, "%s", done->message);
     else
@@ -825,7 +890,7 @@ static sl_status start_threads(sl_service *s, sl_error *err)
         .worker_path = s->worker,
         .device = s->device_text,
         .threads = s->config.threads,
-        .lanes = s->config.running > 1 ? s->config.running : 0,
+        .lanes = s->config.running,
         .lock_fd = s->config.lock_fd,
     };
     const int code = pthread_create(&s->timer, NULL, run_timer, s);
@@ -844,12 +909,9 @@ static sl_status start_threads(sl_service *s, sl_error *err)
 
 static sl_status create_state(sl_service *s, const sl_service_config *config, sl_error *err)
 {
-    long threads = config->threads ? config->threads : sysconf(_SC_NPROCESSORS_ONLN);
-
-    threads = threads < 1 ? 1 : threads > 64 ? 64 : threads;
-    /* Job lanes have all threads each, the loader's beside them has few. */
-    const long all = config->running > 1 ? config->running * threads + (threads < 2 ? threads : 2) : threads;
-    s->expected_workspace_bytes = (size_t)all * SL_CPU_WORKSPACE_PER_THREAD;
+    s->config.running = config->running > 1 ? config->running : 1;
+    s->expected_workspace_bytes = sl_lanes_workspace_bytes(config->device.kind, s->config.running,
+                                                           config->threads);
     sl_device_spec_format(&config->device, s->device_text, sizeof s->device_text);
     s->outputs = strdup(config->outputs);
     s->worker = config->worker ? strdup(config->worker) : NULL;
@@ -859,7 +921,7 @@ static sl_status create_state(sl_service *s, const sl_service_config *config, sl
     sl_core_config core = sl_core_config_default(config->device.kind, config->device.limit_bytes,
                                                  s->expected_workspace_bytes);
     core.retry_limit = config->retry_limit;
-    core.max_running_jobs = config->running > 1 ? config->running : 1;
+    core.max_running_jobs = s->config.running;
     core.bypass_limit = config->bypass_limit;
     core.user_running_limit = config->user_running;
     core.user_queued_limit = config->user_queued;

@@ -135,6 +135,8 @@ void sl_service_note(sl_job *job, sl_log_level level, const char *event, const c
     SL_PRINTF(4, 5);
 void sl_service_log_end(sl_job *job);
 size_t sl_service_workspace_bytes(sl_service *s); /* the worker's, or what is expected */
+/* When each queued job will start: into job.estimated_start_ns. */
+void sl_service_estimate(sl_service *s);
 
 /* --- requests.c; without the lock --- */
 
@@ -159,8 +161,11 @@ void sl_request_numbers_from_pb(sl_job_spec *spec, const Sluice__V1__GenerateReq
 sl_status sl_request_respec(sl_service *s, sl_job_spec *spec, sl_error *err) SL_MUST_CHECK;
 /* Whose it is and since when it waits (monotonic), which its deadline counts from. */
 void sl_request_set_clock(sl_job_spec *spec, const char *user, int64_t submitted_ns);
-/* The core's number of a phase that the plan has. */
+/* What the spec shows is of this way from now on. */
+void sl_request_take_way(sl_job_spec *spec, int way);
+/* The core's number of a phase that the plan has, and the phase of a number. */
 int sl_request_core_phase(const sl_t2v_plan *plan, int phase);
+int sl_request_engine_phase(const sl_t2v_plan *plan, int phase);
 void sl_request_hash(const Sluice__V1__GenerateRequest *request, sl_arena *arena,
                      uint8_t out[SL_BODY_HASH_BYTES]);
 sl_component_kind sl_component_from_pb(Sluice__V1__Component component);

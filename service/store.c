@@ -61,6 +61,7 @@ typedef enum {
     ADD_JOB,
     UPDATE_JOB,
     DROP_IDS,
+    SET_PLAN,
     REMOVE_JOB,
     REMOVE_EVENTS,
     REMOVE_LINES,
@@ -87,6 +88,7 @@ static const char *const statements[STATEMENT_COUNT] = {
                    " (?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19)"
                    " WHERE job_id = ?1",
     [DROP_IDS] = "UPDATE jobs SET ids = NULL WHERE job_id = ?1 AND ids IS NOT NULL",
+    [SET_PLAN] = "UPDATE jobs SET plan = ?2 WHERE job_id = ?1",
     [REMOVE_JOB] = "DELETE FROM jobs WHERE job_id = ?1",
     [REMOVE_EVENTS] = "DELETE FROM events WHERE job_id = ?1",
     [REMOVE_LINES] = "DELETE FROM lines WHERE job_id = ?1",
@@ -436,6 +438,13 @@ sl_status sl_store_update_job(sl_store *store, const sl_store_job *job, sl_error
         return status;
     bind_text(store->prepared[DROP_IDS], 1, job->job_id);
     return finish_for_job(store, DROP_IDS, job->job_id, err);
+}
+
+sl_status sl_store_set_plan(sl_store *store, const char *job_id, sl_store_blob plan, sl_error *err)
+{
+    bind_text(store->prepared[SET_PLAN], 1, job_id);
+    bind_blob(store->prepared[SET_PLAN], 2, plan);
+    return finish_for_job(store, SET_PLAN, job_id, err);
 }
 
 sl_status sl_store_remove_job(sl_store *store, const char *job_id, sl_error *err)

@@ -97,6 +97,9 @@ sl_status sl_store_add_job(sl_store *store, const sl_store_job *job, sl_error *e
 /* How it stands; the rest stays.  Drops the ids of a job that has ended. */
 sl_status sl_store_update_job(sl_store *store, const sl_store_job *job,
                               sl_error *err) SL_MUST_CHECK;
+/* It is done in another way than it was submitted with. */
+sl_status sl_store_set_plan(sl_store *store, const char *job_id, sl_store_blob plan,
+                            sl_error *err) SL_MUST_CHECK;
 /* With its events and lines; an unknown one is fine. */
 sl_status sl_store_remove_job(sl_store *store, const char *job_id, sl_error *err) SL_MUST_CHECK;
 sl_status sl_store_add_event(sl_store *store, const char *job_id, const sl_store_event *event,
