@@ -188,10 +188,12 @@ int sl_request_core_phase(const sl_t2v_plan *plan, int phase)
 }
 
 /* Plan, components and facts of spec->request. */
-static sl_status make_plan(const sl_model_info *info, sl_job_spec *spec, sl_error *err)
+static sl_status make_plan(const sl_service *s, const sl_model_info *info, sl_job_spec *spec,
+                           sl_error *err)
 {
     unsigned components = 0;
-    sl_status status = sl_t2v_plan_make(&spec->plan, &spec->request, info->arch, err);
+    sl_status status = sl_t2v_plan_make(&spec->plan, &spec->request, info->arch,
+                                        s->config.device.kind, err);
 
     if (status != SL_OK)
         return status;
@@ -275,6 +277,9 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
         goto done;
     }
     spec.request = sl_request_read(request, info);
+    if (!request->vae_precision)
+        spec.request.vae_precision =
+            sl_t2v_vae_precision_default(s->config.device.kind, spec.request.precision);
     spec.request.streamed = streamed_set(info->arch, request->streaming);
     if (spec.request.streamed && s->config.host_bytes == 0) {
         status = sl_fail(err, SL_ERR_PRECONDITION,
@@ -289,7 +294,7 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
     if (status == SL_OK)
         status = read_texts(s, call, model, request, to_run, &spec, err);
     if (status == SL_OK)
-        status = make_plan(info, &spec, err);
+        status = make_plan(s, info, &spec, err);
     if (status == SL_OK && to_run && info->arch->task == SL_TASK_I2V)
         status = sl_input_store(s, call, request, &spec.request, &spec.image_path, err);
     if (status != SL_OK)
@@ -358,7 +363,7 @@ sl_status sl_request_respec(sl_service *s, sl_job_spec *spec, sl_error *err)
     spec->request = request;
     status = sl_t2v_request_check(&request, info->arch, err);
     if (status == SL_OK)
-        status = make_plan(info, spec, err);
+        status = make_plan(s, info, spec, err);
     if (status == SL_OK) {
         free(spec->model_path);
         spec->model_path = path;
@@ -387,7 +392,7 @@ static bool can_ever(sl_service *s, const sl_model_info *info, sl_job_spec *try)
     bool can = false;
 
     if (answer && sl_t2v_request_check(&try->request, info->arch, &ignored) == SL_OK
-        && make_plan(info, try, &ignored) == SL_OK) {
+        && make_plan(s, info, try, &ignored) == SL_OK) {
         pthread_mutex_lock(&s->lock);
         can = sl_core_plan(s->core, &try->core, answer, &ignored) == SL_OK
               && answer->when != SL_CORE_NEVER;
