@@ -23,7 +23,7 @@ static sl_core_job job_of(const char *name, sl_precision precision, int width, i
     request.frames = frames;
     request.precision = precision;
     request.token_count = arch->dit.text_len;
-    SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, arch, err));
+    SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, arch, SL_DEVICE_CPU, err));
     for (int i = 0; i < SL_COMPONENT_COUNT; i++) {
         if (plan.weight_bytes[i] == 0)
             continue;

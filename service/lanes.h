@@ -1,5 +1,5 @@
-/* lanes.h - what a worker's lanes take: how many there are by default, and their
- * workspaces together.
+/* lanes.h - what a worker's lanes take: how many there are by default, their
+ * workspaces together, and what a card holds beside the arena.
  *
  * The daemon expects this much until the worker says what it really is, and
  * `sluice budget` plans with it.
@@ -18,6 +18,20 @@ enum {
     SL_LANES_LOADER_THREADS = 2, /* at most; of the lane that loads beside the jobs' */
     SL_LANES_MAX_THREADS = 64,   /* of one lane, as kernels/exec.h has it */
 };
+
+/* Of a card, beside the arena: context, modules, library handles (kernels/device.h
+ * calls it the reserve).  An assumption, on the safe side, until a worker has
+ * measured its own. */
+#define SL_LANES_CUDA_RESERVE_BYTES ((size_t)1 << 30)
+
+/* What a device of this limit has for weights, activations and workspaces. */
+static inline size_t sl_lanes_arena_bytes(sl_device_kind kind, size_t limit_bytes)
+{
+    const size_t reserve_bytes = kind == SL_DEVICE_CUDA ? SL_LANES_CUDA_RESERVE_BYTES : 0;
+
+    return limit_bytes > reserve_bytes + SL_GRANULE_BYTES ? limit_bytes - reserve_bytes
+                                                          : SL_GRANULE_BYTES;
+}
 
 /* Jobs side by side when the configuration does not say. */
 static inline int sl_lanes_default(sl_device_kind kind)

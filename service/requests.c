@@ -275,6 +275,9 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
         goto done;
     }
     spec.request = sl_request_read(request, info);
+    if (!request->vae_precision)
+        spec.request.vae_precision =
+            sl_t2v_vae_precision_default(s->config.device.kind, spec.request.precision);
     spec.streaming = read_streaming(request->streaming);
     status = read_order(call, request, &spec, err);
     if (status == SL_OK)

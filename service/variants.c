@@ -202,7 +202,7 @@ static sl_status make_set(sl_variants *out, sl_core_job *job, const sl_variants_
     sl_budget_facts facts;
 
     request.streamed = streamed_by(ask->arch, set);
-    sl_status status = sl_t2v_plan_make(plan, &request, ask->arch, err);
+    sl_status status = sl_t2v_plan_make(plan, &request, ask->arch, ask->kind, err);
     if (status == SL_OK)
         status = sl_budget_facts_make(&facts, ask->model, ask->arch, components_of(plan),
                                       request.precision, &request, err);

@@ -44,7 +44,7 @@ typedef struct {
     const sl_arch *arch;
     sl_t2v_request request; /* streamed is not looked at */
     sl_streaming streaming;
-    sl_device_kind kind; /* to guess times for */
+    sl_device_kind kind; /* to plan for, and to guess times */
 } sl_variants_ask;
 
 typedef struct {

@@ -62,7 +62,7 @@ static void make_streamed_job(job *j, const char *id, unsigned streamed, sl_erro
     request.steps = 2;
     request.token_count = SL_COUNT(prompt_ids);
     request.streamed = streamed;
-    SL_CHECK_OK(sl_t2v_plan_make(&j->plan, &request, arch, err));
+    SL_CHECK_OK(sl_t2v_plan_make(&j->plan, &request, arch, SL_DEVICE_CPU, err));
     j->run.activation_bytes = j->plan.activation_bytes;
     j->run.streamed = (int32_t)streamed;
 }

@@ -365,7 +365,8 @@ static sl_status make_request(job *j, sl_error *err)
     read_sampling(request, run);
     status = sl_t2v_request_check(request, j->arch, err);
     if (status == SL_OK)
-        status = sl_t2v_plan_make(&j->plan, request, j->arch, err);
+        status = sl_t2v_plan_make(&j->plan, request, j->arch,
+                                  sl_exec_numerics(j->lane->exec)->kind, err);
     return status;
 }
 

@@ -413,7 +413,7 @@ static inline void make_job(job *j, const char *id, int size, int frames, int st
     request.steps = steps;
     request.precision = SL_PRECISION_BF16;
     request.token_count = SL_COUNT(prompt_ids);
-    SL_CHECK_OK(sl_t2v_plan_make(&j->plan, &request, arch, err));
+    SL_CHECK_OK(sl_t2v_plan_make(&j->plan, &request, arch, SL_DEVICE_CPU, err));
     snprintf(j->output, sizeof j->output, "%s/.partial-%s-1.y4m", work_dir, id);
     snprintf(j->latent, sizeof j->latent, "%s/.latent-%s", work_dir, id);
     for (int i = 0; i < SL_PHASE_COUNT; i++)

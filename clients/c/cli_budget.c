@@ -98,6 +98,7 @@ static sl_streaming streaming_of(Sluice__V1__Streaming streaming)
                                                     : SL_STREAMING_AUTO;
 }
 
+/* asked: model, arch and kind are there. */
 sl_status cli_fill_asked(const cli *c, const sl_model_info *info, sl_variants_ask *asked,
                          sl_error *err)
 {
@@ -111,6 +112,9 @@ sl_status cli_fill_asked(const cli *c, const sl_model_info *info, sl_variants_as
         return status;
     asked->streaming = streaming_of(request.streaming);
     asked->request = sl_request_read(&request, info ? info : &row);
+    if (!request.vae_precision)
+        asked->request.vae_precision =
+            sl_t2v_vae_precision_default(asked->kind, asked->request.precision);
     return sl_request_check(&request, &asked->request, asked->arch, &problem, err);
 }
 

@@ -152,6 +152,7 @@ static sl_status add_model(const cli *c, table *t, const sl_arch *arch, sl_error
                 return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a plan");
             asked->arch = arch;
             asked->model = arch->name;
+            asked->kind = t->planners[0].device.kind; /* of all of them */
             if (!one_shape)
                 line.opt.resolution = usual_resolutions[s];
             if (!c->opt.precision)

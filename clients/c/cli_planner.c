@@ -13,9 +13,11 @@ sl_status cli_planner_init(cli_planner *out, const sl_device_spec *device,
     cli_planner planner = { .device = *device,
                             .workspace_bytes = sl_lanes_workspace_bytes(
                                 device->kind, sl_lanes_default(device->kind), threads) };
-    sl_core_config config =
-        sl_core_config_default(device->kind, device->limit_bytes, planner.workspace_bytes);
+    sl_core_config config = sl_core_config_default(
+        device->kind, sl_lanes_arena_bytes(device->kind, device->limit_bytes),
+        planner.workspace_bytes);
 
+    config.device_bytes = device->limit_bytes;
     config.table = table;
     config.host_limit_bytes = machine->host_bytes ? machine->host_bytes : SIZE_MAX / 4;
     const sl_status status = sl_core_create(&planner.core, &config, err);

@@ -17,6 +17,14 @@ static sl_variants_ask ask_for(const char *model, sl_precision precision, int wi
     asked.request.height = height;
     asked.request.frames = 81;
     asked.request.precision = precision;
+    asked.request.vae_precision = sl_t2v_vae_precision_default(asked.kind, precision);
+    return asked;
+}
+
+static sl_variants_ask on_cpu(sl_variants_ask asked)
+{
+    asked.kind = SL_DEVICE_CPU;
+    asked.request.vae_precision = sl_t2v_vae_precision_default(asked.kind, asked.request.precision);
     return asked;
 }
 
@@ -101,7 +109,7 @@ SL_TEST(the_peak_is_exact_in_every_way)
     for (size_t i = 0; i < SL_COUNT(streaming); i++, limit = 140 * SL_GIB)
         for (;;) {
             sl_variants_ask asked =
-                ask_for("wan2.2-i2v-a14b", SL_PRECISION_INT8, 832, 480, streaming[i]);
+                on_cpu(ask_for("wan2.2-i2v-a14b", SL_PRECISION_INT8, 832, 480, streaming[i]));
             cli_verdict v, exact;
 
             plan_on(SL_DEVICE_CPU, limit, &asked, &v, err);
@@ -121,7 +129,7 @@ SL_TEST(the_nearest_fits_and_the_next_larger_does_not)
 {
     static sl_budget_table table;
     const sl_device_spec device = { .kind = SL_DEVICE_CPU, .limit_bytes = 6 * SL_GIB };
-    sl_variants_ask asked = ask_for("wan2.1-t2v-1.3b", SL_PRECISION_BF16, 1280, 720, AUTO);
+    sl_variants_ask asked = on_cpu(ask_for("wan2.1-t2v-1.3b", SL_PRECISION_BF16, 1280, 720, AUTO));
     sl_t2v_request nearest;
     cli_planner planner;
     cli_verdict v;
@@ -136,14 +144,15 @@ SL_TEST(the_nearest_fits_and_the_next_larger_does_not)
     SL_CHECK(found && need_bytes > 0 && need_bytes <= device.limit_bytes);
     SL_CHECK(nearest.width < 1280 && nearest.frames >= 1);
 
-    asked = ask_for("wan2.1-t2v-1.3b", nearest.precision, nearest.width, nearest.height, AUTO);
+    asked =
+        on_cpu(ask_for("wan2.1-t2v-1.3b", nearest.precision, nearest.width, nearest.height, AUTO));
     asked.request.frames = nearest.frames;
     SL_CHECK_OK(cli_planner_judge(&planner, &asked, &v, err));
     SL_CHECK(v.answer.when == SL_CORE_NOW && v.answer.need_bytes == need_bytes);
 
     /* The next of the search's steps: a sixteenth of the sides more. */
-    asked = ask_for("wan2.1-t2v-1.3b", nearest.precision, nearest.width + 1280 / 16,
-                    nearest.height + 720 / 16 / 16 * 16 + 16, AUTO);
+    asked = on_cpu(ask_for("wan2.1-t2v-1.3b", nearest.precision, nearest.width + 1280 / 16,
+                           nearest.height + 720 / 16 / 16 * 16 + 16, AUTO));
     asked.request.frames = nearest.frames;
     SL_CHECK_OK(cli_planner_judge(&planner, &asked, &v, err));
     SL_CHECK(v.answer.when == SL_CORE_NEVER);

@@ -34,7 +34,7 @@ static void check_plan(fixture *f, const sl_t2v_request *request, const char *wh
     sl_t2v_result result;
     sl_t2v_plan plan;
 
-    SL_CHECK_OK(sl_t2v_plan_make(&plan, request, f->arch, err));
+    SL_CHECK_OK(sl_t2v_plan_make(&plan, request, f->arch, SL_DEVICE_CPU, err));
     SL_CHECK_OK(run(f, request, NULL, &r, &result, err));
     SL_CHECK(r.steps == request->steps && r.phases == phases_of(&plan));
     for (int phase = 0; phase < SL_PHASE_COUNT; phase++)
@@ -213,7 +213,7 @@ SL_TEST(unipc_takes_both_experts)
 
     open_fixture(&f, &arch, SL_PRECISION_BF16);
     request.guidance_low = 1.0; /* only the high-noise one is guided */
-    SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, &arch, err));
+    SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, &arch, SL_DEVICE_CPU, err));
     /* sigmas of shift 5: 0.9998, 0.96, 0.91 | 0.83, 0.71, 0.5 */
     SL_CHECK(plan.phase_steps[SL_PHASE_DENOISE_HIGH] == 3);
     SL_CHECK(plan.phase_steps[SL_PHASE_DENOISE_LOW] == 3);

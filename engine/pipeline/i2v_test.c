@@ -52,7 +52,7 @@ static void check_run(fixture *f, const sl_t2v_request *request, unsigned phases
     snprintf(what, sizeof what, "%d x %d, %d frames, %d steps", request->width, request->height,
              request->frames, request->steps);
     with_image.image = image;
-    SL_CHECK_OK(sl_t2v_plan_make(&plan, request, f->arch, err));
+    SL_CHECK_OK(sl_t2v_plan_make(&plan, request, f->arch, SL_DEVICE_CPU, err));
     SL_CHECK_OK(run(f, &with_image, NULL, &r, &result, err));
     SL_CHECK(r.frames == request->frames && r.steps == request->steps);
     SL_CHECK(r.phases == phases && phases_of(&plan) == phases);
@@ -143,7 +143,7 @@ SL_TEST(one_expert_from_an_image)
     sl_t2v_plan plan;
     sl_t2v_result result;
     record r = { .rgb = NULL };
-    SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, &arch, err));
+    SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, &arch, SL_DEVICE_CPU, err));
     request.image = image;
     SL_CHECK_OK(run(&f, &request, NULL, &r, &result, err));
     check_plan(&plan, &result, "one expert");
@@ -164,7 +164,7 @@ SL_TEST(plan_is_tight)
     size_t most = 0;
 
     open_fixture(&f, &arch, SL_PRECISION_BF16);
-    SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, &arch, err));
+    SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, &arch, SL_DEVICE_CPU, err));
     uint8_t *image = make_image(&request, 1);
     request.image = image;
     for (int phase = 0; phase < SL_PHASE_COUNT; phase++)
@@ -422,7 +422,7 @@ SL_TEST(components_may_take_turns)
 
     request.image = image;
     open_fixture(&f, &arch, SL_PRECISION_BF16);
-    SL_CHECK_OK(sl_t2v_plan_make(&b.plan, &request, &arch, err));
+    SL_CHECK_OK(sl_t2v_plan_make(&b.plan, &request, &arch, SL_DEVICE_CPU, err));
     SL_CHECK_OK(run(&f, &request, NULL, &want, NULL, err));
     memcpy(b.parts, f.parts, sizeof b.parts);
     b.f = &f;
@@ -471,19 +471,19 @@ SL_TEST(inputs_are_checked)
     SL_CHECK(strcmp(err->message, "dit_high was given as dit_low") == 0);
     for (int i = 0; i < 4; i++) {
         bad.boundary = (const double[]){ 0.0, -0.9, 1.1, (double)NAN }[i];
-        SL_CHECK_STATUS(sl_t2v_plan_make(&plan, &bad, &arch, err), SL_ERR_INVALID);
+        SL_CHECK_STATUS(sl_t2v_plan_make(&plan, &bad, &arch, SL_DEVICE_CPU, err), SL_ERR_INVALID);
         SL_CHECK(strstr(err->message, "boundary") && strstr(err->message, "the default is 0.9"));
     }
     bad = request;
     bad.streamed = SL_COMPONENT_BIT(SL_COMPONENT_DIT);
-    SL_CHECK_STATUS(sl_t2v_plan_make(&plan, &bad, &arch, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_t2v_plan_make(&plan, &bad, &arch, SL_DEVICE_CPU, err), SL_ERR_INVALID);
     SL_CHECK(strstr(err->message, "dit cannot be streamed: expected text_encoder or dit_high"));
     bad = sl_t2v_request_default(&small);
     bad.image = image;
-    SL_CHECK_STATUS(sl_t2v_plan_make(&plan, &bad, &small, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_t2v_plan_make(&plan, &bad, &small, SL_DEVICE_CPU, err), SL_ERR_INVALID);
     SL_CHECK(strstr(err->message, "it takes no image"));
     arch.dit.in_dim = 16;
-    SL_CHECK_STATUS(sl_t2v_plan_make(&plan, &request, &arch, err), SL_ERR_INVALID);
+    SL_CHECK_STATUS(sl_t2v_plan_make(&plan, &request, &arch, SL_DEVICE_CPU, err), SL_ERR_INVALID);
     SL_CHECK(strstr(err->message, "takes 16 channels: expected 16 of latent and 20 of image"));
     SL_CHECK(r.phases == 0);
     free(image);
@@ -499,9 +499,9 @@ SL_TEST(encoding_for_longer_videos_takes_no_more)
 
     request.width = request.height = 128;
     request.frames = 17;
-    SL_CHECK_OK(sl_t2v_plan_make(&shorter, &request, arch, err));
+    SL_CHECK_OK(sl_t2v_plan_make(&shorter, &request, arch, SL_DEVICE_CPU, err));
     request.frames = 81;
-    SL_CHECK_OK(sl_t2v_plan_make(&longer, &request, arch, err));
+    SL_CHECK_OK(sl_t2v_plan_make(&longer, &request, arch, SL_DEVICE_CPU, err));
     /* the state's 16 channels in f64, the condition's 20 in f32 */
     const size_t latent_bytes = (size_t)(16 * 8 + 20 * 4) * (21 - 5) * 16 * 16;
     SL_CHECK(longer.phase_activation_bytes[SL_PHASE_ENCODE_IMAGE] ==
@@ -513,5 +513,4 @@ SL_TEST_MAIN(SL_RUN(plan_is_what_a_run_uses), SL_RUN(one_expert_from_an_image),
              SL_RUN(streamed_experts_give_the_same_bytes),
              SL_RUN(broken_numbers_name_step_and_stage), SL_RUN(every_phase_can_be_stopped),
              SL_RUN(resumed_runs_give_the_same_frames), SL_RUN(components_may_take_turns),
-             SL_RUN(inputs_are_checked),
-             SL_RUN(encoding_for_longer_videos_takes_no_more))
+             SL_RUN(inputs_are_checked), SL_RUN(encoding_for_longer_videos_takes_no_more))

@@ -70,6 +70,20 @@ sl_t2v_request sl_t2v_request_official(const sl_arch *arch)
     return request;
 }
 
+sl_precision sl_t2v_vae_precision_default(sl_device_kind kind, sl_precision precision)
+{
+    return kind == SL_DEVICE_CPU || precision == SL_PRECISION_F32 ? SL_PRECISION_F32
+                                                                  : SL_PRECISION_BF16;
+}
+
+sl_numerics sl_t2v_numerics(const sl_t2v_request *request, sl_device_kind kind)
+{
+    sl_numerics numerics = sl_numerics_of(kind, request->precision == SL_PRECISION_F32);
+
+    numerics.frames = request->vae_precision == SL_PRECISION_BF16 ? SL_BF16 : SL_F32;
+    return numerics;
+}
+
 bool sl_t2v_request_is_guided(const sl_t2v_request *request, const sl_arch *arch)
 {
     return sl_sampling_is_guided(request, arch->expert_count);
@@ -186,9 +200,11 @@ static sl_status check_dialect(const sl_t2v_request *request, sl_error *err)
     if (request->layer_norm != SL_LAYER_NORM_EXACT)
         return sl_fail(err, SL_ERR_UNIMPLEMENTED, "layer_norm %s is not there yet",
                        sl_layer_norm_name(request->layer_norm));
-    if (request->vae_precision == SL_PRECISION_BF16)
-        return sl_fail(err, SL_ERR_UNIMPLEMENTED, "a VAE in bf16 is not there yet");
-    if (request->vae_precision != SL_PRECISION_F32)
+    if (request->vae_precision == SL_PRECISION_BF16 && request->precision == SL_PRECISION_F32)
+        return sl_fail(err, SL_ERR_INVALID,
+                       "a VAE that computes in bf16 has bf16 weights: precision f32 keeps them in "
+                       "f32");
+    if (request->vae_precision != SL_PRECISION_F32 && request->vae_precision != SL_PRECISION_BF16)
         return sl_fail(err, SL_ERR_INVALID, "VAE precision %d: expected f32 or bf16",
                        (int)request->vae_precision);
     return SL_OK;
@@ -367,8 +383,10 @@ static sl_status check_components(const sl_t2v_walk *w, unsigned needed, sl_erro
 
 sl_status sl_t2v_begin_phase(sl_t2v_walk *walk, sl_phase phase, sl_error *err)
 {
-    sl_status status = SL_OK;
+    sl_status status = sl_exec_wait(walk->exec, err);
 
+    if (status != SL_OK)
+        return status;
     walk->scratch->peak_bytes = walk->scratch->used_bytes;
     if (walk->events && walk->events->on_phase && !sl_exec_is_counting(walk->exec))
         status = walk->events->on_phase(walk->events->arg, phase, err);
@@ -455,12 +473,16 @@ static sl_status check_inputs(const sl_t2v_walk *w, sl_error *err)
 static sl_status run_walk(sl_t2v_walk *w, sl_t2v_result *result, sl_error *err)
 {
     const bool decode_only = w->steps_done == w->request->steps;
+    const sl_numerics numerics = sl_t2v_numerics(w->request, sl_exec_numerics(w->exec)->kind);
     sl_scratch *scratch = w->scratch;
     sl_status status = SL_OK;
+    sl_t2v_lease lease;
     sl_tensor latent;
     int64_t dim[4];
 
     w->mark = sl_scratch_mark(scratch);
+    sl_exec_set_numerics(w->exec, &numerics);
+    lease = sl_t2v_lend(w->exec, scratch);
     SL_TRY(sl_t2v_request_check(w->request, w->arch, err));
     SL_TRY(sl_t2v_phases_make(&w->phases, w->request, w->arch->task == SL_TASK_I2V,
                               w->arch->expert_count, w->steps_done, err));
@@ -477,9 +499,10 @@ static sl_status run_walk(sl_t2v_walk *w, sl_t2v_result *result, sl_error *err)
     SL_TRY(sl_t2v_begin_phase(w, SL_PHASE_DECODE, err));
     SL_TRY(sl_t2v_decode(w->exec, scratch, w->components->vae, &latent, w->events, err));
     sl_t2v_end_phase(w, SL_PHASE_DECODE);
-    if (result)
-        *result = w->measured;
 done:
+    status = sl_t2v_return(&lease, status, err);
+    if (status == SL_OK && result)
+        *result = w->measured;
     sl_scratch_release(scratch, w->mark);
     return status;
 }

@@ -39,12 +39,12 @@ typedef struct {
     uint64_t seed;
     sl_precision precision;
     sl_attention_mode attention;
-    double topk_ratio;    /* SLA, SageSLA: of the key blocks, above 0, at most 1 */
+    double topk_ratio; /* SLA, SageSLA: of the key blocks, above 0, at most 1 */
     sl_dialect dialect;
     sl_layer_norm_mode layer_norm;
     sl_precision vae_precision; /* of what the VAE computes with: F32 or BF16 */
-    unsigned streamed;    /* SL_COMPONENT_BITs: their blocks come from host memory */
-    int64_t token_count;  /* ids including </s>; a plan without a prompt uses text_len */
+    unsigned streamed;          /* SL_COMPONENT_BITs: their blocks come from host memory */
+    int64_t token_count;        /* ids including </s>; a plan without a prompt uses text_len */
     const uint8_t *image; /* the first frame of a model that takes one, else NULL: RGB24 of exactly
                              width x height in host memory, borrowed while it runs; a plan needs
                              none */
@@ -53,6 +53,12 @@ typedef struct {
 /* The defaults of a model's row, for a distilled checkpoint; for another one. */
 sl_t2v_request sl_t2v_request_default(const sl_arch *arch);
 sl_t2v_request sl_t2v_request_official(const sl_arch *arch);
+
+/* The VAE's precision where a request does not say: F32 on cpu and for precision
+ * f32, else BF16. */
+sl_precision sl_t2v_vae_precision_default(sl_device_kind kind, sl_precision precision);
+/* What a request computes with on a kind of device: exactly for precision f32. */
+sl_numerics sl_t2v_numerics(const sl_t2v_request *request, sl_device_kind kind);
 
 /* Whether it evaluates a negative prompt, too. */
 bool sl_t2v_request_is_guided(const sl_t2v_request *request, const sl_arch *arch);
@@ -91,8 +97,9 @@ typedef struct {
     size_t output_frame_bytes; /* host memory of one chunk of RGB frames */
 } sl_t2v_plan;
 
+/* For a run on a device of that kind. */
 sl_status sl_t2v_plan_make(sl_t2v_plan *out, const sl_t2v_request *request, const sl_arch *arch,
-                           sl_error *err) SL_MUST_CHECK;
+                           sl_device_kind kind, sl_error *err) SL_MUST_CHECK;
 
 /* What is known of the machine: measured, or guessed. */
 typedef struct {
@@ -141,7 +148,9 @@ typedef struct {
     size_t phase_activation_bytes[SL_PHASE_COUNT]; /* measured scratch peaks */
 } sl_t2v_result;
 
-/* ids: request->token_count of them.  Components are there, and in the modes that
+/* Sets the exec's numerics to the request's.  When it returns nothing is queued any
+ * more, nor when on_phase is called: memory may be given back then.
+ * ids: request->token_count of them.  Components are there, and in the modes that
  * the request says (SL_ERR_INVALID).  noises: NULL, or steps + 1 host arrays
  * [16, T, h, w] f32 (UNIPC: one) that replace the generator (noise import).  A NaN or infinity
  * after a step is SL_ERR_DATA and names step and stage. */
@@ -166,8 +175,9 @@ sl_status sl_t2v_resume(sl_exec *exec, sl_scratch *scratch, const sl_t2v_compone
  * passed its check.  C is z_dim, with UNIPC SL_UNIPC_STATES times that. */
 int64_t sl_t2v_latent_shape(const sl_t2v_request *request, const sl_arch *arch, int64_t dim[4]);
 
-/* The stages behind the text encoder, as sl_t2v_run calls them; activations are
- * given back before they return.  events may be NULL. */
+/* The stages behind the text encoder, as sl_t2v_run calls them, with the exec's
+ * numerics as they are; activations are given back before they return, and what
+ * was queued is done.  events may be NULL. */
 
 /* rgb: [8h, 8w, 3] in host memory, the first frame of a video that is grey (0.0)
  * behind it; condition [4 + z_dim, T, h, w] f32 receives the mask of known frames
@@ -176,9 +186,9 @@ sl_status sl_t2v_encode_image(sl_exec *exec, sl_scratch *scratch, const sl_compo
                               const uint8_t *rgb, const sl_tensor *condition,
                               sl_error *err) SL_MUST_CHECK;
 
-/* text [text_len, text_dim], of the exec's activation dtype, with guidance twice as many rows: behind the prompt's
- * those of the negative one; condition as encode_image fills it, or NULL; latent
- * [C, T, h, w] f64, as sl_t2v_latent_shape has it, receives the final state.  Without
+/* text [text_len, text_dim], of the exec's activation dtype, with guidance twice as many rows:
+ * behind the prompt's those of the negative one; condition as encode_image fills it, or NULL;
+ * latent [C, T, h, w] f64, as sl_t2v_latent_shape has it, receives the final state.  Without
  * components->dit the model has two experts. */
 sl_status sl_t2v_denoise(sl_exec *exec, sl_scratch *scratch, const sl_t2v_components *components,
                          const sl_t2v_request *request, const sl_tensor *text,

@@ -42,8 +42,9 @@ static sl_status plan_component(sl_t2v_plan *plan, sl_component **out,
 }
 
 sl_status sl_t2v_plan_make(sl_t2v_plan *out, const sl_t2v_request *request, const sl_arch *arch,
-                           sl_error *err)
+                           sl_device_kind kind, sl_error *err)
 {
+    const sl_numerics numerics = sl_t2v_numerics(request, kind);
     sl_component *parts[SL_COMPONENT_COUNT] = { NULL };
     sl_t2v_plan plan = { .weight_bytes = { 0 } };
     unsigned needed = 0;
@@ -56,17 +57,16 @@ sl_status sl_t2v_plan_make(sl_t2v_plan *out, const sl_t2v_request *request, cons
     SL_TRY(sl_t2v_request_check(request, arch, err));
     SL_TRY(sl_t2v_phases_make(&phases, request, arch->task == SL_TASK_I2V, arch->expert_count, 0,
                               err));
-    SL_TRY(sl_exec_create_counting(&exec, NULL, err));
+    SL_TRY(sl_exec_create_counting(&exec, &numerics, err));
     sl_scratch_init_counting(&scratch);
     for (int phase = 0; phase < SL_PHASE_COUNT; phase++) {
         plan.phase_components[phase] = phases.components[phase];
         plan.phase_steps[phase] = phases.steps[phase];
         needed |= phases.components[phase];
     }
-    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++)
-        if (needed & SL_COMPONENT_BIT(kind))
-            SL_TRY(
-                plan_component(&plan, &parts[kind], request, arch, (sl_component_kind)kind, err));
+    for (int i = 0; i < SL_COMPONENT_COUNT; i++)
+        if (needed & SL_COMPONENT_BIT(i))
+            SL_TRY(plan_component(&plan, &parts[i], request, arch, (sl_component_kind)i, err));
     const sl_t2v_components components = { .text_encoder = parts[SL_COMPONENT_TEXT_ENCODER],
                                            .dit = parts[SL_COMPONENT_DIT],
                                            .dit_high = parts[SL_COMPONENT_DIT_HIGH],
@@ -76,8 +76,8 @@ sl_status sl_t2v_plan_make(sl_t2v_plan *out, const sl_t2v_request *request, cons
     sum_up(&plan, request, arch, &counted);
     *out = plan;
 done:
-    for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++)
-        sl_component_destroy(parts[kind]);
+    for (int i = 0; i < SL_COMPONENT_COUNT; i++)
+        sl_component_destroy(parts[i]);
     sl_exec_destroy(exec);
     return status;
 }

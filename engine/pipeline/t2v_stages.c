@@ -50,6 +50,7 @@ sl_status sl_t2v_encode_image(sl_exec *exec, sl_scratch *scratch, const sl_compo
     const int64_t later = sl_vae_frame_count(config, 2) - 1;
     const sl_tensor mask = sl_tensor_rows(condition, 0, SL_MASK_CHANNELS);
     const sl_tensor z = sl_tensor_rows(condition, SL_MASK_CHANNELS, config->z_dim);
+    const sl_t2v_lease lease = sl_t2v_lend(exec, scratch);
     sl_status status = SL_OK;
     sl_vae_encoder encoder;
     sl_tensor pictures;
@@ -68,6 +69,7 @@ sl_status sl_t2v_encode_image(sl_exec *exec, sl_scratch *scratch, const sl_compo
         SL_TRY(sl_vae_encoder_next(&encoder, &pictures, &z, t, err));
     SL_TRY(check_finite(exec, &z, "encoding the image", err));
 done:
+    status = sl_t2v_return(&lease, status, err);
     sl_scratch_release(scratch, mark);
     return status;
 }
@@ -300,12 +302,13 @@ sl_status sl_t2v_denoise(sl_exec *exec, sl_scratch *scratch, const sl_t2v_compon
                          .request = request,
                          .noises = noises,
                          .events = events };
-    const sl_status status = sl_t2v_phases_make(&walk.phases, request, condition != NULL,
-                                                components->dit ? 1 : 2, 0, err);
+    const sl_t2v_lease lease = sl_t2v_lend(exec, scratch);
+    sl_status status = sl_t2v_phases_make(&walk.phases, request, condition != NULL,
+                                          components->dit ? 1 : 2, 0, err);
 
-    if (status != SL_OK)
-        return status;
-    return sl_t2v_walk_denoise(&walk, text, condition, latent, err);
+    if (status == SL_OK)
+        status = sl_t2v_walk_denoise(&walk, text, condition, latent, err);
+    return sl_t2v_return(&lease, status, err);
 }
 
 /* ---- decoding ---- */
@@ -348,6 +351,7 @@ sl_status sl_t2v_decode(sl_exec *exec, sl_scratch *scratch, const sl_component *
     const sl_tensor sample = sl_tensor_rows(latent, 0, config->z_dim);
     sl_vae_decoder decoder;
     sl_tensor z, frames;
+    sl_t2v_lease lease;
     int64_t first = 0;
     char stage[80];
 
@@ -356,6 +360,7 @@ sl_status sl_t2v_decode(sl_exec *exec, sl_scratch *scratch, const sl_component *
         if (!host)
             return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a chunk of decoded frames");
     }
+    lease = sl_t2v_lend(exec, scratch);
     SL_TRY(sl_scratch_take(scratch, &z, err, SL_F32, sample.rank, sample.dim));
     SL_TRY(sl_exec_ops(exec)->sample_cast(exec, &z, &sample, err));
     SL_TRY(sl_vae_decoder_begin(&decoder, exec, scratch, sl_component_vae(vae), config, T, h, w,
@@ -368,6 +373,7 @@ sl_status sl_t2v_decode(sl_exec *exec, sl_scratch *scratch, const sl_component *
         first += frames.dim[0];
     }
 done:
+    status = sl_t2v_return(&lease, status, err);
     free(host);
     sl_scratch_release(scratch, mark);
     return status;

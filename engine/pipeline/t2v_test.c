@@ -41,7 +41,7 @@ SL_TEST(plan_is_what_a_run_uses)
             request.mode = rows[i].mode;
             request.token_count = rows[i].token_count;
             request.precision = (sl_precision)p;
-            SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, &small, err));
+            SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, &small, SL_DEVICE_CPU, err));
             SL_CHECK_OK(run(&f, &request, NULL, &r, &result, err));
             SL_CHECK(r.frames == rows[i].frames && r.steps == rows[i].steps);
             SL_CHECK(r.phases == t2v_phases && r.phases == phases_of(&plan));
@@ -77,7 +77,7 @@ SL_TEST(plan_is_tight)
     size_t most = 0;
 
     open_fixture(&f, &small, SL_PRECISION_BF16);
-    SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, &small, err));
+    SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, &small, SL_DEVICE_CPU, err));
     for (int phase = 0; phase < SL_PHASE_COUNT; phase++)
         if (plan.phase_activation_bytes[phase] > most)
             most = plan.phase_activation_bytes[phase];
@@ -233,7 +233,8 @@ SL_TEST(requests_are_checked)
         SL_CHECK_STATUS(sl_t2v_request_check(&request, &small, err), SL_ERR_INVALID);
         if (!strstr(err->message, rows[i].says))
             fail_msg("row %zu: \"%s\"", i, err->message);
-        SL_CHECK_STATUS(sl_t2v_plan_make(&plan, &request, &small, err), SL_ERR_INVALID);
+        SL_CHECK_STATUS(sl_t2v_plan_make(&plan, &request, &small, SL_DEVICE_CPU, err),
+                        SL_ERR_INVALID);
     }
 }
 
@@ -244,7 +245,7 @@ SL_TEST(published_models_can_be_planned)
         const sl_t2v_request request = sl_t2v_request_default(arch);
         sl_t2v_plan plan;
 
-        SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, arch, err));
+        SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, arch, SL_DEVICE_CPU, err));
         SL_CHECK(plan.total_bytes > plan.activation_bytes && plan.activation_bytes > 0);
     }
 }
@@ -258,9 +259,9 @@ SL_TEST(decoding_longer_videos_takes_no_more)
 
     request.width = request.height = 128;
     request.frames = 17;
-    SL_CHECK_OK(sl_t2v_plan_make(&shorter, &request, arch, err));
+    SL_CHECK_OK(sl_t2v_plan_make(&shorter, &request, arch, SL_DEVICE_CPU, err));
     request.frames = 81;
-    SL_CHECK_OK(sl_t2v_plan_make(&longer, &request, arch, err));
+    SL_CHECK_OK(sl_t2v_plan_make(&longer, &request, arch, SL_DEVICE_CPU, err));
     /* the latent is there twice: state f64 and the decoder's f32 */
     const size_t latent_bytes = (size_t)16 * (21 - 5) * 16 * 16 * (8 + 4);
     SL_CHECK(longer.phase_activation_bytes[SL_PHASE_DECODE] ==
@@ -302,7 +303,7 @@ SL_TEST(streamed_runs_give_the_same_bytes)
             sl_t2v_result result;
 
             request.streamed = sets[i];
-            SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, arch, err));
+            SL_CHECK_OK(sl_t2v_plan_make(&plan, &request, arch, SL_DEVICE_CPU, err));
             open_fixture_streamed(&f, arch, request.precision, sets[i]);
             for (int again = 0; again < 2; again++) {
                 record got = { .rgb = NULL };
@@ -428,10 +429,10 @@ SL_TEST(plan_by_phase)
     sl_t2v_request request = sl_t2v_request_default(arch);
     sl_t2v_plan resident, streamed;
 
-    SL_CHECK_OK(sl_t2v_plan_make(&resident, &request, arch, err));
+    SL_CHECK_OK(sl_t2v_plan_make(&resident, &request, arch, SL_DEVICE_CPU, err));
     request.streamed =
         SL_COMPONENT_BIT(SL_COMPONENT_DIT) | SL_COMPONENT_BIT(SL_COMPONENT_TEXT_ENCODER);
-    SL_CHECK_OK(sl_t2v_plan_make(&streamed, &request, arch, err));
+    SL_CHECK_OK(sl_t2v_plan_make(&streamed, &request, arch, SL_DEVICE_CPU, err));
 
     for (int phase = 0; phase < SL_PHASE_COUNT; phase++) {
         size_t most = 0;

@@ -46,6 +46,31 @@ typedef struct {
     sl_t2v_result measured;
 } sl_t2v_walk;
 
+/* An entry into the pipeline lends its scratch to the ops and takes it back when all
+ * that was queued is done; inside of another entry that goes on as it was. */
+typedef struct {
+    sl_exec *exec;
+    sl_scratch *before;
+} sl_t2v_lease;
+
+static inline sl_t2v_lease sl_t2v_lend(sl_exec *exec, sl_scratch *scratch)
+{
+    const sl_t2v_lease lease = { exec, sl_exec_scratch(exec) };
+
+    sl_exec_lend_scratch(exec, scratch);
+    return lease;
+}
+
+/* status: of what was done under the lease; the first failure is the one told. */
+static inline sl_status sl_t2v_return(const sl_t2v_lease *lease, sl_status status, sl_error *err)
+{
+    sl_error ignored = { .status = SL_OK };
+    const sl_status waited = sl_exec_wait(lease->exec, status == SL_OK ? err : &ignored);
+
+    sl_exec_lend_scratch(lease->exec, lease->before);
+    return status == SL_OK ? waited : status;
+}
+
 /* A phase begins: its peak is counted from what is in use now. */
 sl_status sl_t2v_begin_phase(sl_t2v_walk *walk, sl_phase phase, sl_error *err) SL_MUST_CHECK;
 void sl_t2v_end_phase(sl_t2v_walk *walk, sl_phase phase);
