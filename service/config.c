@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/config.h"
 #include "base/size.h"
+#include "service/lanes.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -94,7 +95,8 @@ static const struct {
     { "limits.queue", offsetof(file_limits, queue), offsetof(sl_settings, queue), 256, 1, 100000 },
     { "limits.retry_limit", offsetof(file_limits, retry_limit), offsetof(sl_settings, retry_limit),
       2, 0, 100 },
-    { "limits.running", offsetof(file_limits, running), offsetof(sl_settings, running), 1, 1, 16 },
+    { "limits.running", offsetof(file_limits, running), offsetof(sl_settings, running), 0, 1,
+      16 }, /* 0: by the device */
     { "limits.bypass", offsetof(file_limits, bypass), offsetof(sl_settings, bypass), 8, 0, 100000 },
     { "limits.user_running", offsetof(file_limits, user_running),
       offsetof(sl_settings, user_running), 0, 0, 16 },
@@ -288,6 +290,8 @@ sl_status sl_settings_init(sl_settings *out, const sl_flags *flags, sl_error *er
         status = take_paths(&settings, flags, file, err);
     if (status != SL_OK)
         goto done;
+    if (settings.running == 0)
+        settings.running = sl_lanes_default(settings.device.kind);
     settings.local_users = (sl_role)file->local_users;
     if (config && sl_config_has(config, "log_level"))
         settings.log_level = (sl_log_level)file->log_level;

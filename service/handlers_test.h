@@ -403,7 +403,7 @@ static inline sl_service *start(size_t limit_bytes, sl_error *err)
         .model_count = 1,
         .outputs = outputs,
         .store = store_path,
-        .threads = 2,
+        .threads = 1, /* and the loader's lane has one: FAKE_WORKSPACE in all */
         .queue = 8,
         .retry_limit = 2,
         .watchers = 2,

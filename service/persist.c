@@ -453,6 +453,7 @@ static sl_status take_row(void *arg, const sl_store_job *row, sl_error *err)
     snprintf(job->spec.model, sizeof job->spec.model, "%s", row->model);
     sl_request_numbers_from_pb(&job->spec, request);
     take_plan(&job->spec, plan);
+    job->workspace_bytes = plan->workspace_bytes; /* may have changed since the submission */
     job->spec.model_path = strdup(row->model_path);
     if (!job->spec.model_path)
         status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a job of the store");

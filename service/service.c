@@ -332,11 +332,13 @@ static void do_go(sl_service *s, const sl_core_action *action)
 /* It may have become another way than the one that was told of. */
 static void take_way(sl_service *s, sl_job *job, int way)
 {
+    const size_t before_bytes = sl_job_planned_peak_bytes(job);
     const sl_way before = job->spec.way;
 
     sl_request_take_way(&job->spec, way);
     job->workspace_bytes = sl_service_workspace_bytes(s);
-    if (before.streamed != job->spec.way.streamed || before.by_phase != job->spec.way.by_phase)
+    if (before.streamed != job->spec.way.streamed || before.by_phase != job->spec.way.by_phase
+        || sl_job_planned_peak_bytes(job) != before_bytes)
         sl_persist_plan(s, job);
 }
 

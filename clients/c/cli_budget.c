@@ -207,6 +207,7 @@ static void fill_plan(messages *m, const budget *b)
     plan->table_row = (char *)v->answer.row;
     plan->slowdown = v->way.slowdown;
     plan->host_bytes = v->way.host_bytes;
+    plan->by_phase = v->way.by_phase;
 }
 
 static void fill_refusal(messages *m, const budget *b)
@@ -273,8 +274,6 @@ static int show(const cli *c, const budget *b, const messages *m)
         printf("%s, %dx%d, %d frames, %d steps, %s attention\n", b->asked.model, r->width,
                r->height, r->frames, r->steps, sl_attention_name(r->attention));
         cli_print_plan(stdout, &m->plan);
-        if (b->verdict.way.by_phase)
-            puts("  components take turns: the peak is that of the largest phase");
         if (row && row->hint[0])
             printf("  known good there: %s\n", row->hint);
         if (when == SL_CORE_NOW)

@@ -44,6 +44,8 @@ void cli_print_plan(FILE *f, const Sluice__V1__Plan *plan)
     print_line(f, "workspace", plan->workspace_bytes, "");
     print_line(f, "peak", plan->peak_bytes, "");
     print_line(f, "device", plan->device_bytes, "");
+    if (plan->by_phase)
+        fputs("  components take turns: the peak is that of the largest phase\n", f);
     if (plan->host_bytes > 0)
         print_line(f, "host memory, for streaming", plan->host_bytes, "");
     if (plan->n_streamed > 0)

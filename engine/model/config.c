@@ -46,9 +46,9 @@ const char sl_wan_negative_prompt[] =
         .out_dim = 16, .text_dim = 4096, .text_len = 512, .freq_dim = 256, .eps = 1e-6f            \
     }
 
-#define DIT_TINY(in)                                                                               \
+#define DIT_TINY(L, in)                                                                            \
     {                                                                                              \
-        .dim = 256, .ffn_dim = 512, .num_heads = 2, .num_layers = 4, .in_dim = (in),               \
+        .dim = 256, .ffn_dim = 512, .num_heads = 2, .num_layers = (L), .in_dim = (in),             \
         .out_dim = 16, .text_dim = 64, .text_len = 64, .freq_dim = 256, .eps = 1e-6f               \
     }
 
@@ -101,7 +101,19 @@ static const sl_arch archs[] = {
         .name = "tiny-t2v",
         .task = SL_TASK_T2V,
         .expert_count = 1,
-        .dit = DIT_TINY(16),
+        .dit = DIT_TINY(4, 16),
+        .t5 = UMT5_TINY,
+        .vae = VAE(16),
+        .sigma_max = 80,
+        .default_width = 128,
+        .default_height = 128,
+        .default_frames = 17,
+    },
+    { /* its transformer outweighs all else, as a 14B one does */
+        .name = "tiny-t2v-deep",
+        .task = SL_TASK_T2V,
+        .expert_count = 1,
+        .dit = DIT_TINY(16, 16),
         .t5 = UMT5_TINY,
         .vae = VAE(16),
         .sigma_max = 80,
@@ -113,7 +125,7 @@ static const sl_arch archs[] = {
         .name = "tiny-i2v",
         .task = SL_TASK_I2V,
         .expert_count = 2,
-        .dit = DIT_TINY(36),
+        .dit = DIT_TINY(4, 36),
         .t5 = UMT5_TINY,
         .vae = VAE(16),
         .sigma_max = 200,

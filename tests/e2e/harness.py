@@ -110,9 +110,12 @@ class Result:
 
 
 class Daemon:
-    """sluiced on the cpu device in a folder of its own, with a worker."""
+    """sluiced on the cpu device in a folder of its own, with a worker.
 
-    def __init__(self, device="cpu:2GiB", folder=None, start=True):
+    config: a configuration file's text; None: none is given."""
+
+    def __init__(self, device="cpu:2GiB", folder=None, start=True, config=None):
+        self.config = config
         self.own_folder = folder is None
         self.folder = folder or tempfile.mkdtemp(prefix="sluice-e2e-")
         self.runtime = os.path.join(self.folder, "run")
@@ -131,8 +134,14 @@ class Daemon:
                 raise
 
     def command(self):
-        return [SLUICED, "--device", self.device, "--models", shared_model_root(), "--outputs",
-                self.outputs, "--runtime", self.runtime]
+        command = [SLUICED, "--device", self.device, "--models", shared_model_root(), "--outputs",
+                   self.outputs, "--runtime", self.runtime]
+        if self.config is None:
+            return command
+        path = os.path.join(self.folder, "sluice.yaml")
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(self.config)
+        return [*command, "--config", path]
 
     def start(self):
         with open(self.log_path, "ab") as log:
