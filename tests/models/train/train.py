@@ -155,8 +155,8 @@ class Run:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-        self.tokenizer = Tokenizer(os.path.join(os.path.dirname(__file__), "..", "shapes",
-                                                "tokenizer.model"))
+        self.tokenizer = Tokenizer(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..",
+                                                "shapes/shapes-t2v/google/umt5-xxl/spiece.model"))
         self.render = Renderer(self.device)
         self.clips = {}
         self.vae = nets.Vae(DIM["vae"]).to(self.device)
