@@ -52,6 +52,19 @@ const char sl_wan_negative_prompt[] =
         .out_dim = 16, .text_dim = 64, .text_len = 64, .freq_dim = 256, .eps = 1e-6f               \
     }
 
+/* The shapes model's, which the project trains and ships itself. */
+#define UMT5_SHAPES                                                                                \
+    {                                                                                              \
+        .vocab = 256, .dim = 128, .dim_attn = 128, .dim_ffn = 256, .num_heads = 2,                 \
+        .num_layers = 2, .num_buckets = 32, .max_distance = 128, .eps = 1e-6f                      \
+    }
+
+#define DIT_SHAPES(in)                                                                             \
+    {                                                                                              \
+        .dim = 256, .ffn_dim = 512, .num_heads = 2, .num_layers = 3, .in_dim = (in),               \
+        .out_dim = 16, .text_dim = 128, .text_len = 64, .freq_dim = 256, .eps = 1e-6f              \
+    }
+
 /* The tiny and small rows have no published file: they exist so that the whole
  * path runs in seconds on a small machine, with every structure of the real ones.
  * The small transformers are ten times the tiny ones, as 14B is to 1.3B. */
@@ -141,6 +154,30 @@ static const sl_arch archs[] = {
         .dit = DIT_TINY(512, 1408, 4, 12, 36),
         .t5 = UMT5_TINY,
         .vae = VAE(16),
+        .sigma_max = 200,
+        .default_width = 128,
+        .default_height = 128,
+        .default_frames = 17,
+    },
+    {
+        .name = "shapes-t2v",
+        .task = SL_TASK_T2V,
+        .expert_count = 1,
+        .dit = DIT_SHAPES(16),
+        .t5 = UMT5_SHAPES,
+        .vae = VAE(8),
+        .sigma_max = 80,
+        .default_width = 128,
+        .default_height = 128,
+        .default_frames = 17,
+    },
+    {
+        .name = "shapes-i2v",
+        .task = SL_TASK_I2V,
+        .expert_count = 2,
+        .dit = DIT_SHAPES(36),
+        .t5 = UMT5_SHAPES,
+        .vae = VAE(8),
         .sigma_max = 200,
         .default_width = 128,
         .default_height = 128,
