@@ -1,3 +1,5 @@
+#include "kernels/attention_plan.h"
+#include "kernels/conv_plan.h"
 #include "kernels/ops.h"
 
 /* Each row checks its contract, reads no data and writes none. */
@@ -58,7 +60,7 @@ const sl_ops sl_ops_counting_cuda = {
     .channel_norm = sl_channel_norm_check,
     .rope_table = sl_rope_table_check,
     .rope = sl_rope_check,
-    .attention = sl_attention_check,
+    .attention = sl_attention_count_cuda,
     .block_mean = sl_block_mean_check,
     .top_blocks = sl_top_blocks_check,
     .linear_state = sl_linear_state_check,
@@ -83,7 +85,7 @@ const sl_ops sl_ops_counting_cuda = {
     .rgb_to_frames = sl_rgb_to_frames_check,
     .frames_to_latent = sl_frames_to_latent_check,
     .known_mask = sl_known_mask_check,
-    .conv = sl_conv_check,
+    .conv = sl_conv_count_cuda,
     .pair_frames = sl_pair_frames_check,
     .randn = sl_randn_check,
     .sample_init = sl_sample_init_check,
