@@ -150,8 +150,8 @@ static sl_status run_wide_rows(sl_exec *exec, const sl_cuda_attention *a, const 
     const unsigned char *q = (const unsigned char *)a->q + first * a->D * 2;
     unsigned char *o = (unsigned char *)a->o + first * a->D * 2;
     sl_cuda_matmul *m = NULL;
-    sl_status status = find_product(exec, &m, CUDA_R_16BF, count, a->Sk, a->D, o, t->weights,
-                                    t->turned, err);
+    sl_status status =
+        find_product(exec, &m, CUDA_R_16BF, count, a->Sk, a->D, o, t->weights, t->turned, err);
 
     *done = m != NULL;
     if (status == SL_OK && m)
@@ -166,8 +166,8 @@ static sl_status run_wide_rows(sl_exec *exec, const sl_cuda_attention *a, const 
                                                   count, a->Sk, a->scale),
                              err);
     if (status == SL_OK) /* asked for again: a plan lives until the next is made */
-        status = find_product(exec, &m, CUDA_R_16BF, count, a->Sk, a->D, o, t->weights, t->turned,
-                              err);
+        status =
+            find_product(exec, &m, CUDA_R_16BF, count, a->Sk, a->D, o, t->weights, t->turned, err);
     if (status == SL_OK)
         status = sl_cuda_matmul_run(exec, m, o, t->weights, t->turned, NULL, NULL, NULL, err);
     return status == SL_OK ? sl_cuda_end(exec, "attention", cudaSuccess, err) : status;
@@ -187,9 +187,9 @@ static sl_status run_wide(sl_exec *exec, const sl_cuda_attention *a, const sl_at
     if (status == SL_OK)
         status = sl_cuda_temp(exec, &t.weights, plan->weight_bytes, err);
     if (status == SL_OK)
-        status = sl_cuda_end(
-            exec, "attention",
-            sl_cuda_transpose(sl_cuda_stream(exec), t.turned, a->v, a->Sk, a->D), err);
+        status =
+            sl_cuda_end(exec, "attention",
+                        sl_cuda_transpose(sl_cuda_stream(exec), t.turned, a->v, a->Sk, a->D), err);
     for (*from = 0; status == SL_OK && done && *from < a->Sq;) {
         const int64_t count = a->Sq - *from < plan->rows ? a->Sq - *from : plan->rows;
 

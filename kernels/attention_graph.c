@@ -12,8 +12,8 @@ static sl_dnn_shape heads(int64_t id, int64_t N, int64_t S, int64_t D)
                            .stride = { S * N * D, D, N * D, 1 } };
 }
 
-sl_status sl_attention_graph_plan(sl_dnn *dnn, const sl_attention_graph *s,
-                                  const sl_dnn_plan **out, bool *made, sl_error *err)
+sl_status sl_attention_graph_plan(sl_dnn *dnn, const sl_attention_graph *s, const sl_dnn_plan **out,
+                                  bool *made, sl_error *err)
 {
     static const sl_dnn_shape one = { .id = SL_ATTENTION_SCALE,
                                       .type = CUDNN_DATA_FLOAT,

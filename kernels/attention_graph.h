@@ -25,7 +25,6 @@ typedef struct {
 
 /* *out may be a refused plan.  *made: it was not there before. */
 sl_status sl_attention_graph_plan(sl_dnn *dnn, const sl_attention_graph *shape,
-                                  const sl_dnn_plan **out, bool *made,
-                                  sl_error *err) SL_MUST_CHECK;
+                                  const sl_dnn_plan **out, bool *made, sl_error *err) SL_MUST_CHECK;
 
 #endif

@@ -22,7 +22,7 @@ const int64_t most_lines = 32768; /* of a grid */
 /* Where an output position reads: all that does not depend on K. */
 struct position {
     bool inside;
-    int64_t frame; /* of [cache | x], of the first tap; may be negative */
+    int64_t frame;   /* of [cache | x], of the first tap; may be negative */
     int row, column; /* of the enlarged image, of the first tap */
 };
 
@@ -54,7 +54,8 @@ __device__ float input_at(const sl_cuda_conv &c, const position &p, int tap, int
         return 0.0f;
     const T *frames = (const T *)(frame < c.cached ? c.cache : c.x);
     const int64_t index = frame < c.cached ? frame : frame - c.cached;
-    return sl_get(frames + ((index * c.H + row / c.upsample) * c.W + column / c.upsample) * c.I + i);
+    return sl_get(frames + ((index * c.H + row / c.upsample) * c.W + column / c.upsample) * c.I +
+                  i);
 }
 
 /* PER_THREAD inputs from element k of K on. */
@@ -103,8 +104,7 @@ __device__ void store_outputs(const sl_cuda_conv &c, const float (&sum)[PER_THRE
         }
 }
 
-template <typename T, typename TW>
-__global__ void __launch_bounds__(THREADS) direct(sl_cuda_conv c)
+template <typename T, typename TW> __global__ void __launch_bounds__(THREADS) direct(sl_cuda_conv c)
 {
     __shared__ __align__(16) float inputs[STEP][TILE + PAD], weights[STEP][TILE + PAD];
     const int K = c.kt * c.kh * c.kw * (int)c.I;
@@ -167,9 +167,9 @@ __global__ void __launch_bounds__(THREADS)
     for (int64_t line = blockIdx.y; line < lines; line += gridDim.y) {
         const int64_t frame = line / height;
         const int row = (int)(line - frame * height);
-        const sl_bf16 *src =
-            frame_of(c, first + frame) +
-            ((int64_t)(row / c.upsample) * c.W + column / c.upsample) * c.I + (int64_t)vec * 8;
+        const sl_bf16 *src = frame_of(c, first + frame) +
+                             ((int64_t)(row / c.upsample) * c.W + column / c.upsample) * c.I +
+                             (int64_t)vec * 8;
         uint4 *to = dst + (line * width + column) * vecs + vec;
 
         if (WHOLE) {
@@ -251,8 +251,8 @@ extern "C" cudaError_t sl_cuda_conv_pack(cudaStream_t stream, void *dst, const v
     const unsigned blocks = sl_grid_for(count, THREADS);
 
     SL_BY_DTYPE(src_bf16 ? SL_BF16 : SL_F32, T,
-                pack<T><<<blocks, THREADS, 0, stream>>>((sl_bf16 *)dst, (const T *)src, count, from,
-                                                        to));
+                pack<T>
+                <<<blocks, THREADS, 0, stream>>>((sl_bf16 *)dst, (const T *)src, count, from, to));
     return cudaGetLastError();
 }
 

@@ -102,8 +102,7 @@ static sl_status find_plans(sl_dnn *dnn, const job *j, bool *all, sl_error *err)
 {
     *all = true;
     for (int64_t to = 0; *all && to < j->c.To;) {
-        const sl_conv_piece piece =
-            sl_conv_piece_at(&j->plan, j->y, j->x, j->w, j->params, to);
+        const sl_conv_piece piece = sl_conv_piece_at(&j->plan, j->y, j->x, j->w, j->params, to);
         const sl_dnn_plan *plan;
         const sl_status status = find_plan(dnn, j, &piece, &plan, err);
 
@@ -144,11 +143,11 @@ static sl_status run_piece(sl_exec *exec, sl_dnn *dnn, const job *j, const sl_co
         return status;
     SL_ASSERT(plan); /* find_plans has seen it, and nothing came between */
     if (piece->gathered) {
-        status = sl_cuda_end(exec, "conv",
-                             sl_cuda_conv_gather(sl_cuda_stream(exec), &j->c, j->frames,
-                                                 piece->first_in, piece->in_count,
-                                                 j->plan.channels),
-                             err);
+        status =
+            sl_cuda_end(exec, "conv",
+                        sl_cuda_conv_gather(sl_cuda_stream(exec), &j->c, j->frames, piece->first_in,
+                                            piece->in_count, j->plan.channels),
+                        err);
         in = j->frames;
     } else {
         in += (piece->first_in - (j->plan.adjacent ? 0 : j->plan.cached)) * in_bytes;
@@ -188,8 +187,7 @@ static sl_status run_library(sl_exec *exec, sl_dnn *dnn, job *j, sl_error *err)
     if (status == SL_OK)
         status = sl_cuda_end(exec, "conv", prepare(exec, j), err);
     for (int64_t to = 0; status == SL_OK && to < j->c.To;) {
-        const sl_conv_piece piece =
-            sl_conv_piece_at(&j->plan, j->y, j->x, j->w, j->params, to);
+        const sl_conv_piece piece = sl_conv_piece_at(&j->plan, j->y, j->x, j->w, j->params, to);
 
         status = run_piece(exec, dnn, j, &piece, err);
         to += piece.out_count;
@@ -206,8 +204,8 @@ static bool is_aligned(const job *j)
 {
     const int64_t in_bytes = j->c.H * j->c.W * j->c.I * 2;
     const int64_t out_bytes = j->c.Ho * j->c.Wo * j->c.O * 2;
-    const uintptr_t all = (uintptr_t)j->c.x | (uintptr_t)j->c.cache | (uintptr_t)j->c.residual |
-                          (uintptr_t)j->c.y;
+    const uintptr_t all =
+        (uintptr_t)j->c.x | (uintptr_t)j->c.cache | (uintptr_t)j->c.residual | (uintptr_t)j->c.y;
 
     return all % 16 == 0 && (j->plan.in_place_from >= j->c.To || in_bytes % 16 == 0) &&
            (j->plan.frames_each >= j->c.To || out_bytes % 16 == 0) &&

@@ -55,8 +55,7 @@ sl_conv_plan sl_conv_plan_of(const sl_tensor *y, const sl_tensor *x, const sl_te
         const int64_t most = most_gathered_bytes / frame_bytes;
         plan.frames_each = most < kt ? 1 : (most - kt) / st + 1;
         plan.frames_each = least(plan.frames_each, plan.in_place_from);
-        plan.gather_frames =
-            least((plan.frames_each - 1) * st + kt, plan.cached + x->dim[0]);
+        plan.gather_frames = least((plan.frames_each - 1) * st + kt, plan.cached + x->dim[0]);
         plan.frames_bytes = (size_t)(plan.gather_frames * frame_bytes);
     }
     return plan;
@@ -68,8 +67,8 @@ sl_conv_piece sl_conv_piece_at(const sl_conv_plan *plan, const sl_tensor *y, con
     const int64_t all = plan->cached + x->dim[0], st = p->stride_t;
     sl_conv_piece piece = { .first_out = first, .gathered = first < plan->in_place_from };
 
-    piece.out_count = piece.gathered ? least(plan->frames_each, plan->in_place_from - first)
-                                     : y->dim[0] - first;
+    piece.out_count =
+        piece.gathered ? least(plan->frames_each, plan->in_place_from - first) : y->dim[0] - first;
     piece.first_in = first * st - p->zero_frames;
     if (piece.first_in < 0) {
         piece.zeros = -piece.first_in;

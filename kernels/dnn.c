@@ -7,10 +7,10 @@
 #include <string.h>
 
 enum {
-    MAX_PLANS = 160,   /* a VAE's encode and decode need about 100 */
-    MAX_CONFIGS = 64,  /* that one mode of the heuristics offers */
-    MAX_ARGS = 8,      /* stored tensors of a graph */
-    ALIGN_BYTES = 16,  /* of every tensor */
+    MAX_PLANS = 160,  /* a VAE's encode and decode need about 100 */
+    MAX_CONFIGS = 64, /* that one mode of the heuristics offers */
+    MAX_ARGS = 8,     /* stored tensors of a graph */
+    ALIGN_BYTES = 16, /* of every tensor */
     TEXT_BYTES = SL_DNN_TEXT_BYTES,
     REASON_BYTES = 320, /* of the library's own words */
 };
@@ -30,7 +30,7 @@ struct sl_dnn {
     cudnnHandle_t handle; /* NULL: plans are only built */
     sl_dnn_part device;   /* a description in place of a handle, or NULL */
     size_t workspace_limit;
-    uint64_t clock;
+    uint64_t clock, run_count;
     sl_dnn_plan plans[MAX_PLANS];
 };
 
@@ -39,9 +39,12 @@ struct sl_dnn {
 static sl_status status_of(cudnnStatus_t s)
 {
     switch (CUDNN_STATUS_CATEGORY(s)) {
-    case 3000: return SL_ERR_UNIMPLEMENTED;
-    case 5000: return SL_ERR_DEVICE;
-    default: return SL_ERR_INTERNAL;
+    case 3000:
+        return SL_ERR_UNIMPLEMENTED;
+    case 5000:
+        return SL_ERR_DEVICE;
+    default:
+        return SL_ERR_INTERNAL;
     }
 }
 
@@ -165,6 +168,19 @@ static sl_dnn_plan *place_for_plan(sl_dnn *dnn)
 size_t sl_dnn_workspace_bytes(const sl_dnn_plan *plan)
 {
     return plan->workspace_bytes;
+}
+
+uint64_t sl_dnn_run_count(const sl_dnn *dnn)
+{
+    return dnn->run_count;
+}
+
+const sl_dnn_plan *sl_dnn_latest(const sl_dnn *dnn)
+{
+    for (int i = 0; i < MAX_PLANS; i++)
+        if (dnn->plans[i].used && dnn->plans[i].used == dnn->clock)
+            return &dnn->plans[i];
+    return NULL;
 }
 
 bool sl_dnn_is_refused(const sl_dnn_plan *plan)
@@ -305,8 +321,8 @@ void sl_dnn_pointwise(sl_dnn_graph *g, cudnnPointwiseMode_t mode, sl_dnn_part x,
     SET(g, pw, CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_TYPE_DATA_TYPE, 1, &math);
     finalize(g, pw, "finalizing a pointwise");
 
-    const sl_dnn_part op = create(g, CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR,
-                                  "creating a pointwise operation");
+    const sl_dnn_part op =
+        create(g, CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR, "creating a pointwise operation");
     SET_PART(g, op, CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, pw);
     SET_PART(g, op, CUDNN_ATTR_OPERATION_POINTWISE_XDESC, x);
     if (b)
@@ -333,7 +349,7 @@ void sl_dnn_sdpa(sl_dnn_graph *g, sl_dnn_part q, sl_dnn_part k, sl_dnn_part v, s
 
 typedef struct {
     int offered, nondeterministic, forbidden, too_large, refused;
-    size_t least_workspace_bytes; /* of those that were too large */
+    size_t least_workspace_bytes;   /* of those that were too large */
     char reason[REASON_BYTES + 64]; /* of the last that was refused */
 } search;
 
@@ -587,7 +603,8 @@ sl_status sl_dnn_list(sl_dnn_graph *g, sl_dnn *dnn, void (*line)(void *arg, cons
                 s = build_plan(dnn, &plan);
             snprintf(text, sizeof text, "%s %d: engine %lld notes 0x%x workspace %zu %s",
                      m ? "fallback" : "best", i, (long long)number, notes, plan.workspace_bytes,
-                     s == CUDNN_STATUS_SUCCESS ? "" : reason_of(s, found.reason, sizeof found.reason));
+                     s == CUDNN_STATUS_SUCCESS ? ""
+                                               : reason_of(s, found.reason, sizeof found.reason));
             line(arg, text);
             empty_plan(&plan);
         }
@@ -617,6 +634,7 @@ sl_status sl_dnn_run(sl_dnn *dnn, const sl_dnn_plan *plan, int count, const int6
     if (s == CUDNN_STATUS_SUCCESS)
         s = cudnnBackendExecute(dnn->handle, plan->plan, pack);
     destroy_part(&pack);
+    dnn->run_count++;
     return s == CUDNN_STATUS_SUCCESS
                ? SL_OK
                : sl_fail(err, status_of(s) == SL_ERR_INTERNAL ? SL_ERR_INTERNAL : SL_ERR_DEVICE,

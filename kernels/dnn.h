@@ -58,6 +58,10 @@ bool sl_dnn_is_refused(const sl_dnn_plan *plan); /* then it must not be run */
 size_t sl_dnn_workspace_bytes(const sl_dnn_plan *plan);
 /* "engine 41, notes 0x1, choice 1, workspace 131", or why it is refused. */
 const char *sl_dnn_plan_text(const sl_dnn_plan *plan);
+/* Plans run so far: tells whether the library did something or not. */
+uint64_t sl_dnn_run_count(const sl_dnn *dnn);
+/* The plan that was made or found last; NULL: none yet. */
+const sl_dnn_plan *sl_dnn_latest(const sl_dnn *dnn);
 /* Queues it on the handle's stream.  ids, data: the stored tensors of the graph. */
 sl_status sl_dnn_run(sl_dnn *dnn, const sl_dnn_plan *plan, int count, const int64_t *ids,
                      void *const *data, void *workspace, sl_error *err) SL_MUST_CHECK;
