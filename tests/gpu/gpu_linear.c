@@ -2,10 +2,11 @@
  * them.  Where the cpu twin would take seconds it makes some rows only; then the
  * other rows are looked at for not a number, as outputs start as that. */
 #include "kernels/cuda.h"
-#include "kernels/linear_int8_cuda.h"
+#include "kernels/linear8_cuda.h"
 #include "tests/gpu/gpu_test.h"
 
 #include <math.h>
+#include <stdlib.h>
 
 typedef struct {
     int64_t S, I, O;
@@ -146,7 +147,7 @@ static const linear_case model_linears[] = {
 
 /* ---- int8 ---- */
 
-static gpu_tensor scales_of(gpu *g, int64_t rows, int64_t cols)
+static gpu_tensor int8_scales(gpu *g, int64_t rows, int64_t cols)
 {
     return GPU_OUTPUT(g, SL_F32, 2, sl_ceil_div(rows, SL_INT8_TILE),
                       sl_ceil_div(cols, SL_INT8_TILE));
@@ -159,7 +160,7 @@ static void check_quantize_int8(gpu *g, sl_dtype dtype, int64_t R, int64_t C, do
         return;
     gpu_tensor x = GPU_RANDOM(g, dtype, scale, 2, R, C);
     gpu_tensor q = GPU_OUTPUT(g, SL_I8, 2, R, C);
-    gpu_tensor s = scales_of(g, R, C);
+    gpu_tensor s = int8_scales(g, R, C);
 
     GPU_BOTH(g, quantize_int8, GPU_ON(q), GPU_ON(s), GPU_ON(x));
     gpu_compare(g, "codes", &q, GPU_EXACT);
@@ -181,12 +182,12 @@ static gpu_limits int8_limits(const int8_case *c)
 }
 
 /* What the op does on cards without wgmma. */
-static void run_mma(gpu *g, const int8_case *c, const gpu_tensor *y, const gpu_tensor *x,
+static void run_mma(gpu *g, const int8_case *c, bool fp8, const gpu_tensor *y, const gpu_tensor *x,
                     const gpu_tensor *xs, const gpu_tensor *w, const gpu_tensor *ws,
                     const gpu_tensor *b)
 {
     sl_exec *exec = g->on[GPU_CUDA].exec;
-    const sl_cuda_linear_int8 l = {
+    const sl_cuda_linear8 l = {
         .y = y->on[GPU_CUDA].data,
         .x = x->on[GPU_CUDA].data,
         .w = w->on[GPU_CUDA].data,
@@ -201,13 +202,16 @@ static void run_mma(gpu *g, const int8_case *c, const gpu_tensor *y, const gpu_t
         .O = c->size.O,
     };
 
-    if (!gpu_ready(g, "linear_int8_mma", GPU_CUDA, true))
+    const char *op = fp8 ? "linear_fp8_mma" : "linear_int8_mma";
+    if (!gpu_ready(g, op, GPU_CUDA, true))
         return;
     sl_status status = sl_cuda_begin(exec, &g->err);
     if (status == SL_OK)
-        status = sl_cuda_end(exec, "linear_int8_mma",
-                             sl_cuda_linear_int8_mma(sl_cuda_stream(exec), &l), &g->err);
-    gpu_ran(g, "linear_int8_mma", GPU_CUDA, status);
+        status = sl_cuda_end(exec, op,
+                             fp8 ? sl_cuda_linear_fp8_mma(sl_cuda_stream(exec), &l)
+                                 : sl_cuda_linear_int8_mma(sl_cuda_stream(exec), &l),
+                             &g->err);
+    gpu_ran(g, op, GPU_CUDA, status);
 }
 
 /* The first 128 rows, those in the middle, and what is left over at the end. */
@@ -252,7 +256,7 @@ static void check_linear_int8(gpu *g, const int8_case *c, bool mma)
     gpu_tensor y = GPU_OUTPUT(g, c->y, 2, S, O);
 
     if (mma)
-        run_mma(g, c, &y, &x, &xs, &w, &ws, &b);
+        run_mma(g, c, false, &y, &x, &xs, &w, &ws, &b);
     else
         GPU_ONE(g, GPU_CUDA, linear_int8, &y.on[GPU_CUDA], &x.on[GPU_CUDA], &xs.on[GPU_CUDA],
                 &w.on[GPU_CUDA], &ws.on[GPU_CUDA], c->b == NO_BIAS ? NULL : &b.on[GPU_CUDA],
@@ -311,10 +315,127 @@ static void check_int8(gpu *g)
         check_linear_int8(g, &int8_large[i], false);
 }
 
+/* ---- fp8 ---- */
+
+static void check_quantize_fp8(gpu *g, sl_dtype dtype, int64_t S, int64_t I, double scale)
+{
+    if (!gpu_begin(g, "quantize_fp8 %s [%lld,%lld] of %g", gpu_dtype(dtype), (long long)S,
+                   (long long)I, scale))
+        return;
+    gpu_tensor x = GPU_RANDOM(g, dtype, scale, 2, S, I);
+    gpu_tensor q = GPU_OUTPUT(g, SL_F8_E4M3, 2, S, I);
+    gpu_tensor s = GPU_OUTPUT(g, SL_F32, 2, I / SL_FP8_TILE, S);
+
+    GPU_BOTH(g, quantize_fp8, GPU_ON(q), GPU_ON(s), GPU_ON(x));
+    gpu_compare(g, "codes", &q, GPU_EXACT);
+    gpu_compare(g, "scales", &s, GPU_EXACT);
+    gpu_end(g);
+}
+
+/* The matrix units of sm_90 drop what lies 2^-13 below the largest of 32 products. */
+static const gpu_limits fp8_f32 = { 1e-3, -1, 0.0 };
+
+/* Codes of weights as a loader makes them, from what bf16 x the cpu side holds. */
+static void make_fp8_weights(gpu *g, gpu_tensor *q, gpu_tensor *scale, const gpu_tensor *w)
+{
+    const int64_t O = q->on[GPU_CPU].dim[0], I = q->on[GPU_CPU].dim[1];
+    const float *from = w->on[GPU_CPU].data;
+    uint16_t *rows = malloc((size_t)(SL_FP8_TILE * I + 1) * sizeof *rows);
+
+    if (!rows) {
+        gpu_fail(g, "no memory");
+        return;
+    }
+    for (int64_t o = 0; o < O && !g->broken; o += SL_FP8_TILE) {
+        const int64_t count = O - o < SL_FP8_TILE ? O - o : SL_FP8_TILE;
+
+        for (int64_t i = 0; i < count * I; i++)
+            rows[i] = sl_bf16_from_f32(from[o * I + i]);
+        sl_quantize_fp8_rows((uint8_t *)q->on[GPU_CPU].data + o * I,
+                             (float *)scale->on[GPU_CPU].data + o / SL_FP8_TILE * (I / SL_FP8_TILE),
+                             rows, count, I);
+    }
+    free(rows);
+    gpu_push(g, q);
+    gpu_push(g, scale);
+}
+
+/* The cpu twin makes `rows` rows at each end; a row's result is its own. */
+static void compare_fp8(gpu *g, const int8_case *c, int64_t rows, const gpu_tensor *y,
+                        const gpu_tensor *x, const gpu_tensor *w, const gpu_tensor *ws,
+                        const gpu_tensor *b)
+{
+    const int64_t S = c->size.S, I = c->size.I;
+    const gpu_limits limits = c->y == SL_BF16 ? GPU_BF16 : fp8_f32;
+
+    if (2 * rows >= S)
+        rows = S;
+    for (int64_t first = 0; first < S; first += rows < S ? S - rows : S) {
+        gpu_tensor some_y = gpu_rows(y, first, rows), some_x = gpu_rows(x, first, rows);
+        gpu_tensor q = GPU_OUTPUT(g, SL_F8_E4M3, 2, rows, I);
+        gpu_tensor s = GPU_OUTPUT(g, SL_F32, 2, I / SL_FP8_TILE, rows);
+
+        GPU_ONE(g, GPU_CPU, quantize_fp8, &q.on[GPU_CPU], &s.on[GPU_CPU], &some_x.on[GPU_CPU]);
+        GPU_ONE(g, GPU_CPU, linear_fp8, &some_y.on[GPU_CPU], &q.on[GPU_CPU], &s.on[GPU_CPU],
+                &w->on[GPU_CPU], &ws->on[GPU_CPU], c->b == NO_BIAS ? NULL : &b->on[GPU_CPU],
+                c->act);
+        gpu_compare(g, first ? "last" : "y", &some_y, limits);
+    }
+}
+
+static void check_linear_fp8(gpu *g, const int8_case *c, bool mma)
+{
+    const int64_t S = c->size.S, I = c->size.I, O = c->size.O;
+
+    if (!gpu_begin(g, "linear_fp8%s %s%s%s%s [%lld,%lld]x[%lld,%lld]", mma ? " mma" : "",
+                   gpu_dtype(c->y), c->b == NO_BIAS ? "" : "+",
+                   c->b == NO_BIAS ? "" : gpu_dtype((sl_dtype)c->b), act_names[c->act],
+                   (long long)S, (long long)I, (long long)O, (long long)I))
+        return;
+    gpu_tensor x = GPU_RANDOM(g, SL_BF16, 1.0, 2, S, I);
+    gpu_tensor xq = GPU_OUTPUT(g, SL_F8_E4M3, 2, S, I);
+    gpu_tensor xs = GPU_OUTPUT(g, SL_F32, 2, I / SL_FP8_TILE, S);
+    gpu_tensor w = GPU_RANDOM(g, SL_BF16, 1.0 / sqrt((double)(I + 1)), 2, O, I);
+    gpu_tensor wq = GPU_OUTPUT(g, SL_F8_E4M3, 2, O, I);
+    gpu_tensor ws = GPU_OUTPUT(g, SL_F32, 2, sl_ceil_div(O, SL_FP8_TILE), I / SL_FP8_TILE);
+    gpu_tensor b = GPU_RANDOM(g, c->b == NO_BIAS ? SL_F32 : (sl_dtype)c->b, 0.5, 1, O);
+    gpu_tensor y = GPU_OUTPUT(g, c->y, 2, S, O);
+
+    make_fp8_weights(g, &wq, &ws, &w);
+    GPU_ONE(g, GPU_CUDA, quantize_fp8, &xq.on[GPU_CUDA], &xs.on[GPU_CUDA], &x.on[GPU_CUDA]);
+    if (mma)
+        run_mma(g, c, true, &y, &xq, &xs, &wq, &ws, &b);
+    else
+        GPU_ONE(g, GPU_CUDA, linear_fp8, &y.on[GPU_CUDA], &xq.on[GPU_CUDA], &xs.on[GPU_CUDA],
+                &wq.on[GPU_CUDA], &ws.on[GPU_CUDA], c->b == NO_BIAS ? NULL : &b.on[GPU_CUDA],
+                c->act);
+    expect_numbers(g, &y);
+    compare_fp8(g, c, 24, &y, &x, &wq, &ws, &b);
+    gpu_end(g);
+}
+
+static void check_fp8(gpu *g)
+{
+    check_quantize_fp8(g, SL_F32, 1, 128, 1.0);
+    check_quantize_fp8(g, SL_BF16, 300, 384, 100.0);
+    check_quantize_fp8(g, SL_F32, 77, 1536, 1e-10);
+    for (size_t i = 0; i < SL_COUNT(int8_small); i++) {
+        check_linear_fp8(g, &int8_small[i], true);
+        check_linear_fp8(g, &int8_small[i], false);
+    }
+    if (g->small)
+        return;
+    check_quantize_fp8(g, SL_BF16, 16376, 5120, 1.0);
+    check_linear_fp8(g, &int8_large[0], true);
+    for (size_t i = 0; i < SL_COUNT(int8_large); i++)
+        check_linear_fp8(g, &int8_large[i], false);
+}
+
 void gpu_test_linear(gpu *g)
 {
     check_ragged(g);
     for (size_t i = 0; i < SL_COUNT(model_linears) && !g->small; i++)
         check_linear(g, &model_linears[i], 24);
     check_int8(g);
+    check_fp8(g);
 }
