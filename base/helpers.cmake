@@ -31,6 +31,9 @@ endfunction()
 
 function(sl_test name)
   cmake_parse_arguments(A "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
+  if(NOT TARGET PkgConfig::CMOCKA) # only under SL_BARE
+    return()
+  endif()
   if(NOT A_TIMEOUT)
     set(A_TIMEOUT 180)
   endif()
@@ -44,5 +47,8 @@ endfunction()
 
 # The test may let its own allocations fail: see base/test_alloc.h.
 function(sl_test_wrap_allocations name)
+  if(NOT TARGET ${name})
+    return()
+  endif()
   target_link_options(${name} PRIVATE -Wl,--wrap=malloc,--wrap=calloc,--wrap=reallocarray,--wrap=strdup)
 endfunction()

@@ -22,6 +22,6 @@
 typedef sl_status sl_attention_fn(sl_exec *exec, const sl_tensor *o, const sl_tensor *q,
                                   const sl_tensor *k, const sl_tensor *v, const sl_tensor *bias,
                                   int64_t N, float scale, sl_error *err);
-sl_attention_fn sl_attention_cpu, sl_attention_check;
+sl_attention_fn sl_attention_cpu, sl_attention_cuda, sl_attention_check;
 
 #endif

@@ -15,10 +15,10 @@ extern "C" {
 #endif
 
 typedef struct {
-    void *o;                /* may be q */
-    const void *q, *k, *v;  /* rows of N*D */
-    const float *bias;      /* [N, Sq + Sk - 1], or NULL */
-    bool bf16;              /* q, k, v and o; else f32 */
+    void *o;               /* may be q */
+    const void *q, *k, *v; /* rows of N*D */
+    const float *bias;     /* [N, Sq + Sk - 1], or NULL */
+    bool bf16;             /* q, k, v and o; else f32 */
     int64_t Sq, Sk, N, D;
     float scale;
 } sl_cuda_attention;

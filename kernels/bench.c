@@ -1,6 +1,8 @@
 /* bench - how fast the ops are, beside what the machine can do.
  *
  *     bench kernels [--json]
+ *     bench gpu [--json] [WORD]     ops and stages on a card, those whose name has
+ *                                   WORD; kernels/bench_gpu.h
  *     bench load FILE [--json]      a checkpoint; engine/model/bench_load.h
  *
  * Every op is timed on shapes of the networks and printed in GFLOP/s beside
@@ -13,6 +15,7 @@
 #include "base/clock.h"
 #include "base/size.h"
 #include "engine/model/bench_load.h"
+#include "kernels/bench_gpu.h"
 #include "kernels/gemm.h"
 #include "kernels/ops.h"
 #include "kernels/scratch.h"
@@ -482,10 +485,24 @@ static sl_status bench_kernels(bench *b, sl_error *err)
     return status;
 }
 
+/* Takes --json out of the arguments, wherever it is. */
+static bool take_json(int *argc, char **argv)
+{
+    int kept = 0;
+
+    for (int i = 0; i < *argc; i++)
+        if (i == 0 || strcmp(argv[i], "--json") != 0)
+            argv[kept++] = argv[i];
+    const bool found = kept < *argc;
+    *argc = kept;
+    return found;
+}
+
 int main(int argc, char **argv)
 {
-    bench b = { .json = argc > 2 && strcmp(argv[argc - 1], "--json") == 0 };
-    const int words = argc - b.json;
+    bench b = { .json = take_json(&argc, argv) };
+    const int words = argc;
+    int failed = 0;
     sl_error err = { .status = SL_OK };
     sl_status status = SL_OK;
 
@@ -494,13 +511,16 @@ int main(int argc, char **argv)
         if (status == SL_OK)
             status = bench_kernels(&b, &err);
         bench_close(&b);
+    } else if ((words == 2 || words == 3) && strcmp(argv[1], "gpu") == 0) {
+        status = sl_bench_gpu(words == 3 ? argv[2] : NULL, b.json, &failed, &err);
     } else if (words == 3 && strcmp(argv[1], "load") == 0) {
         status = sl_bench_load(argv[2], b.json, &err);
     } else {
-        fprintf(stderr, "usage: bench kernels [--json]\n       bench load FILE [--json]\n");
+        fprintf(stderr, "usage: bench kernels [--json]\n       bench gpu [--json] [WORD]\n"
+                        "       bench load FILE [--json]\n");
         return 2;
     }
     if (status != SL_OK)
         fprintf(stderr, "bench: %s: %s\n", sl_status_text(status), err.message);
-    return status == SL_OK ? 0 : 1;
+    return status == SL_OK && failed == 0 ? 0 : 1;
 }

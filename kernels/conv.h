@@ -20,9 +20,9 @@
  *             To = (zero + cached + T - kt) / stride_t + 1
  *             Ho = (up*H + pad_top + pad_bottom - kh) / stride_hw + 1, Wo alike
  *           I and O 1 to 2^20, kt*kh*kw*I below 2^31
- * Dtypes    x, cache, residual, y act, all alike; w, b f32 or bf16; sums f32, with
- *           bias and residual added before the one rounding.  pair_frames: x, y
- *           act, alike
+ * Dtypes    x, cache, residual, y act, all alike; w, b f32 or bf16 (cuda rounds f32
+ *           ones to bf16 beside a bf16 x); sums f32, with bias and residual added
+ *           before the one rounding.  pair_frames: x, y act, alike
  * Aliasing  y may be residual, overlaps nothing else
  * Memory    panels in the exec's workspace only
  * Source    wan.md 8.1, 8.3
@@ -47,7 +47,7 @@ typedef sl_status sl_conv_fn(sl_exec *exec, const sl_tensor *y, const sl_tensor 
                              sl_error *err);
 typedef sl_status sl_pair_frames_fn(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
                                     sl_error *err);
-sl_conv_fn sl_conv_cpu, sl_conv_check;
-sl_pair_frames_fn sl_pair_frames_cpu, sl_pair_frames_check;
+sl_conv_fn sl_conv_cpu, sl_conv_cuda, sl_conv_check;
+sl_pair_frames_fn sl_pair_frames_cpu, sl_pair_frames_cuda, sl_pair_frames_check;
 
 #endif

@@ -1,12 +1,11 @@
-/* quantize_int8, and linear_int8 on the matrix instructions of sm_80: any card runs
- * it, and the wgmma kernel must give its bits. */
-#include "kernels/linear_int8.cuh"
-#include "kernels/mma.cuh"
+/* int8 codes: quantize_int8, and what linear_int8 is in linear8.cuh's terms. */
+#include "kernels/linear8_mma.cuh"
+#include "kernels/linear8_wgmma.cuh"
 
 namespace
 {
 
-enum { TILE = SL_INT8_STEP };
+enum { TILE = STEP };
 
 /* ---- quantize_int8 ---- */
 
@@ -141,176 +140,101 @@ cudaError_t launch_quantize(cudaStream_t stream, int8_t *q, float *scale, const 
 
 /* ---- linear_int8 ---- */
 
-enum {
-    THREADS = 256,
-    STAGES = 3,
-    TILE_BYTES = TILE * TILE, /* of one operand in a stage */
-    STAGE_BYTES = 2 * TILE_BYTES,
-    SHARED_BYTES = STAGES * STAGE_BYTES,
-    UNITS = TILE / 16, /* of 16 bytes in a row */
-    WARP_ROWS = 64,
-    WARP_COLS = 32,
-    WARPS_ACROSS = TILE / WARP_COLS,
-    BLOCKS_M = WARP_ROWS / 16, /* 16 x 8 products of a warp */
-    BLOCKS_N = WARP_COLS / 8,
+struct int8_codes {
+    typedef int number;
+    static constexpr bool row_scales = false;
+
+    static __device__ __forceinline__ void multiply(int (&d)[64], uint64_t x, uint64_t w, int more)
+    {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+        asm volatile(
+            "{\n\t"
+            ".reg .pred p;\n\t"
+            "setp.ne.b32 p, %66, 0;\n\t"
+            "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 "
+            "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+            " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+            " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+            " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+            "%64, %65, p;\n\t"
+            "}"
+            : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]),
+              "+r"(d[7]), "+r"(d[8]), "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]),
+              "+r"(d[13]), "+r"(d[14]), "+r"(d[15]), "+r"(d[16]), "+r"(d[17]), "+r"(d[18]),
+              "+r"(d[19]), "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]), "+r"(d[24]),
+              "+r"(d[25]), "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]), "+r"(d[30]),
+              "+r"(d[31]), "+r"(d[32]), "+r"(d[33]), "+r"(d[34]), "+r"(d[35]), "+r"(d[36]),
+              "+r"(d[37]), "+r"(d[38]), "+r"(d[39]), "+r"(d[40]), "+r"(d[41]), "+r"(d[42]),
+              "+r"(d[43]), "+r"(d[44]), "+r"(d[45]), "+r"(d[46]), "+r"(d[47]), "+r"(d[48]),
+              "+r"(d[49]), "+r"(d[50]), "+r"(d[51]), "+r"(d[52]), "+r"(d[53]), "+r"(d[54]),
+              "+r"(d[55]), "+r"(d[56]), "+r"(d[57]), "+r"(d[58]), "+r"(d[59]), "+r"(d[60]),
+              "+r"(d[61]), "+r"(d[62]), "+r"(d[63])
+            : "l"(x), "l"(w), "r"(more));
+#endif
+    }
+
+    static __device__ __forceinline__ void multiply_add(int (&c)[4], const uint32_t (&a)[4],
+                                                        uint32_t b0, uint32_t b1)
+    {
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+                     "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                     : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    }
+
+    /* Rows that are not there have no scale: any will do. */
+    static __device__ __forceinline__ float x_scale(const sl_cuda_linear8 &l, int64_t s, int step,
+                                                    int steps)
+    {
+        return __ldg(l.x_scale + (s < l.S ? s : l.S - 1) / TILE * steps + step);
+    }
+
+    static __device__ __forceinline__ float w_scale(const sl_cuda_linear8 &l, int o_tile, int step,
+                                                    int steps)
+    {
+        return __ldg(l.w_scale + (int64_t)o_tile * steps + step);
+    }
+
+    /* |part| <= 2^21.  Adding the bits of 1.5 * 2^23 and taking the number off again
+     * converts at the rate of additions; the conversion instruction would be the
+     * kernel's slowest part. */
+    static __device__ __forceinline__ float add(float sum, int part, float scale)
+    {
+        const float exact = __fadd_rn(__int_as_float(part + 0x4b400000), -12582912.0f);
+
+        return __fadd_rn(sum, __fmul_rn(exact, scale));
+    }
+
+    static __device__ __forceinline__ float bias(float b)
+    {
+        return sl_round_bf16(b);
+    }
+
+    static __device__ __forceinline__ float finish(float d, bool biased, float b)
+    {
+        d = sl_round_bf16(d);
+        return biased ? sl_round_bf16(__fadd_rn(d, b)) : d;
+    }
 };
-
-/* TILE rows of one step, from row `first` of m [rows, I]. */
-__device__ __forceinline__ void fetch(uint32_t to, const int8_t *m, int64_t first, int64_t rows,
-                                      int64_t I, int64_t step)
-{
-#pragma unroll
-    for (int i = threadIdx.x; i < TILE * UNITS; i += THREADS) {
-        const int r = i / UNITS, u = i % UNITS;
-        const bool there = first + r < rows;
-        copy_async(unit_address<TILE>(to, r, u),
-                   m + (there ? (first + r) * I + step * TILE + u * 16 : 0), there);
-    }
-}
-
-/* c += a . b, 16 x 32 by 32 x 8, exact. */
-__device__ __forceinline__ void multiply_add(int (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                             uint32_t b1)
-{
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-/* The exact products of one step. */
-__device__ __forceinline__ void multiply(int (&part)[BLOCKS_M][BLOCKS_N][4], uint32_t x, uint32_t w,
-                                         int row, int col)
-{
-    const int lane = threadIdx.x % 32;
-
-#pragma unroll
-    for (int k = 0; k < UNITS; k += 2) {
-        uint32_t a[BLOCKS_M][4], b[BLOCKS_N / 2][4];
-        /* matrices in the order of the fragment: rows 0-7, 8-15, then the next 16 bytes */
-#pragma unroll
-        for (int m = 0; m < BLOCKS_M; m++)
-            load_matrix(a[m], unit_address<TILE>(x, row + m * 16 + lane % 16, k + lane / 16));
-            /* columns 0-7 in both halves of k, then columns 8-15 */
-#pragma unroll
-        for (int n = 0; n < BLOCKS_N / 2; n++)
-            load_matrix(b[n], unit_address<TILE>(w, col + n * 16 + lane / 16 * 8 + lane % 8,
-                                                 k + lane / 8 % 2));
-#pragma unroll
-        for (int m = 0; m < BLOCKS_M; m++)
-#pragma unroll
-            for (int n = 0; n < BLOCKS_N; n++)
-                multiply_add(part[m][n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
-    }
-}
-
-/* A warp's outputs, from row s0 and column o0. */
-template <typename TY, sl_act act>
-__device__ __forceinline__ void store(const sl_cuda_linear_int8 &l,
-                                      const float (&sum)[BLOCKS_M][BLOCKS_N][4], int64_t s0,
-                                      int64_t o0)
-{
-    const int lane = threadIdx.x % 32;
-    const bool biased = l.b != NULL;
-
-#pragma unroll
-    for (int n = 0; n < BLOCKS_N; n++) {
-        const int64_t o = o0 + n * 8 + lane % 4 * 2;
-        const float bias0 = biased && o < l.O ? sl_int8_bias(l, o) : 0.0f;
-        const float bias1 = biased && o + 1 < l.O ? sl_int8_bias(l, o + 1) : 0.0f;
-#pragma unroll
-        for (int m = 0; m < BLOCKS_M; m++)
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const int64_t s = s0 + m * 16 + half * 8 + lane / 4;
-                if (s < l.S && o < l.O)
-                    sl_int8_store<TY>(l, s, o,
-                                      sl_int8_finish<act>(sum[m][n][2 * half], biased, bias0),
-                                      sl_int8_finish<act>(sum[m][n][2 * half + 1], biased, bias1));
-            }
-    }
-}
-
-template <typename TY>
-__global__ void __launch_bounds__(THREADS) linear_mma(const sl_cuda_linear_int8 l)
-{
-    extern __shared__ __align__(128) unsigned char shared[];
-    const uint32_t base = shared_address(shared);
-    const int warp = threadIdx.x / 32;
-    const int row = warp / WARPS_ACROSS * WARP_ROWS, col = warp % WARPS_ACROSS * WARP_COLS;
-    const int64_t steps = l.I / TILE;
-    int s_tile, o_tile;
-    float sum[BLOCKS_M][BLOCKS_N][4] = {};
-
-    sl_int8_tile(blockIdx.x, (int)((l.S + TILE - 1) / TILE), (int)((l.O + TILE - 1) / TILE),
-                 &s_tile, &o_tile);
-    int64_t s0 = (int64_t)s_tile * TILE, o0 = (int64_t)o_tile * TILE;
-    for (int64_t step = 0; step < STAGES - 1; step++) {
-        if (step < steps) {
-            fetch(base + (uint32_t)step * STAGE_BYTES, l.x, s0, l.S, l.I, step);
-            fetch(base + (uint32_t)step * STAGE_BYTES + TILE_BYTES, l.w, o0, l.O, l.I, step);
-        }
-        copy_commit();
-    }
-    for (int64_t step = 0; step < steps; step++) {
-        const uint32_t stage = base + (uint32_t)(step % STAGES) * STAGE_BYTES;
-        const int64_t next = step + STAGES - 1;
-        int part[BLOCKS_M][BLOCKS_N][4] = {};
-
-        copy_wait<STAGES - 2>();
-        __syncthreads(); /* this stage is there; all are done with the one filled next */
-        if (next < steps) {
-            const uint32_t to = base + (uint32_t)(next % STAGES) * STAGE_BYTES;
-            fetch(to, l.x, s0, l.S, l.I, next);
-            fetch(to + TILE_BYTES, l.w, o0, l.O, l.I, next);
-        }
-        copy_commit();
-        multiply(part, stage, stage + TILE_BYTES, row, col);
-        const float scale =
-            __fmul_rn(l.x_scale[s_tile * steps + step], l.w_scale[o_tile * steps + step]);
-#pragma unroll
-        for (int m = 0; m < BLOCKS_M; m++)
-#pragma unroll
-            for (int n = 0; n < BLOCKS_N; n++)
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    sum[m][n][i] = sl_int8_add(sum[m][n][i], part[m][n][i], scale);
-    }
-    s0 += row, o0 += col;
-    if (l.act == SL_ACT_NONE)
-        store<TY, SL_ACT_NONE>(l, sum, s0, o0);
-    else if (l.act == SL_ACT_GELU_TANH)
-        store<TY, SL_ACT_GELU_TANH>(l, sum, s0, o0);
-    else
-        store<TY, SL_ACT_SILU>(l, sum, s0, o0);
-}
-
-template <typename TY> cudaError_t launch_mma(cudaStream_t stream, const sl_cuda_linear_int8 *l)
-{
-    const int64_t tiles = (l->S + TILE - 1) / TILE * ((l->O + TILE - 1) / TILE);
-    const cudaError_t error = cudaFuncSetAttribute(
-        linear_mma<TY>, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES);
-
-    if (error != cudaSuccess)
-        return error;
-    linear_mma<TY><<<(unsigned)tiles, THREADS, SHARED_BYTES, stream>>>(*l);
-    return cudaGetLastError();
-}
 
 } // namespace
 
-extern "C" cudaError_t sl_cuda_quantize_int8(cudaStream_t stream, int8_t *q, float *scale,
+extern "C" cudaError_t sl_cuda_quantize_int8(cudaStream_t stream, void *q, float *scale,
                                              const void *x, bool x_bf16, int64_t R, int64_t C)
 {
     if (R == 0 || C == 0)
         return cudaSuccess;
-    return x_bf16 ? launch_quantize(stream, q, scale, (const __nv_bfloat16 *)x, R, C)
-                  : launch_quantize(stream, q, scale, (const float *)x, R, C);
+    return x_bf16 ? launch_quantize(stream, (int8_t *)q, scale, (const __nv_bfloat16 *)x, R, C)
+                  : launch_quantize(stream, (int8_t *)q, scale, (const float *)x, R, C);
 }
 
-extern "C" cudaError_t sl_cuda_linear_int8_mma(cudaStream_t stream, const sl_cuda_linear_int8 *l)
+extern "C" cudaError_t sl_cuda_linear_int8_mma(cudaStream_t stream, const sl_cuda_linear8 *l)
 {
-    if (l->S == 0 || l->O == 0)
-        return cudaSuccess;
-    return l->y_bf16 ? launch_mma<__nv_bfloat16>(stream, l) : launch_mma<float>(stream, l);
+    return mma::launch<int8_codes>(stream, l);
+}
+
+extern "C" cudaError_t sl_cuda_linear_int8_wgmma(cudaStream_t stream, const sl_cuda_linear8 *l,
+                                                 const sl_cuda_linear8_maps *maps)
+{
+    return wgmma::launch<int8_codes>(stream, l, maps);
 }

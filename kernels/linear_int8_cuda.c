@@ -2,10 +2,7 @@
  * give the same bits. */
 #include "kernels/linear_int8.h"
 
-#include "kernels/cuda.h"
-#include "kernels/linear_int8_cuda.h"
-
-#include <cudaTypedefs.h>
+#include "kernels/linear8_maps.h"
 
 sl_status sl_quantize_int8_cuda(sl_exec *exec, const sl_tensor *q, const sl_tensor *scale,
                                 const sl_tensor *x, sl_error *err)
@@ -22,55 +19,12 @@ sl_status sl_quantize_int8_cuda(sl_exec *exec, const sl_tensor *q, const sl_tens
                        err);
 }
 
-static void forget_encode(void *encode)
+static cudaError_t run_wgmma(sl_exec *exec, const sl_cuda_linear8 *l)
 {
-    (void)encode; /* the driver's own */
-}
+    sl_cuda_linear8_maps maps;
+    const cudaError_t error = sl_cuda_linear8_maps_make(&maps, exec, l);
 
-/* The driver's function, kept with the exec. */
-static cudaError_t find_encode(PFN_cuTensorMapEncodeTiled_v12000 *out, sl_exec *exec)
-{
-    sl_cuda_cache *slot = sl_cuda_cache_of(exec, SL_CUDA_SLOT_LINEAR_INT8);
-    enum cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSuccess;
-    cudaError_t error = cudaSuccess;
-
-    slot->destroy = forget_encode;
-    if (!slot->value)
-        error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &slot->value, 12000,
-                                                 cudaEnableDefault, &found);
-    if (error == cudaSuccess && (found != cudaDriverEntryPointSuccess || !slot->value))
-        error = cudaErrorNotSupported;
-    *out = (PFN_cuTensorMapEncodeTiled_v12000)slot->value;
-    return error;
-}
-
-/* Boxes of box_rows x 128 codes of data [rows, I]. */
-static cudaError_t encode_map(CUtensorMap *map, PFN_cuTensorMapEncodeTiled_v12000 encode,
-                              const int8_t *data, int64_t rows, int64_t I, uint32_t box_rows)
-{
-    const cuuint64_t dim[2] = { (cuuint64_t)I, (cuuint64_t)rows }, stride[1] = { (cuuint64_t)I };
-    const cuuint32_t box[2] = { SL_INT8_TILE, box_rows }, step[2] = { 1, 1 };
-
-    return (cudaError_t)encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, (void *)(uintptr_t)data, dim,
-                               stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                               CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-}
-
-static cudaError_t run_wgmma(sl_exec *exec, const sl_cuda_linear_int8 *l)
-{
-    PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
-    CUtensorMap x_map, w_map;
-    cudaError_t error = find_encode(&encode, exec);
-
-    if (error == cudaSuccess)
-        error = encode_map(&x_map, encode, l->x, l->S, l->I, SL_CUDA_INT8_X_ROWS);
-    if (error == cudaSuccess)
-        error = encode_map(&w_map, encode, l->w, l->O, l->I, SL_CUDA_INT8_W_ROWS);
-    if (error == cudaSuccess)
-        error = sl_cuda_linear_int8_wgmma(sl_cuda_stream(exec), l, &x_map, &w_map,
-                                          sl_cuda_properties(exec)->multiProcessorCount);
-    return error;
+    return error == cudaSuccess ? sl_cuda_linear_int8_wgmma(sl_cuda_stream(exec), l, &maps) : error;
 }
 
 sl_status sl_linear_int8_cuda(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
@@ -79,13 +33,13 @@ sl_status sl_linear_int8_cuda(sl_exec *exec, const sl_tensor *y, const sl_tensor
                               sl_error *err)
 {
     sl_status status = sl_linear_int8_check(exec, y, x, x_scale, w, w_scale, b, act, err);
-    cudaError_t error = cudaSuccess;
+    cudaError_t error;
 
     if (status == SL_OK)
         status = sl_cuda_begin(exec, err);
     if (status != SL_OK)
         return status;
-    const sl_cuda_linear_int8 l = {
+    const sl_cuda_linear8 l = {
         .y = y->data,
         .x = x->data,
         .w = w->data,
@@ -99,9 +53,7 @@ sl_status sl_linear_int8_cuda(sl_exec *exec, const sl_tensor *y, const sl_tensor
         .I = x->dim[1],
         .O = w->dim[0],
     };
-    if (l.S > 0 && l.O > 0)
-        error = sl_cuda_properties(exec)->major == 9 && l.I > 0
-                    ? run_wgmma(exec, &l)
-                    : sl_cuda_linear_int8_mma(sl_cuda_stream(exec), &l);
+    error = sl_cuda_linear8_has_wgmma(exec, &l) ? run_wgmma(exec, &l)
+                                                : sl_cuda_linear_int8_mma(sl_cuda_stream(exec), &l);
     return sl_cuda_end(exec, "linear_int8", error, err);
 }

@@ -29,6 +29,6 @@ typedef sl_status sl_channel_norm_fn(sl_exec *exec, const sl_tensor *y, const sl
                                      const sl_tensor *gamma, bool silu, sl_error *err);
 sl_layer_norm_fn sl_layer_norm_cpu, sl_layer_norm_cuda, sl_layer_norm_check;
 sl_rms_norm_fn sl_rms_norm_cpu, sl_rms_norm_cuda, sl_rms_norm_check;
-sl_channel_norm_fn sl_channel_norm_cpu, sl_channel_norm_check;
+sl_channel_norm_fn sl_channel_norm_cpu, sl_channel_norm_cuda, sl_channel_norm_check;
 
 #endif

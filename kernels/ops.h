@@ -27,6 +27,7 @@
 #include "kernels/embed.h"
 #include "kernels/exec.h"
 #include "kernels/linear.h"
+#include "kernels/linear_fp8.h"
 #include "kernels/linear_int8.h"
 #include "kernels/noise.h"
 #include "kernels/norm.h"
@@ -41,6 +42,8 @@ struct sl_ops {
     sl_linear_fn *linear;
     sl_quantize_int8_fn *quantize_int8;
     sl_linear_int8_fn *linear_int8;
+    sl_quantize_fp8_fn *quantize_fp8;
+    sl_linear_fp8_fn *linear_fp8;
     sl_layer_norm_fn *layer_norm;
     sl_rms_norm_fn *rms_norm;
     sl_channel_norm_fn *channel_norm;

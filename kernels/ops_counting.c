@@ -1,3 +1,5 @@
+#include "kernels/attention_plan.h"
+#include "kernels/conv_plan.h"
 #include "kernels/ops.h"
 
 /* Each row checks its contract, reads no data and writes none. */
@@ -6,6 +8,8 @@ const sl_ops sl_ops_counting = {
     .linear = sl_linear_check,
     .quantize_int8 = sl_quantize_int8_check,
     .linear_int8 = sl_linear_int8_check,
+    .quantize_fp8 = sl_quantize_fp8_check,
+    .linear_fp8 = sl_linear_fp8_check,
     .layer_norm = sl_layer_norm_check,
     .rms_norm = sl_rms_norm_check,
     .channel_norm = sl_channel_norm_check,
@@ -53,12 +57,14 @@ const sl_ops sl_ops_counting_cuda = {
     .linear = sl_linear_check,
     .quantize_int8 = sl_quantize_int8_check,
     .linear_int8 = sl_linear_int8_check,
+    .quantize_fp8 = sl_quantize_fp8_check,
+    .linear_fp8 = sl_linear_fp8_check,
     .layer_norm = sl_layer_norm_check,
     .rms_norm = sl_rms_norm_check,
     .channel_norm = sl_channel_norm_check,
     .rope_table = sl_rope_table_check,
     .rope = sl_rope_check,
-    .attention = sl_attention_check,
+    .attention = sl_attention_count_cuda,
     .block_mean = sl_block_mean_check,
     .top_blocks = sl_top_blocks_check,
     .linear_state = sl_linear_state_check,
@@ -83,7 +89,7 @@ const sl_ops sl_ops_counting_cuda = {
     .rgb_to_frames = sl_rgb_to_frames_check,
     .frames_to_latent = sl_frames_to_latent_check,
     .known_mask = sl_known_mask_check,
-    .conv = sl_conv_check,
+    .conv = sl_conv_count_cuda,
     .pair_frames = sl_pair_frames_check,
     .randn = sl_randn_check,
     .sample_init = sl_sample_init_check,

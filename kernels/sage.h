@@ -41,8 +41,8 @@ typedef sl_status sl_sage_attention_fn(sl_exec *exec, const sl_tensor *o,
                                        const sl_tensor *q, const sl_linear_branch *branch,
                                        int64_t N, int64_t block_q, int64_t block_k, float scale,
                                        sl_error *err);
-sl_sage_quantize_fn sl_sage_quantize_cpu, sl_sage_quantize_check;
-sl_sage_quantize_v_fn sl_sage_quantize_v_cpu, sl_sage_quantize_v_check;
-sl_sage_attention_fn sl_sage_attention_cpu, sl_sage_attention_check;
+sl_sage_quantize_fn sl_sage_quantize_cpu, sl_sage_quantize_cuda, sl_sage_quantize_check;
+sl_sage_quantize_v_fn sl_sage_quantize_v_cpu, sl_sage_quantize_v_cuda, sl_sage_quantize_v_check;
+sl_sage_attention_fn sl_sage_attention_cpu, sl_sage_attention_cuda, sl_sage_attention_check;
 
 #endif

@@ -66,9 +66,9 @@ typedef sl_status sl_sparse_attention_fn(sl_exec *exec, const sl_tensor *o, cons
                                          const sl_tensor *lut, const sl_linear_branch *branch,
                                          int64_t N, int64_t block_q, int64_t block_k, float scale,
                                          sl_error *err);
-sl_block_mean_fn sl_block_mean_cpu, sl_block_mean_check;
-sl_top_blocks_fn sl_top_blocks_cpu, sl_top_blocks_check;
-sl_linear_state_fn sl_linear_state_cpu, sl_linear_state_check;
-sl_sparse_attention_fn sl_sparse_attention_cpu, sl_sparse_attention_check;
+sl_block_mean_fn sl_block_mean_cpu, sl_block_mean_cuda, sl_block_mean_check;
+sl_top_blocks_fn sl_top_blocks_cpu, sl_top_blocks_cuda, sl_top_blocks_check;
+sl_linear_state_fn sl_linear_state_cpu, sl_linear_state_cuda, sl_linear_state_check;
+sl_sparse_attention_fn sl_sparse_attention_cpu, sl_sparse_attention_cuda, sl_sparse_attention_check;
 
 #endif

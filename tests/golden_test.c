@@ -1,12 +1,16 @@
 /* golden_test - runs every golden case of a folder and says how close it came.
  *
- *     golden_test [DIR] [--full] [--streamed] [--only NAME]
+ *     golden_test [DIR] [--device cpu|cuda:N] [--full] [--work DIR] [--streamed] [--only NAME]
  *
  * DIR is laid out as described in golden/README.md; without it the shared
  * folder is used where there is one, else tests/golden.  One line a case; the
  * last line is `N passed, N failed, N skipped`; exit code 1 if any failed, 77 if DIR is
- * absent.  --full also runs the cases of full-size networks; --streamed takes the
- * blocks of text encoders and transformers from host memory.
+ * absent.  --full also runs the cases of full-size networks, on a GPU from files that
+ * it writes into the folder of --work (28 GB at most at a time) and removes again;
+ * --streamed takes the blocks of text encoders and transformers from host memory.
+ *
+ * On a GPU every case runs twice: in f32, within the tolerances of f32, and in bf16,
+ * within those that the case states for it.
  */
 #include "tests/golden_test.h"
 
@@ -19,7 +23,8 @@
 #include <unistd.h>
 
 #define DEVICE_BYTES  ((size_t)64 << 30)
-#define SCRATCH_BYTES ((size_t)16 << 30) /* address space: pages come as they are touched */
+#define SCRATCH_BYTES ((size_t)16 << 30) /* on cpu address space: pages come as they are touched   \
+                                          */
 
 enum { EXIT_ABSENT = 77, MAX_CASES = 512, MAX_JSON_BYTES = 64 << 20 };
 
@@ -141,7 +146,10 @@ static void run_case(golden_env *env, const char *folder, const char *name)
     if (access(io_path, R_OK) == 0)
         GOLDEN_TRY(sl_ckpt_open(&c.io, io_path, &err));
     sl_scratch_init(&local.scratch, sl_region_data(env->region), SCRATCH_BYTES);
+    sl_exec_lend_scratch(env->exec, &local.scratch);
+    golden_use(&c, SL_PRECISION_F32);
     status = run_kind(&c, &err);
+    sl_exec_lend_scratch(env->exec, NULL);
 done:
     report(&c, status, &err);
     env->passed = local.passed;
@@ -186,13 +194,19 @@ static void run_folder(golden_env *env, const char *folder, int depth)
         run_folder(env, sub, depth + 1);
 }
 
-static sl_status open_env(golden_env *env, sl_error *err)
+static sl_status open_env(golden_env *env, const char *device, sl_error *err)
 {
-    const sl_device_spec spec = { .kind = SL_DEVICE_CPU, .limit_bytes = DEVICE_BYTES };
+    sl_device_spec spec = { .kind = SL_DEVICE_CPU, .limit_bytes = DEVICE_BYTES };
+    const sl_numerics exact = sl_numerics_of(SL_DEVICE_CUDA, true);
     sl_status status = SL_OK;
 
+    if (strcmp(device, "cpu") != 0)
+        GOLDEN_TRY(sl_device_spec_parse(device, &spec, err));
     GOLDEN_TRY(sl_device_create(&env->device, &spec, err));
-    GOLDEN_TRY(sl_exec_create_cpu(&env->exec, env->device, 0, NULL, err));
+    if (spec.kind == SL_DEVICE_CPU)
+        GOLDEN_TRY(sl_exec_create_cpu(&env->exec, env->device, 0, NULL, err));
+    else
+        GOLDEN_TRY(sl_exec_create_cuda(&env->exec, env->device, &exact, NULL, err));
     GOLDEN_TRY(sl_region_create(&env->region, env->device, "activations", SCRATCH_BYTES, err));
     GOLDEN_TRY(sl_region_map(env->region, SCRATCH_BYTES, err));
 done:
@@ -225,6 +239,7 @@ int main(int argc, char **argv)
 {
     golden_env env = { .dir = NULL };
     sl_error err = { .status = SL_OK };
+    const char *device = "cpu";
 
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--full") == 0) {
@@ -233,10 +248,15 @@ int main(int argc, char **argv)
             env.streamed = true;
         } else if (strcmp(argv[i], "--only") == 0 && i + 1 < argc) {
             env.only = argv[++i];
+        } else if (strcmp(argv[i], "--device") == 0 && i + 1 < argc) {
+            device = argv[++i];
+        } else if (strcmp(argv[i], "--work") == 0 && i + 1 < argc) {
+            env.work = argv[++i];
         } else if (argv[i][0] != '-' && !env.dir) {
             env.dir = argv[i];
         } else {
-            fprintf(stderr, "usage: golden_test [DIR] [--full] [--streamed] [--only NAME]\n");
+            fprintf(stderr, "usage: golden_test [DIR] [--device cpu|cuda:N] [--full] [--work DIR] "
+                            "[--streamed] [--only NAME]\n");
             return 2;
         }
     }
@@ -246,7 +266,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "golden_test: no folder \"%s\"\n", env.dir);
         return EXIT_ABSENT;
     }
-    if (open_env(&env, &err) == SL_OK) {
+    if (!env.work)
+        env.work = ".";
+    if (open_env(&env, device, &err) == SL_OK) {
         run_folder(&env, env.dir, 0);
     } else {
         env.failed++;

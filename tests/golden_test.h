@@ -25,7 +25,8 @@ typedef struct {
     const char *dir;
     const char *only; /* NULL: every case */
     bool full;
-    bool streamed; /* text encoders and transformers keep their blocks in host memory */
+    bool streamed;    /* text encoders and transformers keep their blocks in host memory */
+    const char *work; /* folder for the files of full-size networks */
     sl_device *device;
     sl_exec *exec;
     sl_region *region;
@@ -89,6 +90,10 @@ void golden_check(golden_case *c, const char *what, const char *metric, double m
  * max_abs_key is given and known to the case. */
 void golden_compare(golden_case *c, const char *what, const double *got, int64_t got_count,
                     const golden_array *want, const char *rel_l2_key, const char *max_abs_key);
+/* The noise in decibels of the full range of pixels, 2: at most minus the PSNR that
+ * the case has under that key. */
+void golden_compare_noise(golden_case *c, const char *what, const double *got, int64_t got_count,
+                          const golden_array *want, const char *psnr_key);
 /* Fails the case, with a reason of its own. */
 void golden_note_failure(golden_case *c, const char *fmt, ...) SL_PRINTF(2, 3);
 /* One line of its own, counted as skipped. */
@@ -98,7 +103,31 @@ void golden_skip_case(golden_case *c, const char *fmt, ...) SL_PRINTF(2, 3);
 
 double golden_rel_l2(const double *got, const double *want, int64_t count);
 double golden_max_abs(const double *got, const double *want, int64_t count);
-double *golden_f64_of(golden_case *c, const sl_tensor *t, sl_error *err); /* f32 or f64 tensor */
+
+/* ---- between host and device ---- */
+
+/* A tensor's bytes, read into host memory; NULL after a failure. */
+void *golden_bytes_of(golden_case *c, const sl_tensor *t, sl_error *err);
+/* Its values: F32, BF16 or F64. */
+double *golden_f64_of(golden_case *c, const sl_tensor *t, sl_error *err);
+/* A tensor in scratch with these values, as F32 or rounded to BF16. */
+sl_status golden_put(golden_case *c, sl_tensor *out, sl_dtype dtype, int rank, const int64_t *dim,
+                     const float *values, sl_error *err) SL_MUST_CHECK;
+/* Bytes of host memory into a tensor that is there. */
+sl_status golden_write(golden_case *c, const sl_tensor *t, const void *bytes,
+                       sl_error *err) SL_MUST_CHECK;
+/* NaN in every value: what is not written shows. */
+sl_status golden_poison(golden_case *c, const sl_tensor *t, sl_error *err) SL_MUST_CHECK;
+
+/* ---- how a case is computed ---- */
+
+/* A variant is a precision with the numerics that go with it on the device.  On cpu
+ * activations are f32 in all of them; a GPU computes exactly for F32, in bf16 for
+ * the others.  Says so before the checks to come. */
+void golden_use(golden_case *c, sl_precision precision);
+bool golden_is_exact(const golden_case *c);   /* activations are F32 */
+sl_dtype golden_act(const golden_case *c);    /* of transformers and text encoders */
+sl_dtype golden_frames(const golden_case *c); /* of the video VAE */
 
 /* ---- components ---- */
 

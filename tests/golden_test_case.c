@@ -206,6 +206,26 @@ void golden_compare(golden_case *c, const char *what, const double *got, int64_t
                      golden_tolerance(c, max_abs_key));
 }
 
+void golden_compare_noise(golden_case *c, const char *what, const double *got, int64_t got_count,
+                          const golden_array *want, const char *psnr_key)
+{
+    double sum = 0.0;
+
+    if (!got || got_count != want->count) {
+        golden_note_failure(c, "%s has %lld values, expected %lld", what, (long long)got_count,
+                            (long long)want->count);
+        return;
+    }
+    if (!(golden_tolerance(c, psnr_key) > 0.0)) {
+        golden_note_failure(c, "the case has no \"%s\"", psnr_key);
+        return;
+    }
+    for (int64_t i = 0; i < got_count; i++)
+        sum += (got[i] - want->v[i]) * (got[i] - want->v[i]);
+    golden_check(c, what, "noise_db", 10.0 * log10(sum / (double)got_count / 4.0),
+                 -golden_tolerance(c, psnr_key));
+}
+
 void golden_skip(golden_case *c, const char *part, const char *why)
 {
     c->env->skipped++;
@@ -222,15 +242,94 @@ void golden_skip_case(golden_case *c, const char *fmt, ...)
     va_end(args);
 }
 
+/* ---- between host and device ---- */
+
+void *golden_bytes_of(golden_case *c, const sl_tensor *t, sl_error *err)
+{
+    const size_t size_bytes = sl_tensor_bytes(t);
+    void *bytes = golden_alloc(c, (int64_t)size_bytes, 1, err);
+
+    if (bytes && sl_exec_read(c->env->exec, bytes, t->data, size_bytes, err) != SL_OK)
+        return NULL;
+    return bytes;
+}
+
 double *golden_f64_of(golden_case *c, const sl_tensor *t, sl_error *err)
 {
     const int64_t count = sl_tensor_count(t);
     double *v = golden_alloc(c, count, sizeof *v, err);
+    const void *bytes = golden_bytes_of(c, t, err);
 
-    for (int64_t i = 0; v && i < count; i++)
-        v[i] =
-            t->dtype == SL_F64 ? ((const double *)t->data)[i] : (double)((const float *)t->data)[i];
+    if (!v || !bytes)
+        return NULL;
+    for (int64_t i = 0; i < count; i++)
+        v[i] = t->dtype == SL_F64    ? ((const double *)bytes)[i]
+               : t->dtype == SL_BF16 ? (double)sl_bf16_to_f32(((const uint16_t *)bytes)[i])
+                                     : (double)((const float *)bytes)[i];
     return v;
+}
+
+sl_status golden_write(golden_case *c, const sl_tensor *t, const void *bytes, sl_error *err)
+{
+    return sl_exec_write(c->env->exec, t->data, bytes, sl_tensor_bytes(t), err);
+}
+
+sl_status golden_put(golden_case *c, sl_tensor *out, sl_dtype dtype, int rank, const int64_t *dim,
+                     const float *values, sl_error *err)
+{
+    uint16_t *rounded;
+    sl_status status = sl_scratch_take(&c->env->scratch, out, err, dtype, rank, dim);
+
+    if (status != SL_OK)
+        return status;
+    if (dtype == SL_F32)
+        return golden_write(c, out, values, err);
+    SL_ASSERT(dtype == SL_BF16);
+    rounded = golden_alloc(c, sl_tensor_count(out), sizeof *rounded, err);
+    if (!rounded)
+        return SL_ERR_NO_MEMORY;
+    for (int64_t i = 0; i < sl_tensor_count(out); i++)
+        rounded[i] = sl_bf16_from_f32(values[i]);
+    return golden_write(c, out, rounded, err);
+}
+
+sl_status golden_poison(golden_case *c, const sl_tensor *t, sl_error *err)
+{
+    const size_t size_bytes = sl_tensor_bytes(t);
+    void *bytes = golden_alloc(c, (int64_t)size_bytes, 1, err);
+
+    if (!bytes)
+        return SL_ERR_NO_MEMORY;
+    memset(bytes, 0xff, size_bytes);
+    return golden_write(c, t, bytes, err);
+}
+
+/* ---- how a case is computed ---- */
+
+void golden_use(golden_case *c, sl_precision precision)
+{
+    const sl_device_kind kind = sl_exec_numerics(c->env->exec)->kind;
+    const sl_numerics numerics = sl_numerics_of(kind, precision == SL_PRECISION_F32);
+
+    sl_exec_set_numerics(c->env->exec, &numerics);
+    c->variant = kind != SL_DEVICE_CPU            ? numerics.activation == SL_F32 ? "f32:" : "bf16:"
+                 : precision == SL_PRECISION_BF16 ? "bf16 weights:"
+                                                  : NULL;
+}
+
+bool golden_is_exact(const golden_case *c)
+{
+    return golden_act(c) == SL_F32;
+}
+
+sl_dtype golden_act(const golden_case *c)
+{
+    return sl_exec_numerics(c->env->exec)->activation;
+}
+
+sl_dtype golden_frames(const golden_case *c)
+{
+    return sl_exec_numerics(c->env->exec)->frames;
 }
 
 /* ---- components ---- */

@@ -1,12 +1,15 @@
 /* golden_test_full.c - networks at their real size, with generated weights.
  *
- * Weights are made in memory by the rules of the golden set, in bf16: the
- * generator's values are bf16, so nothing is lost.  Minutes on a small machine;
- * a case that does not fit into free memory is skipped.
+ * Weights are made by the rules of the golden set, in bf16: the generator's values
+ * are bf16, so nothing is lost.  On cpu they are made in memory; minutes on a small
+ * machine, and a case that does not fit into free memory is skipped.  On a GPU they
+ * are written to a file, which the ordinary loader brings to the device, once for
+ * each precision.
  */
 #include "tests/golden_test.h"
 
 #include "base/size.h"
+#include "engine/model/match.h"
 #include "engine/model/synth.h"
 
 #include <stdio.h>
@@ -14,16 +17,20 @@
 #include <string.h>
 #include <unistd.h>
 
-#define TENSOR_ALIGN ((size_t)256)
-#define PIECE_VALUES ((int64_t)1 << 18)
-#define SPARE_BYTES  ((size_t)2 << 30) /* left to activations and to everyone else */
+#define TENSOR_ALIGN      ((size_t)256)
+#define PIECE_VALUES      ((int64_t)1 << 18)
+#define FILE_BUFFER_BYTES ((size_t)256 << 20)
+#define SPARE_BYTES       ((size_t)2 << 30) /* left to activations and to everyone else */
 
-/* A network in memory. */
+/* A network in memory, or in a file and then on the device. */
 typedef struct {
     golden_env *env;
     uint64_t seed;
-    sl_region *region;
+    sl_component_spec spec;
+    sl_region *region; /* cpu */
     size_t used_bytes;
+    char path[4096]; /* GPU: "" without a file */
+    sl_component *component;
     union {
         sl_dit_weights dit;
         sl_t5_weights t5;
@@ -94,16 +101,14 @@ static sl_status generate_tensor(void *arg, const sl_weight_spec *spec, sl_error
 }
 
 /* *fits false: not enough free memory, and the case says that it is skipped. */
-static sl_status generate(golden_case *c, const sl_component_spec *spec, generated *net, bool *fits,
-                          sl_error *err)
+static sl_status generate_in_memory(golden_case *c, generated *net, bool *fits, sl_error *err)
 {
+    const sl_component_spec *spec = &net->spec;
     const size_t need = sl_component_plan_bytes(spec);
     const size_t have = (size_t)sysconf(_SC_AVPHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     char need_text[32], have_text[32];
     sl_status status = SL_OK;
 
-    net->env = c->env;
-    net->seed = (uint64_t)golden_number(c->json, "seed", 1);
     *fits = have > SPARE_BYTES && need <= have - SPARE_BYTES;
     if (!*fits) {
         golden_skip_case(c, "needs %s of weights, %s are free",
@@ -130,18 +135,175 @@ done:
     return status;
 }
 
+/* ---- in a file ---- */
+
+typedef struct {
+    generated *net;
+    sl_st_writer *writer;
+    unsigned char *buffer;
+    bool declare; /* the first walk; the second one writes */
+} file_walk;
+
+/* One group of pieces of a tensor, as the file has it. */
+typedef struct {
+    const sl_weight_spec *spec;
+    uint64_t seed;
+    unsigned char *out;
+    int64_t first, count, fan_in; /* elements */
+} file_piece;
+
+static void write_piece(void *arg, int64_t i, int thread, void *workspace)
+{
+    const file_piece *p = arg;
+    const int64_t at = i * PIECE_VALUES;
+    const int64_t count = p->count - at < PIECE_VALUES ? p->count - at : PIECE_VALUES;
+
+    (void)thread;
+    (void)workspace;
+    if (p->spec->file_dtype == SL_BF16)
+        sl_synth_bf16((uint16_t *)(void *)p->out + at, p->spec->name, p->seed, p->fan_in,
+                      p->first + at, count);
+    else
+        sl_synth_f32((float *)(void *)p->out + at, p->spec->name, p->seed, p->fan_in, p->first + at,
+                     count);
+}
+
+static sl_status file_tensor(void *arg, const sl_weight_spec *spec, sl_error *err)
+{
+    file_walk *f = arg;
+    const sl_tensor t = sl_tensor_make(NULL, spec->file_dtype, spec->rank, spec->dim);
+    const size_t element_bytes = sl_dtype_bytes(spec->file_dtype);
+    const int64_t most = (int64_t)(FILE_BUFFER_BYTES / element_bytes), all = sl_tensor_count(&t);
+    file_piece p = { .spec = spec, .seed = f->net->seed, .out = f->buffer, .fan_in = 1 };
+    sl_status status = SL_OK;
+
+    if (spec->form == SL_FORM_DEVICE_ONLY)
+        return SL_OK;
+    if (f->declare)
+        return sl_st_writer_declare(f->writer, spec->name, spec->file_dtype, spec->rank, spec->dim,
+                                    err);
+    for (int i = 1; i < spec->rank; i++)
+        p.fan_in *= spec->dim[i];
+    for (; p.first < all && status == SL_OK; p.first += most) {
+        p.count = all - p.first < most ? all - p.first : most;
+        status = sl_exec_parallel(f->net->env->exec, sl_ceil_div(p.count, PIECE_VALUES),
+                                  write_piece, &p, err);
+        if (status == SL_OK)
+            status = sl_st_writer_write(f->writer, f->buffer, (size_t)p.count * element_bytes, err);
+    }
+    return status;
+}
+
+/* The bf16 layouts of the published files: half the bytes of the others. */
+static sl_status generate_file(golden_case *c, generated *net, sl_error *err)
+{
+    const sl_layout layout =
+        net->spec.kind == SL_COMPONENT_DIT ? SL_LAYOUT_TURBO : SL_LAYOUT_OFFICIAL;
+    file_walk f = { .net = net, .declare = true };
+    sl_status status = SL_OK;
+
+    snprintf(net->path, sizeof net->path, "%s/golden-%s-%ld.safetensors", c->env->work, c->name,
+             (long)getpid());
+    f.buffer = malloc(FILE_BUFFER_BYTES);
+    if (!f.buffer)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a piece of a file");
+    GOLDEN_TRY(sl_st_writer_create(&f.writer, net->path, err));
+    GOLDEN_TRY(sl_component_visit(NULL, &net->spec, layout, file_tensor, &f, err));
+    f.declare = false;
+    GOLDEN_TRY(sl_component_visit(NULL, &net->spec, layout, file_tensor, &f, err));
+    GOLDEN_TRY(sl_st_writer_finish(f.writer, err));
+done:
+    sl_st_writer_destroy(f.writer);
+    free(f.buffer);
+    return status;
+}
+
+static sl_status load_file(generated *net, sl_precision precision, sl_error *err)
+{
+    sl_status status = SL_OK;
+    sl_ckpt *ckpt = NULL;
+
+    sl_component_destroy(net->component);
+    net->component = NULL;
+    net->spec.precision = precision;
+    GOLDEN_TRY(sl_ckpt_open(&ckpt, net->path, err));
+    GOLDEN_TRY(sl_component_load(&net->component, &net->spec, net->env->device, net->env->exec,
+                                 ckpt, err));
+    switch (net->spec.kind) {
+    case SL_COMPONENT_TEXT_ENCODER:
+        net->weights.t5 = *sl_component_t5(net->component);
+        break;
+    case SL_COMPONENT_VAE:
+        net->weights.vae = *sl_component_vae(net->component);
+        break;
+    default:
+        net->weights.dit = *sl_component_dit(net->component);
+    }
+done:
+    sl_ckpt_close(ckpt);
+    return status;
+}
+
+/* ---- either ---- */
+
+static void close_network(generated *net)
+{
+    sl_component_destroy(net->component);
+    sl_region_destroy(net->region);
+    if (net->path[0])
+        unlink(net->path);
+}
+
+/* Calls run once on cpu; on a GPU with f32 weights, then with bf16 ones.  f32_key and
+ * low_key name their tolerances. */
+static sl_status each_network(
+    golden_case *c, generated *net, sl_component_kind kind, const void *config, const char *low_key,
+    sl_status (*run)(golden_case *, generated *, const char *key, sl_error *), sl_error *err)
+{
+    static const sl_precision precisions[] = { SL_PRECISION_F32, SL_PRECISION_BF16 };
+    const bool cpu = sl_exec_numerics(c->env->exec)->kind == SL_DEVICE_CPU;
+    sl_status status = SL_OK;
+    bool fits = true;
+
+    memset(net, 0, sizeof *net);
+    net->env = c->env;
+    net->seed = (uint64_t)golden_number(c->json, "seed", 1);
+    GOLDEN_TRY(golden_make_spec(&net->spec, kind, SL_PRECISION_BF16, config, err));
+    if (cpu) {
+        GOLDEN_TRY(generate_in_memory(c, net, &fits, err));
+        if (fits)
+            status = run(c, net, "f32_rel_l2", err);
+        goto done;
+    }
+    GOLDEN_TRY(generate_file(c, net, err));
+    for (size_t i = 0; i < SL_COUNT(precisions); i++) {
+        const size_t mark = sl_scratch_mark(&c->env->scratch);
+
+        golden_use(c, precisions[i]);
+        GOLDEN_TRY(load_file(net, precisions[i], err));
+        GOLDEN_TRY(run(c, net, golden_is_exact(c) ? "f32_rel_l2" : low_key, err));
+        sl_scratch_release(&c->env->scratch, mark);
+    }
+done:
+    c->variant = NULL;
+    close_network(net);
+    return status;
+}
+
 /* "generator ..., shape [1,16,5,30,52], ..." with an optional "a=1.0": fills a
- * tensor in scratch, the leading batch of 1 dropped. */
-static sl_status generate_input(golden_case *c, const char *name, sl_tensor *out, sl_error *err)
+ * tensor in scratch, the leading batch of 1 dropped; with fewer than least_rows the
+ * rest is zeros. */
+static sl_status generate_input(golden_case *c, const char *name, sl_dtype dtype,
+                                int64_t least_rows, sl_tensor *out, sl_error *err)
 {
     const cJSON *inputs = cJSON_GetObjectItemCaseSensitive(c->json, "inputs");
     const cJSON *text = cJSON_GetObjectItemCaseSensitive(inputs, name);
     const char *at = cJSON_IsString(text) ? strstr(text->valuestring, "shape [") : NULL;
     const char *scale = cJSON_IsString(text) ? strstr(text->valuestring, " a=") : NULL;
     const uint64_t seed = (uint64_t)golden_number(c->json, "seed", 1);
-    int64_t dim[SL_MAX_RANK + 1] = { 0 };
+    int64_t dim[SL_MAX_RANK + 1] = { 0 }, count = 1;
     int rank = 0;
-    sl_status status;
+    float *values;
 
     if (at) {
         char *end;
@@ -160,77 +322,88 @@ static sl_status generate_input(golden_case *c, const char *name, sl_tensor *out
         if (dim[i] < 1 || dim[i] > 1 << 16)
             return sl_fail(err, SL_ERR_DATA, "\"inputs\" gives \"%s\" a dimension of %lld", name,
                            (long long)dim[i]);
-    status = sl_scratch_take(&c->env->scratch, out, err, SL_F32, rank - 1, dim + 1);
-    if (status != SL_OK)
-        return status;
+    for (int i = 1; i < rank; i++)
+        count *= dim[i];
+    if (dim[1] < least_rows)
+        dim[1] = least_rows;
+    const sl_tensor shape = sl_tensor_make(NULL, SL_F32, rank - 1, dim + 1);
+    values = golden_alloc(c, sl_tensor_count(&shape), sizeof *values, err);
+    if (!values)
+        return SL_ERR_NO_MEMORY;
+    memset(values, 0, sl_tensor_bytes(&shape));
     if (scale)
-        sl_synth_f32_scaled(out->data, name, seed, (float)atof(scale + strlen(" a=")), 0,
-                            sl_tensor_count(out));
+        sl_synth_f32_scaled(values, name, seed, (float)atof(scale + strlen(" a=")), 0, count);
     else
-        sl_synth_f32(out->data, name, seed, 1, 0, sl_tensor_count(out));
-    return SL_OK;
+        sl_synth_f32(values, name, seed, 1, 0, count);
+    return golden_put(c, out, dtype, rank - 1, dim + 1, values, err);
+}
+
+static sl_status run_full_vae(golden_case *c, generated *net, const char *key, sl_error *err)
+{
+    const sl_vae_config *config = &net->spec.config.vae;
+    sl_status status = SL_OK;
+    sl_tensor latent, video;
+
+    GOLDEN_TRY(generate_input(c, "in.latent", SL_F32, 0, &latent, err));
+    GOLDEN_TRY(
+        golden_decode(c, &net->weights.vae, config, &latent, "out.video", NULL, key, NULL, err));
+    GOLDEN_TRY(generate_input(c, "in.video", SL_F32, 0, &video, err));
+    GOLDEN_TRY(golden_encode(c, &net->weights.vae, config, &video, "out.mu", NULL, key, NULL, err));
+done:
+    return status;
 }
 
 sl_status golden_run_full_vae(golden_case *c, sl_error *err)
 {
     const sl_vae_config config = golden_vae_config(c->config);
     static generated net;
-    sl_status status = SL_OK;
-    sl_component_spec spec;
-    sl_tensor latent = { .data = NULL }, video = { .data = NULL };
-    bool fits;
 
-    memset(&net, 0, sizeof net);
-    GOLDEN_TRY(golden_make_spec(&spec, SL_COMPONENT_VAE, SL_PRECISION_BF16, &config, err));
-    GOLDEN_TRY(generate(c, &spec, &net, &fits, err));
-    if (!fits)
-        goto done;
-    GOLDEN_TRY(generate_input(c, "in.latent", &latent, err));
-    GOLDEN_TRY(golden_decode(c, &net.weights.vae, &config, &latent, "out.video", NULL, "f32_rel_l2",
-                             NULL, err));
-    GOLDEN_TRY(generate_input(c, "in.video", &video, err));
-    GOLDEN_TRY(golden_encode(c, &net.weights.vae, &config, &video, "out.mu", NULL, "f32_rel_l2",
-                             NULL, err));
-done:
-    sl_region_destroy(net.region);
-    return status;
+    return each_network(c, &net, SL_COMPONENT_VAE, &config, "bf16_psnr_db", run_full_vae, err);
+}
+
+static sl_status run_full_t5(golden_case *c, generated *net, const char *key, sl_error *err)
+{
+    return golden_encode_text(c, &net->weights.t5, &net->spec.config.t5, NULL, key, NULL, err);
 }
 
 sl_status golden_run_full_t5(golden_case *c, sl_error *err)
 {
     const sl_t5_config config = golden_t5_config(c->config);
     static generated net;
-    sl_status status = SL_OK;
-    sl_component_spec spec;
-    bool fits;
 
-    memset(&net, 0, sizeof net);
-    GOLDEN_TRY(golden_make_spec(&spec, SL_COMPONENT_TEXT_ENCODER, SL_PRECISION_BF16, &config, err));
-    GOLDEN_TRY(generate(c, &spec, &net, &fits, err));
-    if (fits)
-        GOLDEN_TRY(golden_encode_text(c, &net.weights.t5, &config, NULL, "f32_rel_l2", NULL, err));
-done:
-    sl_region_destroy(net.region);
-    return status;
+    return each_network(c, &net, SL_COMPONENT_TEXT_ENCODER, &config, "bf16_rel_l2", run_full_t5,
+                        err);
 }
 
-/* The rows that the case gives, and zeros up to text_len. */
-static sl_status generate_text(golden_case *c, const sl_dit_config *config, sl_tensor *out,
-                               sl_error *err)
+/* The case's text has fewer rows than text_len: zeros follow. */
+static sl_status run_full_dit(golden_case *c, generated *net, const char *key, sl_error *err)
 {
-    sl_tensor rows = { .data = NULL };
-    sl_status status = generate_input(c, "in.text", &rows, err);
+    const sl_dit_config *config = &net->spec.config.dit;
+    const cJSON *attention = cJSON_GetObjectItemCaseSensitive(c->json, "attention");
+    const cJSON *inputs = cJSON_GetObjectItemCaseSensitive(c->json, "inputs");
+    sl_dit_attention_options options = { .mode = SL_ATTENTION_DENSE };
+    sl_tensor luts[SL_MAX_LAYERS], latent, text;
+    sl_status status = SL_OK;
+    golden_array maps;
 
-    if (status != SL_OK)
-        return status;
-    if (rows.rank != 2 || rows.dim[0] > config->text_len || rows.dim[1] != config->text_dim)
-        return sl_fail(err, SL_ERR_DATA, "\"in.text\" has another shape than the config");
-    status = sl_scratch_tensor(&c->env->scratch, out, err, SL_F32, 2, config->text_len,
-                               config->text_dim);
-    if (status == SL_OK) {
-        memset(out->data, 0, sl_tensor_bytes(out));
-        memcpy(out->data, rows.data, sl_tensor_bytes(&rows));
+    if (strncmp(attention->valuestring, "SLA", 3) == 0) {
+        GOLDEN_TRY(golden_get(c, "mid.maps", &maps, err));
+        for (int64_t i = 0; i < config->num_layers; i++)
+            GOLDEN_TRY(golden_make_lut(c, &maps, i, &luts[i], err));
+        options = (sl_dit_attention_options){ .mode = SL_ATTENTION_SLA,
+                                              .topk_ratio = SL_DEFAULT_TOPK_RATIO,
+                                              .luts = luts };
     }
+    GOLDEN_TRY(generate_input(c, "in.latent", SL_F32, 0, &latent, err));
+    GOLDEN_TRY(generate_input(c, "in.text", golden_act(c), config->text_len, &text, err));
+    if (text.rank != 2 || text.dim[0] != config->text_len || text.dim[1] != config->text_dim) {
+        status = sl_fail(err, SL_ERR_DATA, "\"in.text\" has another shape than the config");
+        goto done;
+    }
+    GOLDEN_TRY(golden_forward(c, &net->weights.dit, config, &options, &latent, &text,
+                              golden_number(inputs, "t", -1), NULL, "out.velocity", key, NULL,
+                              err));
+done:
     return status;
 }
 
@@ -238,40 +411,14 @@ sl_status golden_run_full_dit(golden_case *c, sl_error *err)
 {
     const sl_dit_config config = golden_dit_config(c->config);
     const cJSON *attention = cJSON_GetObjectItemCaseSensitive(c->json, "attention");
-    const cJSON *inputs = cJSON_GetObjectItemCaseSensitive(c->json, "inputs");
     static generated net;
-    sl_dit_attention_options options = { .mode = SL_ATTENTION_DENSE };
-    sl_tensor luts[SL_MAX_LAYERS];
-    sl_status status = SL_OK;
-    golden_array maps;
-    sl_component_spec spec;
-    sl_tensor latent = { .data = NULL }, text = { .data = NULL };
-    bool fits;
 
-    memset(&net, 0, sizeof net);
     if (!cJSON_IsString(attention))
         return sl_fail(err, SL_ERR_DATA, "the case does not tell its \"attention\"");
-    if (strncmp(attention->valuestring, "SLA", 3) == 0) {
-        GOLDEN_TRY(golden_get(c, "mid.maps", &maps, err));
-        for (int64_t i = 0; i < config.num_layers && i < SL_MAX_LAYERS; i++)
-            GOLDEN_TRY(golden_make_lut(c, &maps, i, &luts[i], err));
-        options = (sl_dit_attention_options){ .mode = SL_ATTENTION_SLA,
-                                              .topk_ratio = SL_DEFAULT_TOPK_RATIO,
-                                              .luts = luts };
-    } else if (strncmp(attention->valuestring, "dense", 5) != 0) {
+    if (strncmp(attention->valuestring, "SLA", 3) != 0 &&
+        strncmp(attention->valuestring, "dense", 5) != 0) {
         golden_skip_case(c, "attention \"%s\" is not known", attention->valuestring);
         return SL_OK;
     }
-    GOLDEN_TRY(golden_make_spec(&spec, SL_COMPONENT_DIT, SL_PRECISION_BF16, &config, err));
-    GOLDEN_TRY(generate(c, &spec, &net, &fits, err));
-    if (!fits)
-        goto done;
-    GOLDEN_TRY(generate_input(c, "in.latent", &latent, err));
-    GOLDEN_TRY(generate_text(c, &config, &text, err));
-    GOLDEN_TRY(golden_forward(c, &net.weights.dit, &config, &options, &latent, &text,
-                              golden_number(inputs, "t", -1), NULL, "out.velocity", "f32_rel_l2",
-                              NULL, err));
-done:
-    sl_region_destroy(net.region);
-    return status;
+    return each_network(c, &net, SL_COMPONENT_DIT, &config, "bf16_rel_l2", run_full_dit, err);
 }

@@ -66,14 +66,20 @@ static sl_status sampler_step(golden_case *c, const sl_tensor *x, const sl_tenso
     sl_status status = SL_OK;
     sl_tensor high, low;
 
-    GOLDEN_TRY(sl_scratch_take(&c->env->scratch, &high, err, SL_F32, x->rank, x->dim));
-    GOLDEN_TRY(sl_scratch_take(&c->env->scratch, &low, err, SL_F32, x->rank, x->dim));
-    for (int64_t i = 0; i < sl_tensor_count(x); i++) {
-        const double v = 0.3 * ((const double *)x->data)[i] + 0.1 * sin(tau / 100.0);
+    const int64_t count = sl_tensor_count(x);
+    const double *state = golden_f64_of(c, x, err);
+    float *rounded = golden_alloc(c, count, sizeof *rounded, err);
+    float *left = golden_alloc(c, count, sizeof *left, err);
+    if (!state || !rounded || !left)
+        return SL_ERR_NO_MEMORY;
+    for (int64_t i = 0; i < count; i++) {
+        const double v = 0.3 * state[i] + 0.1 * sin(tau / 100.0);
 
-        ((float *)high.data)[i] = (float)v;
-        ((float *)low.data)[i] = (float)(v - (double)(float)v);
+        rounded[i] = (float)v;
+        left[i] = (float)(v - (double)(float)v);
     }
+    GOLDEN_TRY(golden_put(c, &high, SL_F32, x->rank, x->dim, rounded, err));
+    GOLDEN_TRY(golden_put(c, &low, SL_F32, x->rank, x->dim, left, err));
     GOLDEN_TRY(ops->sample_step(c->env->exec, x, &low, NULL, t_cur, noise ? 0.0 : t_next, err));
     GOLDEN_TRY(ops->sample_step(c->env->exec, x, &high, noise, t_cur, t_next, err));
 done:
@@ -101,7 +107,10 @@ static sl_status check_trajectory(golden_case *c, const char *stem, const char *
         return sl_fail(err, SL_ERR_DATA, "\"%s\" has another number of states", name);
     GOLDEN_TRY(ops->sample_init(c->env->exec, &x, &noise, schedule->t[0], err));
     for (int i = 0; i <= schedule->step_count; i++) {
-        *worst = fmax(*worst, golden_max_abs(x.data, want.v + i * count, count));
+        const double *state = golden_f64_of(c, &x, err);
+        if (!state)
+            return SL_ERR_NO_MEMORY;
+        *worst = fmax(*worst, golden_max_abs(state, want.v + i * count, count));
         if (i == schedule->step_count)
             break;
         if (noisy)
@@ -146,11 +155,16 @@ static sl_status check_unipc_states(golden_case *c, const char *stem,
     const int64_t count = sl_tensor_count(&noise), states = count * (schedule->step_count + 1);
     if (exact.count != states || reference.count != states)
         return sl_fail(err, SL_ERR_DATA, "\"%s\" has another number of states", name);
-    memset(state.data, 0xff, sl_tensor_bytes(&state)); /* NaN: nothing of it is read */
+    double *velocity = golden_alloc(c, count, sizeof *velocity, err);
+    if (!velocity)
+        return SL_ERR_NO_MEMORY;
+    GOLDEN_TRY(golden_poison(c, &state, err)); /* nothing of it is read */
     sl_unipc_begin(&unipc, c->env->exec, schedule, &state, 0);
     GOLDEN_TRY(ops->sample_init(c->env->exec, &unipc.x, &noise, 1.0, err));
-    const double *x = unipc.x.data;
     for (int i = 0; i <= schedule->step_count; i++) {
+        const double *x = golden_f64_of(c, &unipc.x, err);
+        if (!x)
+            return SL_ERR_NO_MEMORY;
         worst->exact_scalars =
             fmax(worst->exact_scalars, golden_max_abs(x, exact.v + i * count, count));
         worst->reference =
@@ -158,7 +172,8 @@ static sl_status check_unipc_states(golden_case *c, const char *stem,
         if (i == schedule->step_count)
             break;
         for (int64_t k = 0; k < count; k++)
-            ((double *)v.data)[k] = 0.3 * x[k] + 0.1 * sin(schedule->timestep[i] / 100.0);
+            velocity[k] = 0.3 * x[k] + 0.1 * sin(schedule->timestep[i] / 100.0);
+        GOLDEN_TRY(golden_write(c, &v, velocity, err));
         GOLDEN_TRY(sl_unipc_step(&unipc, &v, err));
     }
 done:

@@ -175,7 +175,7 @@ static sl_status add_models(const cli *c, table *t, sl_error *err)
     if (only)
         return add_model(c, t, only, err);
     for (int i = 0; i < sl_arch_count() && status == SL_OK; i++)
-        if (strncmp(sl_arch_get(i)->name, "tiny-", 5) != 0) /* test models */
+        if (sl_arch_get(i)->manifests[0]) /* not a model of tests */
             status = add_model(c, t, sl_arch_get(i), err);
     return status;
 }

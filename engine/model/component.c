@@ -1,22 +1,12 @@
 #include "engine/model/component.h"
 
+#include "engine/model/component_fill.h"
 #include "engine/model/component_layout.h"
-#include "engine/model/convert.h"
 #include "engine/model/match.h"
 #include "engine/model/stream.h"
-#include "kernels/linear_int8.h"
 
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* Elements of one tile of work: some milliseconds from a disk, and small enough
- * for a thread's workspace in any dtype.  Smaller tiles of several threads break
- * the kernel's read-ahead (docs/SPEED.md). */
-#define TILE_ELEMENTS ((int64_t)1 << 20)
-
-/* The same for plain copies. */
-#define COPY_TILE_BYTES ((size_t)4 << 20)
 
 /* Where counting components pretend to live: apart from each other and from
  * the scratch memory of a plan. */
@@ -124,157 +114,8 @@ typedef struct {
     const unsigned char *image; /* source of a streamed component's tensors, or NULL */
     const sl_ckpt *ckpt;        /* source of all tensors, or NULL */
     bool to_image;              /* base is host memory that others will read whole */
-    sl_exec *exec;
+    sl_fill fill;
 } filler;
-
-/* One tensor on its way from the file to the device. */
-typedef struct {
-    const sl_ckpt *ckpt;
-    const sl_ckpt_tensor *from;
-    const sl_tensor *to;
-    int64_t tile_elements; /* of both */
-    int64_t count;
-    atomic_flag failed; /* the first to fail writes error */
-    sl_error error;
-} transfer;
-
-/* Reads into the thread's workspace, then converts into device memory, which
- * of `cpu` is written directly; what needs no conversion is read right there. */
-static void transfer_tile(void *arg, int64_t i, int thread, void *workspace)
-{
-    transfer *t = arg;
-    const sl_tensor *from = &t->from->tensor, *to = t->to;
-    const size_t element_bytes = sl_dtype_bytes(from->dtype);
-    const int64_t first = i * t->tile_elements;
-    const int64_t left = t->count - first;
-    const int64_t count = left < t->tile_elements ? left : t->tile_elements;
-    unsigned char *out = (unsigned char *)to->data + (size_t)first * sl_dtype_bytes(to->dtype);
-    const bool as_it_is = from->dtype == to->dtype && to->rank != 5;
-    sl_error error = { .status = SL_OK };
-
-    (void)thread;
-    if (sl_ckpt_read(t->ckpt, t->from, (size_t)first * element_bytes, as_it_is ? out : workspace,
-                     (size_t)count * element_bytes, &error) != SL_OK) {
-        if (!atomic_flag_test_and_set(&t->failed))
-            t->error = error;
-        return;
-    }
-    if (as_it_is)
-        return;
-    if (to->rank == 5) /* channels last: a tile is one output channel */
-        sl_convert_channels_last(out, to->dtype, workspace, from->dtype, to->dim[4],
-                                 to->dim[1] * to->dim[2] * to->dim[3]);
-    else
-        sl_convert(out, to->dtype, workspace, from->dtype, count);
-}
-
-/* The status of all tiles. */
-static sl_status finish_transfer(const transfer *t, sl_status status, sl_error *err)
-{
-    if (status == SL_OK && t->error.status != SL_OK) {
-        status = t->error.status;
-        if (err)
-            *err = t->error;
-    }
-    return status;
-}
-
-static sl_status transfer_tensor(sl_exec *exec, const sl_ckpt *ckpt, const sl_ckpt_tensor *from,
-                                 const sl_tensor *to, sl_error *err)
-{
-    transfer t = {
-        .ckpt = ckpt,
-        .from = from,
-        .to = to,
-        .count = sl_tensor_count(to),
-        .failed = ATOMIC_FLAG_INIT,
-    };
-    sl_status status;
-
-    t.tile_elements = to->rank == 5 ? t.count / to->dim[0] : TILE_ELEMENTS;
-    SL_ASSERT((size_t)t.tile_elements <= SL_CPU_WORKSPACE_PER_THREAD / sizeof(double));
-    sl_ckpt_will_need(ckpt, from);
-    status = sl_exec_parallel(exec, (t.count + t.tile_elements - 1) / t.tile_elements,
-                              transfer_tile, &t, err);
-    return finish_transfer(&t, status, err);
-}
-
-/* A matrix on its way from the file's floats to int8: tiles of 128 rows. */
-typedef struct {
-    transfer t;
-    const sl_tensor *scale;
-} quantizing;
-
-/* A tile's rows as bf16, which is what is quantised, and behind them room for
- * some rows of the file. */
-static void quantize_tile(void *arg, int64_t i, int thread, void *workspace)
-{
-    quantizing *z = arg;
-    transfer *t = &z->t;
-    const sl_tensor *from = &t->from->tensor;
-    const int64_t I = t->to->dim[1], first = i * SL_INT8_TILE, left = t->to->dim[0] - first;
-    const int64_t rows = left < SL_INT8_TILE ? left : SL_INT8_TILE;
-    const size_t row_bytes = (size_t)I * sl_dtype_bytes(from->dtype);
-    uint16_t *rounded = workspace;
-    unsigned char *space = (unsigned char *)(rounded + SL_INT8_TILE * I);
-    unsigned char *some = space + SL_QUANTIZE_INT8_SPACE_BYTES;
-    const size_t room = SL_CPU_WORKSPACE_PER_THREAD - (size_t)(some - (unsigned char *)workspace);
-    const int64_t most = (int64_t)(room / row_bytes);
-    sl_error error = { .status = SL_OK };
-
-    (void)thread;
-    for (int64_t r = 0; r < rows; r += most) {
-        const int64_t count = rows - r < most ? rows - r : most;
-
-        if (sl_ckpt_read(t->ckpt, t->from, (size_t)(first + r) * row_bytes, some,
-                         (size_t)count * row_bytes, &error) != SL_OK) {
-            if (!atomic_flag_test_and_set(&t->failed))
-                t->error = error;
-            return;
-        }
-        sl_convert(rounded + r * I, SL_BF16, some, from->dtype, count * I);
-    }
-    sl_quantize_int8_rows((int8_t *)t->to->data + first * I,
-                          (float *)z->scale->data + i * z->scale->dim[1], rounded, rows, I, space);
-}
-
-static sl_status quantize_tensor(sl_exec *exec, const sl_ckpt *ckpt, const sl_ckpt_tensor *from,
-                                 const sl_weight_spec *spec, sl_error *err)
-{
-    quantizing z = {
-        .t = { .ckpt = ckpt, .from = from, .to = spec->slot, .failed = ATOMIC_FLAG_INIT },
-        .scale = spec->scale,
-    };
-
-    sl_ckpt_will_need(ckpt, from);
-    return finish_transfer(
-        &z.t, sl_exec_parallel(exec, spec->scale->dim[0], quantize_tile, &z, err), err);
-}
-
-typedef struct {
-    unsigned char *to;
-    const unsigned char *from;
-    size_t size_bytes;
-} copy_job;
-
-/* Device memory of `cpu` is written directly. */
-static void copy_tile(void *arg, int64_t i, int thread, void *workspace)
-{
-    const copy_job *c = arg;
-    const size_t first = (size_t)i * COPY_TILE_BYTES, left = c->size_bytes - first;
-
-    (void)thread, (void)workspace;
-    memcpy(c->to + first, c->from + first, left < COPY_TILE_BYTES ? left : COPY_TILE_BYTES);
-}
-
-static sl_status copy_to_device(sl_exec *exec, void *to, const void *from, size_t size_bytes,
-                                sl_error *err)
-{
-    copy_job c = { .to = to, .from = from, .size_bytes = size_bytes };
-
-    return sl_exec_parallel(exec, (int64_t)((size_bytes + COPY_TILE_BYTES - 1) / COPY_TILE_BYTES),
-                            copy_tile, &c, err);
-}
 
 /* Sets the tensor's data; returns its offset in the image. */
 static size_t place(filler *f, const sl_weight_spec *spec)
@@ -302,15 +143,13 @@ static sl_status fill_from_file(filler *f, const sl_weight_spec *spec, size_t at
     SL_ASSERT((spec->form == SL_FORM_CHANNELS_LAST) == (spec->slot->rank == 5));
     if (f->to_image)
         memset((void *)(f->base + end), 0, f->image_used_bytes - end);
-    if (spec->form == SL_FORM_DEVICE_ONLY && !sl_ckpt_find(f->ckpt, spec->name)) {
-        memset(spec->slot->data, 0, sl_tensor_bytes(spec->slot)); /* `cpu` is written directly */
-        return SL_OK;
-    }
+    if (spec->form == SL_FORM_DEVICE_ONLY && !sl_ckpt_find(f->ckpt, spec->name))
+        return sl_fill_zero(&f->fill, spec->slot->data, sl_tensor_bytes(spec->slot), err);
     found = sl_weight_match(f->ckpt, spec, why, sizeof why);
     SL_ASSERT(found); /* the check went through the same list */
     if (spec->form == SL_FORM_INT8)
-        return quantize_tensor(f->exec, f->ckpt, found, spec, err);
-    return transfer_tensor(f->exec, f->ckpt, found, spec->slot, err);
+        return sl_fill_int8(&f->fill, f->ckpt, found, spec->slot, spec->scale, err);
+    return sl_fill_tensor(&f->fill, f->ckpt, found, spec->slot, err);
 }
 
 static sl_status fill_visitor(void *arg, const sl_weight_spec *spec, sl_error *err)
@@ -324,8 +163,8 @@ static sl_status fill_visitor(void *arg, const sl_weight_spec *spec, sl_error *e
     if (f->ckpt)
         return fill_from_file(f, spec, at, err);
     if (f->stream && spec->block < 0 && !spec->by_row)
-        return copy_to_device(f->exec, spec->slot->data, f->image + at, sl_tensor_bytes(spec->slot),
-                              err);
+        return sl_fill_copy(&f->fill, spec->slot->data, f->image + at, sl_tensor_bytes(spec->slot),
+                            err);
     return SL_OK;
 }
 
@@ -402,7 +241,7 @@ sl_status sl_component_load(sl_component **out, const sl_component_spec *spec, s
                             sl_exec *exec, const sl_ckpt *ckpt, sl_error *err)
 {
     sl_component *component = NULL;
-    filler f = { .ckpt = ckpt, .exec = exec };
+    filler f = { .ckpt = ckpt };
     size_t need;
     sl_status status = new_component(&component, spec, err);
 
@@ -420,8 +259,12 @@ sl_status sl_component_load(sl_component **out, const sl_component_spec *spec, s
     if (status != SL_OK)
         goto done;
     f.base = (uintptr_t)sl_region_data(component->region);
-    status =
-        sl_component_visit(&component->weights, spec, asked_layout(ckpt), fill_visitor, &f, err);
+    status = sl_fill_init(&f.fill, exec, false, err);
+    if (status == SL_OK)
+        status = sl_component_visit(&component->weights, spec, asked_layout(ckpt), fill_visitor, &f,
+                                    err);
+    if (status == SL_OK)
+        status = sl_exec_wait(exec, err);
     if (status != SL_OK)
         goto done;
     SL_ASSERT(sl_granules(f.image_used_bytes) == need);
@@ -432,6 +275,7 @@ done:
     if (status != SL_OK)
         sl_error_prefix(err, "could not load %s from \"%s\"", sl_component_name(spec->kind),
                         sl_ckpt_path(ckpt));
+    sl_fill_fini(&f.fill);
     sl_component_destroy(component);
     return status;
 }
@@ -447,7 +291,7 @@ static sl_status check_image(const sl_component_layout *layout, size_t image_byt
 sl_status sl_component_fill_image(void *image, size_t image_bytes, const sl_component_spec *spec,
                                   sl_exec *exec, const sl_ckpt *ckpt, sl_error *err)
 {
-    filler f = { .base = (uintptr_t)image, .ckpt = ckpt, .exec = exec, .to_image = true };
+    filler f = { .base = (uintptr_t)image, .ckpt = ckpt, .to_image = true };
     sl_component_layout layout;
     int64_t unexpected;
     sl_status status = sl_component_layout_make(&layout, spec, err);
@@ -457,7 +301,10 @@ sl_status sl_component_fill_image(void *image, size_t image_bytes, const sl_comp
     if (status == SL_OK)
         status = check_file(spec, ckpt, &unexpected, err);
     if (status == SL_OK)
+        status = sl_fill_init(&f.fill, exec, true, err);
+    if (status == SL_OK)
         status = sl_component_visit(NULL, spec, asked_layout(ckpt), fill_visitor, &f, err);
+    sl_fill_fini(&f.fill);
     if (status != SL_OK)
         sl_error_prefix(err, "could not read %s from \"%s\"", sl_component_name(spec->kind),
                         sl_ckpt_path(ckpt));
@@ -480,7 +327,7 @@ sl_status sl_component_load_image(sl_component **out, const sl_component_spec *s
 {
     const bool streamed = spec->mode == SL_MODE_STREAMED;
     sl_component *component = NULL;
-    filler f = { .image = image, .exec = exec };
+    filler f = { .image = image };
     sl_component_layout layout;
     sl_status status = sl_component_layout_make(&layout, spec, err);
 
@@ -493,16 +340,21 @@ sl_status sl_component_load_image(sl_component **out, const sl_component_spec *s
     if (status != SL_OK)
         goto done;
     f.base = (uintptr_t)sl_region_data(component->region);
+    status = sl_fill_init(&f.fill, exec, false, err);
+    if (status != SL_OK)
+        goto done;
     if (streamed)
         status = sl_weight_stream_create(&component->stream, &layout, image,
                                          (void *)(f.base + layout.fixed_bytes), err);
     else
-        status = copy_to_device(exec, (void *)f.base, image, image_bytes, err);
+        status = sl_fill_copy(&f.fill, (void *)f.base, image, image_bytes, err);
     if (status != SL_OK)
         goto done;
     f.stream = component->stream;
     status =
         sl_component_visit(&component->weights, spec, SL_LAYOUT_OFFICIAL, fill_visitor, &f, err);
+    if (status == SL_OK)
+        status = sl_exec_wait(exec, err);
     if (status == SL_OK && streamed)
         status = start_stream(component, err);
     if (status != SL_OK)
@@ -514,6 +366,7 @@ sl_status sl_component_load_image(sl_component **out, const sl_component_spec *s
 done:
     if (status != SL_OK)
         sl_error_prefix(err, "could not load %s from its image", sl_component_name(spec->kind));
+    sl_fill_fini(&f.fill);
     sl_component_destroy(component);
     return status;
 }

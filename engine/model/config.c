@@ -46,14 +46,28 @@ const char sl_wan_negative_prompt[] =
         .out_dim = 16, .text_dim = 4096, .text_len = 512, .freq_dim = 256, .eps = 1e-6f            \
     }
 
-#define DIT_TINY(L, in)                                                                            \
+#define DIT_TINY(D, F, N, L, in)                                                                   \
     {                                                                                              \
-        .dim = 256, .ffn_dim = 512, .num_heads = 2, .num_layers = (L), .in_dim = (in),             \
+        .dim = (D), .ffn_dim = (F), .num_heads = (N), .num_layers = (L), .in_dim = (in),           \
         .out_dim = 16, .text_dim = 64, .text_len = 64, .freq_dim = 256, .eps = 1e-6f               \
     }
 
-/* The tiny rows have no published file: they exist so that the whole path runs
- * in seconds on a small machine, with every structure of the real ones. */
+/* The shapes model's, which the project trains and ships itself. */
+#define UMT5_SHAPES                                                                                \
+    {                                                                                              \
+        .vocab = 256, .dim = 128, .dim_attn = 128, .dim_ffn = 256, .num_heads = 2,                 \
+        .num_layers = 2, .num_buckets = 32, .max_distance = 128, .eps = 1e-6f                      \
+    }
+
+#define DIT_SHAPES(in)                                                                             \
+    {                                                                                              \
+        .dim = 256, .ffn_dim = 512, .num_heads = 2, .num_layers = 3, .in_dim = (in),               \
+        .out_dim = 16, .text_dim = 128, .text_len = 64, .freq_dim = 256, .eps = 1e-6f              \
+    }
+
+/* The tiny and small rows have no published file: they exist so that the whole
+ * path runs in seconds on a small machine, with every structure of the real ones.
+ * The small transformers are ten times the tiny ones, as 14B is to 1.3B. */
 static const sl_arch archs[] = {
     {
         .name = "wan2.1-t2v-1.3b",
@@ -101,19 +115,7 @@ static const sl_arch archs[] = {
         .name = "tiny-t2v",
         .task = SL_TASK_T2V,
         .expert_count = 1,
-        .dit = DIT_TINY(4, 16),
-        .t5 = UMT5_TINY,
-        .vae = VAE(16),
-        .sigma_max = 80,
-        .default_width = 128,
-        .default_height = 128,
-        .default_frames = 17,
-    },
-    { /* its transformer outweighs all else, as a 14B one does */
-        .name = "tiny-t2v-deep",
-        .task = SL_TASK_T2V,
-        .expert_count = 1,
-        .dit = DIT_TINY(16, 16),
+        .dit = DIT_TINY(256, 512, 2, 4, 16),
         .t5 = UMT5_TINY,
         .vae = VAE(16),
         .sigma_max = 80,
@@ -125,9 +127,57 @@ static const sl_arch archs[] = {
         .name = "tiny-i2v",
         .task = SL_TASK_I2V,
         .expert_count = 2,
-        .dit = DIT_TINY(4, 36),
+        .dit = DIT_TINY(256, 512, 2, 4, 36),
         .t5 = UMT5_TINY,
         .vae = VAE(16),
+        .sigma_max = 200,
+        .default_width = 128,
+        .default_height = 128,
+        .default_frames = 17,
+    },
+    {
+        .name = "small-t2v",
+        .task = SL_TASK_T2V,
+        .expert_count = 1,
+        .dit = DIT_TINY(512, 1408, 4, 12, 16),
+        .t5 = UMT5_TINY,
+        .vae = VAE(16),
+        .sigma_max = 80,
+        .default_width = 128,
+        .default_height = 128,
+        .default_frames = 17,
+    },
+    {
+        .name = "small-i2v",
+        .task = SL_TASK_I2V,
+        .expert_count = 2,
+        .dit = DIT_TINY(512, 1408, 4, 12, 36),
+        .t5 = UMT5_TINY,
+        .vae = VAE(16),
+        .sigma_max = 200,
+        .default_width = 128,
+        .default_height = 128,
+        .default_frames = 17,
+    },
+    {
+        .name = "shapes-t2v",
+        .task = SL_TASK_T2V,
+        .expert_count = 1,
+        .dit = DIT_SHAPES(16),
+        .t5 = UMT5_SHAPES,
+        .vae = VAE(8),
+        .sigma_max = 80,
+        .default_width = 128,
+        .default_height = 128,
+        .default_frames = 17,
+    },
+    {
+        .name = "shapes-i2v",
+        .task = SL_TASK_I2V,
+        .expert_count = 2,
+        .dit = DIT_SHAPES(36),
+        .t5 = UMT5_SHAPES,
+        .vae = VAE(8),
         .sigma_max = 200,
         .default_width = 128,
         .default_height = 128,

@@ -114,8 +114,7 @@ typedef struct {
     const char *manifests[4]; /* names under manifests/ that this row must match */
 } sl_arch;
 
-/* wan2.1-t2v-1.3b, wan2.1-t2v-14b, wan2.2-i2v-a14b, tiny-t2v,
- * tiny-t2v-deep, tiny-i2v. */
+/* The published models, then tiny, small and shapes (trained) ones of T2V and I2V. */
 int sl_arch_count(void);
 const sl_arch *sl_arch_get(int i);
 const sl_arch *sl_arch_find(const char *name); /* NULL: unknown */

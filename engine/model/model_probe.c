@@ -1,8 +1,8 @@
 #include "engine/model/model_probe.h"
 
+#include "engine/ckpt/json_scan.h"
 #include "engine/model/names.h"
 
-#include <cjson/cJSON.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,48 +33,116 @@ static int64_t *field(sl_dit_config *config, size_t offset)
     return (int64_t *)(void *)((char *)config + offset);
 }
 
-static sl_status parse_json(sl_dit_json *json, const cJSON *root, const char *path, sl_error *err)
+/* What a number is written as; is_number is false for another kind of value,
+ * which is then passed over. */
+static sl_status take_number(sl_json_scan *scan, double *out, bool *is_number, sl_error *err)
 {
-    const cJSON *item;
+    char digits[64];
+    const char first = sl_json_peek(scan);
+    const size_t from = scan->pos;
+    const sl_status status = sl_json_skip(scan, err);
 
-    if (!cJSON_IsObject(root))
-        return sl_fail(err, SL_ERR_DATA, "\"%s\" is no JSON object", path);
-    for (size_t i = 0; i < SL_COUNT(json_fields); i++) {
-        item = cJSON_GetObjectItemCaseSensitive(root, json_fields[i].key);
-        if (!item && json_fields[i].diffusers)
-            item = cJSON_GetObjectItemCaseSensitive(root, json_fields[i].diffusers);
-        if (!item)
-            continue;
-        const double x = item->valuedouble;
-        if (!cJSON_IsNumber(item) || !(x >= 1 && x <= 0x1p31) || x > floor(x))
-            return sl_fail(err, SL_ERR_DATA, "\"%s\": \"%s\" must be a whole number above 0", path,
-                           json_fields[i].key);
-        *field(&json->config, json_fields[i].offset) = (int64_t)x;
-        json->has |= json_fields[i].bit;
+    *is_number = status == SL_OK && (first == '-' || (first >= '0' && first <= '9')) &&
+                 scan->pos - from < sizeof digits;
+    if (*is_number) {
+        memcpy(digits, scan->text + from, scan->pos - from);
+        digits[scan->pos - from] = '\0';
+        *out = strtod(digits, NULL);
     }
-    item = cJSON_GetObjectItemCaseSensitive(root, "eps");
-    if (item) {
-        if (!cJSON_IsNumber(item) || !(item->valuedouble > 0 && item->valuedouble < 1))
-            return sl_fail(err, SL_ERR_DATA, "\"%s\": \"eps\" must be above 0 and below 1", path);
-        json->config.eps = (float)item->valuedouble;
-        json->has |= SL_DIT_JSON_EPS;
-    }
-    item = cJSON_GetObjectItemCaseSensitive(root, "model_type");
-    if (item) {
-        if (!cJSON_IsString(item) ||
-            (strcmp(item->valuestring, "t2v") != 0 && strcmp(item->valuestring, "i2v") != 0))
-            return sl_fail(err, SL_ERR_DATA, "\"%s\": \"model_type\" must be \"t2v\" or \"i2v\"",
-                           path);
-        json->task = item->valuestring[0] == 'i' ? SL_TASK_I2V : SL_TASK_T2V;
-        json->has |= SL_DIT_JSON_TASK;
-    }
+    return status;
+}
+
+static sl_status parse_dimension(sl_dit_json *json, size_t index, bool own_name, sl_json_scan *scan,
+                                 const char *path, sl_error *err)
+{
+    const unsigned bit = json_fields[index].bit;
+    double x = 0.0;
+    bool is_number;
+    const sl_status status = take_number(scan, &x, &is_number, err);
+
+    if (status != SL_OK || (!own_name && json->has & bit))
+        return status;
+    if (!is_number || !(x >= 1 && x <= 0x1p31) || x > floor(x))
+        return sl_fail(err, SL_ERR_DATA, "\"%s\": \"%s\" must be a whole number above 0", path,
+                       json_fields[index].key);
+    *field(&json->config, json_fields[index].offset) = (int64_t)x;
+    json->has |= bit;
     return SL_OK;
+}
+
+static sl_status parse_eps(sl_dit_json *json, sl_json_scan *scan, const char *path, sl_error *err)
+{
+    double x = 0.0;
+    bool is_number;
+    const sl_status status = take_number(scan, &x, &is_number, err);
+
+    if (status != SL_OK)
+        return status;
+    if (!is_number || !(x > 0 && x < 1))
+        return sl_fail(err, SL_ERR_DATA, "\"%s\": \"eps\" must be above 0 and below 1", path);
+    json->config.eps = (float)x;
+    json->has |= SL_DIT_JSON_EPS;
+    return SL_OK;
+}
+
+static sl_status parse_task(sl_dit_json *json, sl_json_scan *scan, const char *path, sl_error *err)
+{
+    char text[8] = "";
+
+    if (sl_json_peek(scan) != '"' || sl_json_string(scan, text, sizeof text, NULL, NULL) != SL_OK ||
+        (strcmp(text, "t2v") != 0 && strcmp(text, "i2v") != 0))
+        return sl_fail(err, SL_ERR_DATA, "\"%s\": \"model_type\" must be \"t2v\" or \"i2v\"", path);
+    json->task = text[0] == 'i' ? SL_TASK_I2V : SL_TASK_T2V;
+    json->has |= SL_DIT_JSON_TASK;
+    return SL_OK;
+}
+
+static sl_status parse_member(sl_dit_json *json, const char *key, sl_json_scan *scan,
+                              const char *path, sl_error *err)
+{
+    for (size_t i = 0; i < SL_COUNT(json_fields); i++) {
+        const char *diffusers = json_fields[i].diffusers;
+        const bool own_name = strcmp(key, json_fields[i].key) == 0;
+        if (own_name || (diffusers && strcmp(key, diffusers) == 0))
+            return parse_dimension(json, i, own_name, scan, path, err);
+    }
+    if (strcmp(key, "eps") == 0)
+        return parse_eps(json, scan, path, err);
+    if (strcmp(key, "model_type") == 0)
+        return parse_task(json, scan, path, err);
+    return sl_json_skip(scan, err);
+}
+
+/* The whole text is checked first, so that what is wrong with a value is told
+ * apart from what is wrong with the file. */
+static sl_status parse_json(sl_dit_json *json, const char *text, size_t size, const char *path,
+                            sl_error *err)
+{
+    sl_json_scan scan = sl_json_begin(text, size);
+    sl_error why = { .status = SL_OK };
+    sl_status status;
+    char key[1024];
+    bool more;
+
+    if (sl_json_skip(&scan, &why) != SL_OK || sl_json_end(&scan, &why) != SL_OK)
+        return sl_fail(err, SL_ERR_DATA, "\"%s\" is no valid JSON: %s", path, why.message);
+    scan = sl_json_begin(text, size);
+    if (sl_json_peek(&scan) != '{')
+        return sl_fail(err, SL_ERR_DATA, "\"%s\" is no JSON object", path);
+    status = sl_json_enter(&scan, '{', &more, err);
+    while (status == SL_OK && more) {
+        status = sl_json_key(&scan, key, sizeof key, NULL, err);
+        if (status == SL_OK)
+            status = parse_member(json, key, &scan, path, err);
+        if (status == SL_OK)
+            status = sl_json_next(&scan, '{', &more, err);
+    }
+    return status;
 }
 
 sl_status sl_dit_json_read(sl_dit_json *json, const char *path, sl_error *err)
 {
     sl_status status = SL_OK;
-    cJSON *root = NULL;
     char *text = malloc(MAX_JSON_BYTES + 1);
     FILE *f = text ? fopen(path, "rb") : NULL;
     size_t size;
@@ -89,22 +157,13 @@ sl_status sl_dit_json_read(sl_dit_json *json, const char *path, sl_error *err)
         goto done;
     }
     size = fread(text, 1, MAX_JSON_BYTES + 1, f);
-    if (ferror(f)) {
+    if (ferror(f))
         status = sl_fail_errno(err, "could not read \"%s\"", path);
-        goto done;
-    }
-    if (size > MAX_JSON_BYTES) {
+    else if (size > MAX_JSON_BYTES)
         status = sl_fail(err, SL_ERR_DATA, "\"%s\" is above %d bytes", path, (int)MAX_JSON_BYTES);
-        goto done;
-    }
-    root = cJSON_ParseWithLength(text, size);
-    if (!root) {
-        status = sl_fail(err, SL_ERR_DATA, "\"%s\" is no valid JSON", path);
-        goto done;
-    }
-    status = parse_json(json, root, path, err);
+    else
+        status = parse_json(json, text, size, path, err);
 done:
-    cJSON_Delete(root);
     if (f)
         fclose(f);
     free(text);

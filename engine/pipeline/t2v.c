@@ -210,6 +210,14 @@ static sl_status check_dialect(const sl_t2v_request *request, sl_error *err)
     return SL_OK;
 }
 
+static sl_status check_part(const sl_t2v_request *request, sl_error *err)
+{
+    if ((int)request->part < 0 || request->part >= SL_PART_COUNT)
+        return sl_fail(err, SL_ERR_INVALID, "part %d: expected all, latent or decode",
+                       (int)request->part);
+    return SL_OK;
+}
+
 static sl_status check_execution(const sl_t2v_request *request, const sl_arch *arch, sl_error *err)
 {
     sl_status status = SL_OK;
@@ -267,6 +275,7 @@ sl_status sl_t2v_request_check(const sl_t2v_request *request, const sl_arch *arc
 {
     sl_status status = SL_OK;
 
+    SL_TRY(check_part(request, err));
     SL_TRY(check_task(request, arch, err));
     SL_TRY(check_side("width", request->width, err));
     SL_TRY(check_side("height", request->height, err));
@@ -304,6 +313,8 @@ sl_status sl_t2v_phases_make(sl_t2v_phases *out, const sl_t2v_request *request, 
     sl_status status = SL_OK;
     sl_sampling sampling;
 
+    if (request->part == SL_PART_LATENT)
+        phases.components[SL_PHASE_DECODE] = 0;
     phases.guided = sl_sampling_is_guided(request, expert_count);
     if (expert_count == 2) {
         SL_TRY(sl_sampling_make(&sampling, request, err));
@@ -487,6 +498,10 @@ static sl_status run_walk(sl_t2v_walk *w, sl_t2v_result *result, sl_error *err)
     SL_TRY(sl_t2v_phases_make(&w->phases, w->request, w->arch->task == SL_TASK_I2V,
                               w->arch->expert_count, w->steps_done, err));
     SL_TRY(check_inputs(w, err));
+    if (decode_only && !w->latent && !sl_exec_is_counting(w->exec)) {
+        status = sl_fail(err, SL_ERR_INVALID, "decoding needs a latent: none is given");
+        goto done;
+    }
     if (!decode_only)
         SL_TRY(sl_t2v_begin_phase(w, SL_PHASE_ENCODE_TEXT, err));
     (void)sl_t2v_latent_shape(w->request, w->arch, dim);
@@ -496,6 +511,8 @@ static sl_status run_walk(sl_t2v_walk *w, sl_t2v_result *result, sl_error *err)
     else
         SL_TRY(make_latent(w, &latent, err));
 
+    if (!w->phases.components[SL_PHASE_DECODE])
+        goto done;
     SL_TRY(sl_t2v_begin_phase(w, SL_PHASE_DECODE, err));
     SL_TRY(sl_t2v_decode(w->exec, scratch, w->components->vae, &latent, w->events, err));
     sl_t2v_end_phase(w, SL_PHASE_DECODE);
@@ -519,7 +536,8 @@ sl_status sl_t2v_run(sl_exec *exec, sl_scratch *scratch, const sl_t2v_components
                       .request = request,
                       .ids = ids,
                       .noises = noises,
-                      .events = events };
+                      .events = events,
+                      .steps_done = request->part == SL_PART_DECODE ? request->steps : 0 };
 
     return run_walk(&w, result, err);
 }

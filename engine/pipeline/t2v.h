@@ -24,7 +24,16 @@ typedef enum {
     SL_SAMPLER_COUNT
 } sl_sampler_mode;
 
+/* Which phases a request has. */
+typedef enum {
+    SL_PART_ALL,
+    SL_PART_LATENT, /* without decoding: what on_step shows last is the result */
+    SL_PART_DECODE, /* decoding alone, behind the last step: for sl_t2v_resume */
+    SL_PART_COUNT
+} sl_t2v_part;
+
 typedef struct {
+    sl_t2v_part part;
     int width, height; /* pixels, multiples of 16 */
     int frames;        /* 4m + 1 */
     int steps;         /* SDE, ODE: 1 to 4; UNIPC: 1 to 200 */

@@ -55,8 +55,8 @@ sl_status sl_t2v_plan_make(sl_t2v_plan *out, const sl_t2v_request *request, cons
     sl_t2v_result counted;
 
     SL_TRY(sl_t2v_request_check(request, arch, err));
-    SL_TRY(sl_t2v_phases_make(&phases, request, arch->task == SL_TASK_I2V, arch->expert_count, 0,
-                              err));
+    SL_TRY(sl_t2v_phases_make(&phases, request, arch->task == SL_TASK_I2V, arch->expert_count,
+                              request->part == SL_PART_DECODE ? request->steps : 0, err));
     SL_TRY(sl_exec_create_counting(&exec, &numerics, err));
     sl_scratch_init_counting(&scratch);
     for (int phase = 0; phase < SL_PHASE_COUNT; phase++) {

@@ -268,6 +268,55 @@ SL_TEST(decoding_longer_videos_takes_no_more)
              shorter.phase_activation_bytes[SL_PHASE_DECODE] + latent_bytes);
 }
 
+/* Up to the latent, and from there: the same frames, and each part's plan is what it
+ * uses.  What lies between may be rounded to f32. */
+SL_TEST(parts_make_the_whole)
+{
+    const unsigned decode = PHASE_BIT(SL_PHASE_DECODE);
+    sl_t2v_request request = sl_t2v_request_default(&small);
+    record want = { .rgb = NULL }, first = { .keep_states = true }, second = { .rgb = NULL };
+    const sl_t2v_events events = { .arg = &second, .on_phase = on_phase, .on_frames = on_frames };
+    sl_t2v_plan whole, latent, rest;
+    sl_t2v_result result;
+    fixture f;
+
+    open_fixture(&f, &small, SL_PRECISION_BF16);
+    const sl_t2v_components vae_only = { .vae = f.components.vae };
+    SL_CHECK_OK(run(&f, &request, NULL, &want, NULL, err));
+    SL_CHECK_OK(sl_t2v_plan_make(&whole, &request, &small, SL_DEVICE_CPU, err));
+
+    request.part = SL_PART_LATENT;
+    SL_CHECK_OK(sl_t2v_plan_make(&latent, &request, &small, SL_DEVICE_CPU, err));
+    SL_CHECK(phases_of(&latent) == (phases_of(&whole) & ~decode));
+    SL_CHECK(latent.weight_bytes[SL_COMPONENT_VAE] == 0);
+    SL_CHECK_OK(run(&f, &request, NULL, &first, &result, err));
+    SL_CHECK(first.steps == request.steps && first.frames == 0 && !(first.phases & decode));
+    SL_CHECK(memcmp(result.phase_activation_bytes, latent.phase_activation_bytes,
+                    sizeof result.phase_activation_bytes) == 0);
+
+    request.part = SL_PART_DECODE;
+    SL_CHECK_OK(sl_t2v_plan_make(&rest, &request, &small, SL_DEVICE_CPU, err));
+    SL_CHECK(phases_of(&rest) == decode && rest.weight_bytes[SL_COMPONENT_DIT] == 0);
+    double *state = first.states[request.steps - 1];
+    for (int64_t i = 0; i < sl_t2v_latent_shape(&request, &small, NULL); i++)
+        state[i] = (double)(float)state[i];
+    second.frame_bytes = want.frame_bytes;
+    net_test_reset(&f.net);
+    SL_CHECK_OK(sl_t2v_resume(f.net.exec, &f.net.scratch, &vae_only, &small, &request, NULL, NULL,
+                              request.steps, state, &events, &result, err));
+    SL_CHECK(second.frames == want.frames && second.phases == decode);
+    SL_CHECK(memcmp(second.rgb, want.rgb, want.frame_bytes * (size_t)want.frames) == 0);
+    SL_CHECK(memcmp(result.phase_activation_bytes, rest.phase_activation_bytes,
+                    sizeof result.phase_activation_bytes) == 0);
+    SL_CHECK_STATUS(run(&f, &request, NULL, &second, NULL, err), SL_ERR_INVALID);
+    request.part = SL_PART_COUNT;
+    SL_CHECK_STATUS(sl_t2v_request_check(&request, &small, err), SL_ERR_INVALID);
+    close_fixture(&f);
+    free_record(&want);
+    free_record(&first);
+    free_record(&second);
+}
+
 /* ---- streaming ---- */
 
 /* Three blocks: a walk does not begin in the slot where the one before did. */
@@ -493,7 +542,7 @@ SL_TEST_MAIN(SL_RUN(plan_is_what_a_run_uses), SL_RUN(plan_is_tight),
              SL_RUN(equal_requests_give_equal_bytes), SL_RUN(imported_noise_replaces_the_generator),
              SL_RUN(callbacks_and_cancel_end_a_run), SL_RUN(broken_numbers_name_step_and_stage),
              SL_RUN(requests_are_checked), SL_RUN(published_models_can_be_planned),
-             SL_RUN(decoding_longer_videos_takes_no_more),
+             SL_RUN(decoding_longer_videos_takes_no_more), SL_RUN(parts_make_the_whole),
              SL_RUN(streamed_runs_give_the_same_bytes),
              SL_RUN(a_cancelled_streamed_run_can_be_repeated),
              SL_RUN(streamed_components_serve_two_lanes), SL_RUN(modes_are_checked),

@@ -77,20 +77,28 @@ def reap_orphan(pid):
     return process_state(pid) is None
 
 
-def shared_model_root():
-    """A folder with the tiny model, made once a build of the command."""
-    root = os.path.join(BUILD, "e2e-models")
+def made_once(folder, make):
+    """A folder in the build that make(path) fills, once a build of the command."""
+    root = os.path.join(BUILD, folder)
     done = os.path.join(root, "made")
     if os.path.exists(done) and os.path.getmtime(done) > os.path.getmtime(SLUICE):
         return root
     shutil.rmtree(root, ignore_errors=True)
     os.makedirs(root)
-    subprocess.run([SLUICE, "synth-model", "--arch", "tiny-t2v", "--seed", "1",
-                    os.path.join(root, MODEL)], check=True, stdout=subprocess.DEVNULL,
-                   timeout=120 * PATIENCE)
+    make(root)
     with open(done, "w", encoding="utf-8"):
         pass
     return root
+
+
+def synth(arch, path, seed=1):
+    subprocess.run([SLUICE, "synth-model", "--arch", arch, "--seed", str(seed), path], check=True,
+                   stdout=subprocess.DEVNULL, timeout=120 * PATIENCE)
+
+
+def shared_model_root():
+    """A folder with the tiny model."""
+    return made_once("e2e-models", lambda root: synth("tiny-t2v", os.path.join(root, MODEL)))
 
 
 class Result:
@@ -112,9 +120,10 @@ class Result:
 class Daemon:
     """sluiced on the cpu device in a folder of its own, with a worker.
 
+    models: the models' root; None: one with the tiny model.
     config: a configuration file's text; None: none is given."""
 
-    def __init__(self, device="cpu:2GiB", folder=None, start=True, config=None):
+    def __init__(self, device="cpu:2GiB", folder=None, start=True, models=None, config=None):
         self.config = config
         self.own_folder = folder is None
         self.folder = folder or tempfile.mkdtemp(prefix="sluice-e2e-")
@@ -123,6 +132,7 @@ class Daemon:
         self.socket = os.path.join(self.runtime, "sluice.sock")
         self.log_path = os.path.join(self.folder, "log")
         self.device = device
+        self.models = models or shared_model_root()
         self.process = None
         os.makedirs(self.runtime, mode=0o700, exist_ok=True)
         os.makedirs(self.outputs, exist_ok=True)
@@ -134,7 +144,7 @@ class Daemon:
                 raise
 
     def command(self):
-        command = [SLUICED, "--device", self.device, "--models", shared_model_root(), "--outputs",
+        command = [SLUICED, "--device", self.device, "--models", self.models, "--outputs",
                    self.outputs, "--runtime", self.runtime]
         if self.config is None:
             return command

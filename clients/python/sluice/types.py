@@ -5,9 +5,10 @@ Enum values are written in lower case, as the `sluice` command does: "bf16",
 """
 from __future__ import annotations
 
+import os
 import uuid
 from dataclasses import dataclass
-from typing import Any, Iterable, List, Mapping, TypedDict
+from typing import Any, Iterable, List, Mapping, TypedDict, Union
 
 from . import sluice_pb2 as pb
 
@@ -23,11 +24,23 @@ class Options(TypedDict, total=False):
     width: int
     height: int
     frames: int
-    steps: int        # 1 to 4
-    sampler: str      # "sde" or "ode"
-    sigma_max: float
+    steps: int        # 1 to 4; with "unipc" 1 to 200
+    sampler: str      # "sde", "ode", "unipc"
+    sigma_max: float  # "sde", "ode"
+    shift: float      # "unipc"
+    guidance: float   # "unipc": away from the negative prompt; 1 is none
+    guidance_low: float    # of the low-noise expert of two
+    negative_prompt: str   # "unipc"; Wan's own when left out
+    boundary: float   # two experts: where the second takes over
+    attention: str    # "dense", "sla", "sagesla"
+    topk: float       # "sla", "sagesla": of the key blocks
+    image: Union[bytes, "os.PathLike[str]", str]  # the first frame, its bytes or its file
+    sizing: str       # "fixed", "adaptive"
+    vae_precision: str     # "f32", "bf16"
+    dialect: str      # "turbo", "official"
+    layer_norm: str   # "exact", "turbo-compat"
     seed: int         # the same request with the same seed gives the same bytes
-    precision: str    # "bf16", "f32"
+    precision: str    # "bf16", "f32", "int8"
     output: str       # "mp4", "y4m", "png"
     priority: int     # 1 (last) to 9 (first)
     deadline: float   # seconds from now by which the job has to be done
@@ -77,7 +90,7 @@ def enum_value(enum: Any, name: str, what: str) -> Any:
     if not name:
         return 0
     try:
-        return enum.Value(name.upper())
+        return enum.Value(name.upper().replace("-", "_"))
     except ValueError:
         known = ", ".join(key.lower() for key in enum.keys()[1:])
         raise ValueError(f'{what} is "{name}", it can be: {known}') from None
@@ -88,7 +101,8 @@ def components(names: Iterable[str]) -> List[Any]:
 
 
 _ENUMS = {"sampler": pb.Sampler, "precision": pb.Precision, "output": pb.OutputFormat,
-          "streaming": pb.Streaming}
+          "streaming": pb.Streaming, "attention": pb.Attention, "sizing": pb.Sizing,
+          "vae_precision": pb.Precision, "dialect": pb.Dialect, "layer_norm": pb.LayerNorm}
 
 
 def to_request(prompt: str, options: Mapping[str, Any]) -> pb.GenerateRequest:
@@ -99,6 +113,9 @@ def to_request(prompt: str, options: Mapping[str, Any]) -> pb.GenerateRequest:
             request.deadline_ns = round(value * 1e9)
         elif name in _ENUMS and isinstance(value, str):
             setattr(request, name, enum_value(_ENUMS[name], value, name))
+        elif name == "image" and not isinstance(value, bytes):
+            with open(value, "rb") as file:
+                request.image = file.read()
         elif name in known:
             setattr(request, name, value)
         else:

@@ -1,23 +1,29 @@
-/* linear_int8 on the matrix instructions of sm_90a.
+/* linear8_wgmma.cuh - linear layers on 8-bit codes, on the matrix instructions of
+ * sm_90a.
  *
  * A block stays on its multiprocessor and makes one tile of 256 x 128 after the
  * other.  One thread brings steps of 128 along I, of both operands, through the
  * copy engine into a ring of STAGES; two groups of four warps each make 128 rows,
- * 64 at a time: a product of 64 x 128 x 128 in i32, then its 64 numbers of a thread
- * into the f32 sums.  These two halves take about as long as each other, so the
- * groups take turns: while one multiplies, the other adds.
+ * 64 at a time: a product of 64 x 128 x 128, then its 64 numbers of a thread into
+ * the f32 sums.  Of int8 the two take about as long as each other, so the groups
+ * take turns: while one multiplies, the other adds.
  *
- * Registers, of a thread in those groups: 128 f32 sums and 64 i32 numbers.
+ * Registers, of a thread in those groups: 128 f32 sums and 64 numbers.
  */
-#include "kernels/linear_int8.cuh"
+#ifndef SL_KERNELS_LINEAR8_WGMMA_CUH
+#define SL_KERNELS_LINEAR8_WGMMA_CUH
+
+#include "kernels/linear8.cuh"
+#include "kernels/mma.cuh"
 
 namespace
 {
+namespace wgmma
+{
 
 enum {
-    STEP = SL_INT8_STEP,
-    ROWS = SL_CUDA_INT8_X_ROWS,
-    COLS = SL_CUDA_INT8_W_ROWS,
+    ROWS = SL_CUDA_LINEAR8_X_ROWS,
+    COLS = SL_CUDA_LINEAR8_W_ROWS,
     GROUP = 128, /* threads that multiply together */
     GROUPS = 2,
     GROUP_ROWS = ROWS / GROUPS,
@@ -39,11 +45,6 @@ enum {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 /* ---- barriers and copies ---- */
-
-__device__ __forceinline__ uint32_t shared_address(const void *p)
-{
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
 
 __device__ __forceinline__ void barrier_init(uint64_t *barrier, int arrivals)
 {
@@ -112,33 +113,6 @@ __device__ __forceinline__ uint64_t describe(uint32_t address)
            (uint64_t)(SWIZZLE_ALIGN >> 4) << 32 | (uint64_t)1 << 62;
 }
 
-/* d = more ? d + x . w^T : x . w^T, 64 x 128 x 32. */
-__device__ __forceinline__ void multiply(int (&d)[NUMBERS], uint64_t x, uint64_t w, int more)
-{
-    asm volatile(
-        "{\n\t"
-        ".reg .pred p;\n\t"
-        "setp.ne.b32 p, %66, 0;\n\t"
-        "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-        "%64, %65, p;\n\t"
-        "}"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]),
-          "+r"(d[7]), "+r"(d[8]), "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]),
-          "+r"(d[14]), "+r"(d[15]), "+r"(d[16]), "+r"(d[17]), "+r"(d[18]), "+r"(d[19]), "+r"(d[20]),
-          "+r"(d[21]), "+r"(d[22]), "+r"(d[23]), "+r"(d[24]), "+r"(d[25]), "+r"(d[26]), "+r"(d[27]),
-          "+r"(d[28]), "+r"(d[29]), "+r"(d[30]), "+r"(d[31]), "+r"(d[32]), "+r"(d[33]), "+r"(d[34]),
-          "+r"(d[35]), "+r"(d[36]), "+r"(d[37]), "+r"(d[38]), "+r"(d[39]), "+r"(d[40]), "+r"(d[41]),
-          "+r"(d[42]), "+r"(d[43]), "+r"(d[44]), "+r"(d[45]), "+r"(d[46]), "+r"(d[47]), "+r"(d[48]),
-          "+r"(d[49]), "+r"(d[50]), "+r"(d[51]), "+r"(d[52]), "+r"(d[53]), "+r"(d[54]), "+r"(d[55]),
-          "+r"(d[56]), "+r"(d[57]), "+r"(d[58]), "+r"(d[59]), "+r"(d[60]), "+r"(d[61]), "+r"(d[62]),
-          "+r"(d[63])
-        : "l"(x), "l"(w), "r"(more));
-}
-
 /* Keeps the compiler from moving uses of d across. */
 __device__ __forceinline__ void hold(int (&d)[NUMBERS])
 {
@@ -147,8 +121,17 @@ __device__ __forceinline__ void hold(int (&d)[NUMBERS])
         asm volatile("" : "+r"(d[i])::"memory");
 }
 
+__device__ __forceinline__ void hold(float (&d)[NUMBERS])
+{
+#pragma unroll
+    for (int i = 0; i < NUMBERS; i++)
+        asm volatile("" : "+f"(d[i])::"memory");
+}
+
 /* Queues one product of PART_ROWS x COLS x STEP. */
-__device__ __forceinline__ void start_part(int (&d)[NUMBERS], uint32_t x, uint32_t w)
+template <typename Codes>
+__device__ __forceinline__ void start_part(typename Codes::number (&d)[NUMBERS], uint32_t x,
+                                           uint32_t w)
 {
     const uint64_t x_at = describe(x), w_at = describe(w);
 
@@ -156,11 +139,11 @@ __device__ __forceinline__ void start_part(int (&d)[NUMBERS], uint32_t x, uint32
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
     for (int k = 0; k < STEP / 32; k++) /* 32 bytes on, in units of 16 */
-        multiply(d, x_at + 2 * k, w_at + 2 * k, k > 0);
+        Codes::multiply(d, x_at + 2 * k, w_at + 2 * k, k > 0);
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
-__device__ __forceinline__ void end_part(int (&d)[NUMBERS])
+template <typename number> __device__ __forceinline__ void end_part(number (&d)[NUMBERS])
 {
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
     hold(d);
@@ -186,7 +169,7 @@ __device__ __forceinline__ void advance(place &at)
     }
 }
 
-__device__ __forceinline__ void load(const sl_cuda_linear_int8 &l, const CUtensorMap *x_map,
+__device__ __forceinline__ void load(const sl_cuda_linear8 &l, const CUtensorMap *x_map,
                                      const CUtensorMap *w_map, uint32_t ring, barriers *b,
                                      int row_tiles, int col_tiles)
 {
@@ -196,7 +179,7 @@ __device__ __forceinline__ void load(const sl_cuda_linear_int8 &l, const CUtenso
     for (int64_t i = blockIdx.x; i < (int64_t)row_tiles * col_tiles; i += gridDim.x) {
         int row, col;
 
-        sl_int8_tile(i, row_tiles, col_tiles, &row, &col);
+        tile_at(i, row_tiles, col_tiles, &row, &col);
         for (int step = 0; step < steps; step++) {
             const uint32_t to = ring + (uint32_t)(at.stage * STAGE_BYTES);
 
@@ -211,38 +194,77 @@ __device__ __forceinline__ void load(const sl_cuda_linear_int8 &l, const CUtenso
 
 /* A thread's numbers lie at rows lane / 4 and 8 below of its warp's 16, in columns
  * 8 j + lane % 4 * 2 and the next. */
-template <typename TY, sl_act act>
-__device__ __forceinline__ void store(const sl_cuda_linear_int8 &l,
-                                      const float (&sum)[PARTS][NUMBERS], int64_t s0, int64_t o0)
+template <typename Codes, typename TY, sl_act act>
+__device__ __forceinline__ void store(const sl_cuda_linear8 &l, const float (&sum)[PARTS][NUMBERS],
+                                      int64_t s0, int64_t o0)
 {
     const int lane = threadIdx.x % 32, warp = threadIdx.x % GROUP / 32;
-    const bool biased = l.b != NULL;
 
 #pragma unroll
     for (int j = 0; j < COLS / 8; j++) {
         const int64_t o = o0 + 8 * j + lane % 4 * 2;
-        const float bias0 = biased && o < l.O ? sl_int8_bias(l, o) : 0.0f;
-        const float bias1 = biased && o + 1 < l.O ? sl_int8_bias(l, o + 1) : 0.0f;
+        const float bias0 = bias_at<Codes>(l, o), bias1 = bias_at<Codes>(l, o + 1);
 #pragma unroll
         for (int part = 0; part < PARTS; part++)
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const int64_t s = s0 + part * PART_ROWS + warp * 16 + half * 8 + lane / 4;
-                const int at = 4 * j + 2 * half;
-                if (s < l.S && o < l.O)
-                    sl_int8_store<TY>(l, s, o, sl_int8_finish<act>(sum[part][at], biased, bias0),
-                                      sl_int8_finish<act>(sum[part][at + 1], biased, bias1));
-            }
+            finish_pairs<Codes, TY, act>(l, &sum[part][4 * j],
+                                         s0 + part * PART_ROWS + warp * 16 + lane / 4, o, bias0,
+                                         bias1);
     }
 }
 
-template <typename TY>
-__device__ __forceinline__ void compute(const sl_cuda_linear_int8 &l, uint32_t ring, barriers *b,
-                                        int group, int row_tiles, int col_tiles)
+/* One tile's sums; x is the group's half of the first stage. */
+template <typename Codes>
+__device__ __forceinline__ void compute_tile(const sl_cuda_linear8 &l, float (&sum)[PARTS][NUMBERS],
+                                             uint32_t ring, barriers *b, place &at, int group,
+                                             int64_t s0, int col)
 {
     const int steps = (int)(l.I / STEP);
-    const int last_scale = (int)((l.S - 1) / STEP);
+    const int64_t s_lane = s0 + threadIdx.x % GROUP / 32 * 16 + threadIdx.x % 32 / 4;
     const bool leads = threadIdx.x % 32 == 0; /* of its warp */
+
+#pragma unroll
+    for (int part = 0; part < PARTS; part++)
+#pragma unroll
+        for (int n = 0; n < NUMBERS; n++)
+            sum[part][n] = 0.0f;
+    for (int step = 0; step < steps; step++) {
+        const uint32_t x = ring + (uint32_t)(at.stage * STAGE_BYTES + group * GROUP_ROWS * STEP);
+        const uint32_t w = ring + (uint32_t)(at.stage * STAGE_BYTES + X_BYTES);
+        const float w_scale = Codes::w_scale(l, col, step, steps);
+        float scale[PARTS][2];
+
+        scale[0][0] = __fmul_rn(Codes::x_scale(l, s_lane, step, steps), w_scale);
+#pragma unroll
+        for (int i = 1; i < 2 * PARTS; i++)
+            scale[i / 2][i % 2] =
+                Codes::row_scales
+                    ? __fmul_rn(
+                          Codes::x_scale(l, s_lane + i / 2 * PART_ROWS + i % 2 * 8, step, steps),
+                          w_scale)
+                    : scale[0][0];
+        barrier_wait(&b->full[at.stage], at.parity);
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+            typename Codes::number d[NUMBERS];
+
+            turn_wait(group);
+            start_part<Codes>(d, x + part * PART_ROWS * STEP, w);
+            turn_give(1 - group);
+            end_part(d);
+            if (part == PARTS - 1 && leads)
+                barrier_arrive(&b->empty[at.stage]);
+#pragma unroll
+            for (int n = 0; n < NUMBERS; n++)
+                sum[part][n] = Codes::add(sum[part][n], d[n], scale[part][n / 2 % 2]);
+        }
+        advance(at);
+    }
+}
+
+template <typename Codes, typename TY>
+__device__ __forceinline__ void compute(const sl_cuda_linear8 &l, uint32_t ring, barriers *b,
+                                        int group, int row_tiles, int col_tiles)
+{
     place at = { 0, 0 };
 
     if (group == 1)
@@ -251,46 +273,15 @@ __device__ __forceinline__ void compute(const sl_cuda_linear_int8 &l, uint32_t r
         float sum[PARTS][NUMBERS];
         int row, col;
 
-        sl_int8_tile(i, row_tiles, col_tiles, &row, &col);
-        /* rows that are not there have no scale: any will do */
-        const int x_at = min(row * GROUPS + group, last_scale);
-        const float *x_scale = l.x_scale + (int64_t)x_at * steps;
-        const float *w_scale = l.w_scale + (int64_t)col * steps;
-#pragma unroll
-        for (int part = 0; part < PARTS; part++)
-#pragma unroll
-            for (int n = 0; n < NUMBERS; n++)
-                sum[part][n] = 0.0f;
-        for (int step = 0; step < steps; step++) {
-            const uint32_t x =
-                ring + (uint32_t)(at.stage * STAGE_BYTES + group * GROUP_ROWS * STEP);
-            const uint32_t w = ring + (uint32_t)(at.stage * STAGE_BYTES + X_BYTES);
-            const float scale = __fmul_rn(__ldg(x_scale + step), __ldg(w_scale + step));
-
-            barrier_wait(&b->full[at.stage], at.parity);
-#pragma unroll
-            for (int part = 0; part < PARTS; part++) {
-                int d[NUMBERS];
-
-                turn_wait(group);
-                start_part(d, x + part * PART_ROWS * STEP, w);
-                turn_give(1 - group);
-                end_part(d);
-                if (part == PARTS - 1 && leads)
-                    barrier_arrive(&b->empty[at.stage]);
-#pragma unroll
-                for (int n = 0; n < NUMBERS; n++)
-                    sum[part][n] = sl_int8_add(sum[part][n], d[n], scale);
-            }
-            advance(at);
-        }
+        tile_at(i, row_tiles, col_tiles, &row, &col);
         const int64_t s0 = (int64_t)row * ROWS + group * GROUP_ROWS, o0 = (int64_t)col * COLS;
+        compute_tile<Codes>(l, sum, ring, b, at, group, s0, col);
         if (l.act == SL_ACT_NONE)
-            store<TY, SL_ACT_NONE>(l, sum, s0, o0);
+            store<Codes, TY, SL_ACT_NONE>(l, sum, s0, o0);
         else if (l.act == SL_ACT_GELU_TANH)
-            store<TY, SL_ACT_GELU_TANH>(l, sum, s0, o0);
+            store<Codes, TY, SL_ACT_GELU_TANH>(l, sum, s0, o0);
         else
-            store<TY, SL_ACT_SILU>(l, sum, s0, o0);
+            store<Codes, TY, SL_ACT_SILU>(l, sum, s0, o0);
     }
     if (group == 0)
         turn_wait(0); /* what group 1 gave last */
@@ -298,13 +289,13 @@ __device__ __forceinline__ void compute(const sl_cuda_linear_int8 &l, uint32_t r
 
 #endif
 
-template <typename TY>
+template <typename Codes, typename TY>
 __global__ void __launch_bounds__(THREADS, 1)
-    linear_wgmma(const sl_cuda_linear_int8 l, const __grid_constant__ CUtensorMap x_map,
-                 const __grid_constant__ CUtensorMap w_map)
+    linear(const sl_cuda_linear8 l, const __grid_constant__ CUtensorMap x_map,
+           const __grid_constant__ CUtensorMap w_map)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    extern __shared__ unsigned char shared[];
+    extern __shared__ __align__(128) unsigned char shared[];
     __shared__ barriers b;
     const uint32_t ring =
         (shared_address(shared) + SWIZZLE_ALIGN - 1) & ~(uint32_t)(SWIZZLE_ALIGN - 1);
@@ -326,7 +317,7 @@ __global__ void __launch_bounds__(THREADS, 1)
             load(l, &x_map, &w_map, ring, &b, row_tiles, col_tiles);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"((int)GROUP_REGISTERS));
-        compute<TY>(l, ring, &b, (int)threadIdx.x / GROUP - 1, row_tiles, col_tiles);
+        compute<Codes, TY>(l, ring, &b, (int)threadIdx.x / GROUP - 1, row_tiles, col_tiles);
     }
 #else
     (void)l, (void)x_map, (void)w_map;
@@ -334,29 +325,32 @@ __global__ void __launch_bounds__(THREADS, 1)
 #endif
 }
 
-template <typename TY>
-cudaError_t launch(cudaStream_t stream, const sl_cuda_linear_int8 *l, const CUtensorMap *x_map,
-                   const CUtensorMap *w_map, int multiprocessors)
+template <typename Codes, typename TY>
+cudaError_t launch_as(cudaStream_t stream, const sl_cuda_linear8 *l,
+                      const sl_cuda_linear8_maps *maps)
 {
     const int64_t tiles = (l->S + ROWS - 1) / ROWS * ((l->O + COLS - 1) / COLS);
+    const unsigned blocks =
+        (unsigned)(tiles < maps->multiprocessors ? tiles : maps->multiprocessors);
     const cudaError_t error = cudaFuncSetAttribute(
-        linear_wgmma<TY>, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES);
+        linear<Codes, TY>, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES);
 
     if (error != cudaSuccess)
         return error;
-    linear_wgmma<TY><<<(unsigned)(tiles < multiprocessors ? tiles : multiprocessors), THREADS,
-                       SHARED_BYTES, stream>>>(*l, *x_map, *w_map);
+    linear<Codes, TY><<<blocks, THREADS, SHARED_BYTES, stream>>>(*l, maps->x, maps->w);
     return cudaGetLastError();
 }
 
-} // namespace
-
-extern "C" cudaError_t sl_cuda_linear_int8_wgmma(cudaStream_t stream, const sl_cuda_linear_int8 *l,
-                                                 const CUtensorMap *x_map, const CUtensorMap *w_map,
-                                                 int multiprocessors)
+template <typename Codes>
+cudaError_t launch(cudaStream_t stream, const sl_cuda_linear8 *l, const sl_cuda_linear8_maps *maps)
 {
     if (l->S == 0 || l->O == 0)
         return cudaSuccess;
-    return l->y_bf16 ? launch<__nv_bfloat16>(stream, l, x_map, w_map, multiprocessors)
-                     : launch<float>(stream, l, x_map, w_map, multiprocessors);
+    return l->y_bf16 ? launch_as<Codes, __nv_bfloat16>(stream, l, maps)
+                     : launch_as<Codes, float>(stream, l, maps);
 }
+
+} // namespace wgmma
+} // namespace
+
+#endif

@@ -1,0 +1,245 @@
+"""The model family through the daemon: text and image to video, every sampler,
+attention and precision, and in each case the plan is what was used."""
+import json
+import os
+import struct
+import subprocess
+import zlib
+
+from harness import BUILD, PATIENCE, SLUICE, Daemon, check_sums, made_once, run, synth, wait_for
+
+SMALL = ["--width", "64", "--height", "48", "--frames", "9"]
+T2V, I2V = "t2v", "i2v"
+
+
+def make_models(root):
+    synth("tiny-t2v", os.path.join(root, T2V))
+    synth("tiny-i2v", os.path.join(root, I2V), 2)
+
+
+def models():
+    return made_once("e2e-family", make_models)
+
+
+def png(path, width, height, colour=lambda x, y: (x * 7 % 256, y * 5 % 256, 90), rows=None):
+    """An RGB picture; rows: fewer than height makes a file that lies."""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + \
+            struct.pack(">I", zlib.crc32(kind + data))
+    raw = b"".join(b"\0" + b"".join(bytes(colour(x, y)) for x in range(width))
+                   for y in range(height if rows is None else rows))
+    with open(path, "wb") as f:
+        f.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2,
+                                                                    0, 0, 0))
+                + chunk(b"IDAT", zlib.compress(raw, 9)) + chunk(b"IEND", b""))
+    return path
+
+
+def generate(d, *args, prompt="a red circle"):
+    """The job's JSON; planned and measured bytes are equal."""
+    result = d.cli("generate", prompt, "-o", "out.y4m", "--json", *args, limit_s=120)
+    assert result.code == 0, result
+    job = result.json["job"]
+    assert job["planned_peak_bytes"] == job["measured_peak_bytes"] > 0, job
+    assert job["planned_peak_bytes"] == job["plan"]["peak_bytes"], job
+    check_sums(d.memory())
+    return job
+
+
+def differ(jobs):
+    seen = [job["output_sha256"] for job in jobs]
+    assert len(set(seen)) == len(seen), seen
+
+
+def refused(d, field, *args, prompt="x"):
+    result = d.cli("generate", prompt, "--json", *args)
+    assert result.code == 2, result
+    assert result.json["error"]["field"]["field"] == field, result
+    return result.json["error"]["message"]
+
+
+def test_samplers_and_guidance():
+    unipc = ["--model", T2V, *SMALL, "--sampler", "unipc", "--steps", "3"]
+    with Daemon(models=models()) as d:
+        guided = generate(d, *unipc)
+        request = guided["request"]
+        assert request["sampler"] == "unipc" and request["guidance"] == 5, request
+        assert request["shift"] == 5 and request["sigma_max"] == 0, request
+        again = generate(d, *unipc, "--guidance", "5")
+        assert again["output_sha256"] == guided["output_sha256"]
+        differ([guided,
+                generate(d, *unipc, "--guidance", "1"),
+                generate(d, *unipc, "--guidance", "2.5"),
+                generate(d, *unipc, "--negative", "text, watermark"),
+                generate(d, *unipc, "--shift", "3"),
+                generate(d, "--model", T2V, *SMALL, "--steps", "3")])
+        plain = d.cli("plan", *unipc, "--guidance", "1", "--json").json["plan"]
+        twice = d.cli("plan", *unipc, "--json").json["plan"]
+        assert twice["activation_bytes"] >= plain["activation_bytes"] > 0
+        # 50 steps is what an undistilled model would do
+        assert d.cli("plan", "--model", T2V, "--sampler", "unipc", "--json").code == 0
+
+
+def test_attention_and_precision():
+    size = ["--model", T2V, "--width", "128", "--height", "128", "--frames", "9"]
+    with Daemon(models=models()) as d:
+        jobs = {}
+        for attention in ("dense", "sla", "sagesla"):
+            for precision in ("f32", "bf16", "int8"):
+                job = generate(d, *size, "--steps", "2", "--attention", attention, "--precision",
+                               precision)
+                assert job["request"]["attention"] == attention, job
+                assert job["request"]["topk"] == (0 if attention == "dense" else 0.1), job
+                jobs[attention, precision] = job
+        # The made-up weights are exact in bf16, so f32 is no other video.
+        differ(job for (_, precision), job in jobs.items() if precision != "f32")
+        differ([jobs["sla", "bf16"], generate(d, *size, "--steps", "2", "--attention", "sla",
+                                              "--topk", "1")])
+        assert generate(d, *size, "--steps", "2")["output_sha256"] == \
+            jobs["dense", "bf16"]["output_sha256"], "made-up weights were not tuned for SLA"
+
+
+def test_image_to_video():
+    with Daemon(models=models()) as d:
+        wide = png(os.path.join(d.folder, "wide.png"), 200, 100)
+        other = png(os.path.join(d.folder, "other.png"), 200, 100, lambda x, y: (y % 256, 0, x % 256))
+        base = ["--model", I2V, "--frames", "5", "--steps", "4"]
+        sized = base + ["--width", "96", "--height", "64"]
+        job = generate(d, *sized, "-i", wide)
+        assert (job["request"]["width"], job["request"]["height"]) == (96, 64)
+        phases = [p["phase"] for p in job["plan"]["phases"]]
+        assert phases == ["encode_text", "encode_image", "denoise_high", "denoise_low", "decode"]
+        differ([job, generate(d, *sized, "-i", other),
+                generate(d, *sized, "-i", wide, "--boundary", "0.95"),
+                generate(d, *sized, "-i", wide, "--sampler", "ode"),
+                generate(d, *sized, "-i", wide, "--sampler", "unipc", "--guidance", "3",
+                         "--guidance-low", "2"),
+                generate(d, *sized, "-i", wide, "--attention", "sla"),
+                generate(d, *sized, "-i", wide, "--attention", "sagesla", "--precision", "int8")])
+        # the default area of 128 x 128 in the picture's shape, as 16 multiples
+        shaped = generate(d, *base, "-i", wide)
+        assert (shaped["request"]["width"], shaped["request"]["height"]) == (176, 96), shaped
+        shaped = generate(d, *sized, "-i", wide, "--sizing", "adaptive")
+        assert (shaped["request"]["width"], shaped["request"]["height"]) == (112, 48), shaped
+        plan = d.cli("plan", *base, "-i", wide, "--sizing", "fixed", "--json").json["plan"]
+        assert d.cli("plan", *base, "--json").json["plan"] == plan, "a plan needs no image"
+        short = generate(d, *sized, "-i", wide, "--steps", "2")
+        assert "dit_low" not in [c["component"] for c in short["plan"]["components"]], short
+        assert not [n for n in os.listdir(d.outputs) if n.startswith((".image", ".input"))]
+
+
+def test_images_that_are_refused():
+    with Daemon(models=models()) as d:
+        base = ["--model", I2V, *SMALL]
+        picture = png(os.path.join(d.folder, "a.png"), 20, 10)
+        with open(picture, "rb") as f:
+            whole = f.read()
+        cut = os.path.join(d.folder, "cut.png")
+        with open(cut, "wb") as f:
+            f.write(whole[:-20])
+        text = os.path.join(d.folder, "text.png")
+        with open(text, "w", encoding="utf-8") as f:
+            f.write("not a picture")
+        bomb = png(os.path.join(d.folder, "bomb.png"), 30000, 30000, rows=0)
+        lie = png(os.path.join(d.folder, "lie.png"), 4000, 4000, rows=2)
+        assert "none is given" in refused(d, "image", *base)
+        for path in (cut, text, lie):
+            assert refused(d, "image", *base, "-i", path)
+        assert "pixels" in refused(d, "image", *base, "-i", bomb)
+        assert refused(d, "image", "--model", T2V, *SMALL, "-i", picture)
+        assert refused(d, "sizing", "--model", T2V, *SMALL, "--sizing", "adaptive")
+        assert not [n for n in os.listdir(d.outputs) if n.startswith((".image", ".input"))]
+        assert d.cli("jobs", "--json").json["jobs"] == []
+        generate(d, *base, "-i", picture)
+
+
+def test_a_large_picture_costs_what_its_frames_do():
+    """33 million pixels in; the daemon's memory stays bounded, the plan is that of the frames."""
+    with Daemon(models=models()) as d:
+        row = bytes(range(256)) * 90  # 7680 pixels of RGB
+        raw = zlib.compressobj(9)
+        data = b"".join(raw.compress(b"\0" + row) for _ in range(4320)) + raw.flush()
+        path = os.path.join(d.folder, "8k.png")
+
+        def chunk(kind, body):
+            return struct.pack(">I", len(body)) + kind + body + \
+                struct.pack(">I", zlib.crc32(kind + body))
+        with open(path, "wb") as f:
+            f.write(b"\x89PNG\r\n\x1a\n" +
+                    chunk(b"IHDR", struct.pack(">IIBBBBB", 7680, 4320, 8, 2, 0, 0, 0)) +
+                    chunk(b"IDAT", data) + chunk(b"IEND", b""))
+        small = generate(d, "--model", I2V, *SMALL, "-i",
+                         png(os.path.join(d.folder, "s.png"), 64, 48))
+        large = generate(d, "--model", I2V, *SMALL, "-i", path)
+        assert large["planned_peak_bytes"] == small["planned_peak_bytes"]
+        with open(f"/proc/{d.process.pid}/status", encoding="utf-8") as f:
+            peak_kib = int(next(line for line in f if line.startswith("VmHWM")).split()[1])
+        assert peak_kib < (160 << 10) * (PATIENCE if PATIENCE > 1 else 1), peak_kib
+
+
+def test_misplaced_fields_are_named():
+    with Daemon(models=models()) as d:
+        for field, *args in (("guidance", "--guidance", "3"), ("shift", "--shift", "3"),
+                             ("negative_prompt", "--negative", "x"), ("topk", "--topk", "0.2"),
+                             ("boundary", "--boundary", "0.5"),
+                             ("sigma_max", "--sampler", "unipc", "--sigma-max", "9"),
+                             ("steps", "--sampler", "unipc", "--steps", "201"),
+                             ("guidance_low", "--sampler", "unipc", "--guidance-low", "2")):
+            assert refused(d, field, "--model", T2V, *SMALL, *args)
+        assert d.cli("generate", "x", "--model", T2V, "--attention", "full").code == 2
+
+
+def test_prompts_are_kept_nowhere():
+    words = ("zebrafish", "quicksilver")
+    with Daemon(models=models()) as d:
+        generate(d, "--model", T2V, *SMALL, "--sampler", "unipc", "--steps", "2", "--negative",
+                 words[1], prompt=words[0])
+        job = d.submit("--model", T2V, "--width", "512", "--height", "512", "--frames", "81",
+                       "--sampler", "unipc", "--steps", "40", "--negative", words[1])
+        d.wait_state(job, ["denoising", "encoding"])
+        kept = d.log().encode()
+        for name in os.listdir(d.outputs):
+            with open(os.path.join(d.outputs, name), "rb") as f:
+                kept += f.read()
+        for word in words:
+            assert word.encode() not in kept, word
+        assert d.cli("cancel", job).code == 0
+
+
+def test_a_restart_keeps_image_and_negative_prompt():
+    args = ["--model", I2V, "--width", "128", "--height", "96", "--frames", "17", "--sampler",
+            "unipc", "--steps", "8", "--guidance", "3", "--negative", "grey"]
+    with Daemon(models=models()) as d:
+        picture = png(os.path.join(d.folder, "a.png"), 64, 64)
+        want = generate(d, *args, "-i", picture)["output_sha256"]
+        result = d.cli("generate", "a red circle", *args, "-i", picture, "--format", "y4m",
+                       "--detach", "--json")
+        assert result.code == 0, result
+        job = result.json["job"]["job_id"]
+        wait_for("a step", lambda: d.job(job)["step"] >= 2)
+        d.kill()
+        assert [n for n in os.listdir(d.outputs) if n == f".image-{job}"]
+        d.start()
+        done = d.wait_state(job, ["done", "failed"], 120)
+        assert done["output_sha256"] == want, done
+        assert done["request"]["guidance"] == 3 and done["request"]["sampler"] == "unipc"
+        assert not [n for n in os.listdir(d.outputs) if n.startswith((".image", ".latent"))]
+
+
+def test_budget_and_daemon_agree():
+    with Daemon(models=models()) as d:
+        for args in (["--model", I2V], ["--model", I2V, "--sampler", "unipc", "--steps", "4"],
+                     ["--model", T2V, "--attention", "sla", "--precision", "int8"]):
+            asked = d.cli("plan", *args, "--json")
+            path = os.path.join(models(), args[1])
+            offline = subprocess.run([SLUICE, "budget", "--model", path, *args[2:], "--device",
+                                      "cpu:2GiB", "--json"], capture_output=True, text=True,
+                                     timeout=60 * PATIENCE, check=False)
+            assert asked.code == offline.returncode == 0, (asked, offline)
+
+            there, here = asked.json["plan"], json.loads(offline.stdout)["plan"]
+            for name in ("activation_bytes", "weight_bytes", "phases"):
+                assert there[name] == here[name], (name, there, here)
+
+
+run(globals())
