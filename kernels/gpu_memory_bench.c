@@ -204,7 +204,7 @@ static sl_status vmm_run(bench *b, CUdeviceptr base, size_t part_bytes, double m
 
 static sl_status measure_vmm(bench *b, size_t part_bytes, sl_error *err)
 {
-    double runs[STEPS][RUNS], ms[STEPS];
+    double runs[STEPS][RUNS], ms[STEPS] = { 0 };
     CUdeviceptr base = 0;
     size_t before, after;
     char name[80];

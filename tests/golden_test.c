@@ -22,9 +22,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define DEVICE_BYTES  ((size_t)64 << 30)
-#define SCRATCH_BYTES ((size_t)16 << 30) /* on cpu address space: pages come as they are touched   \
-                                          */
+#define DEVICE_BYTES ((size_t)64 << 30)
+#define SCRATCH_BYTES                                                                              \
+    ((size_t)16 << 30) /* on cpu address space: pages come as they are touched                     \
+                        */
 
 enum { EXIT_ABSENT = 77, MAX_CASES = 512, MAX_JSON_BYTES = 64 << 20 };
 
@@ -77,12 +78,12 @@ static char *read_text(const char *path, sl_error *err)
 
 static sl_status run_kind(golden_case *c, sl_error *err)
 {
-    const cJSON *kind = cJSON_GetObjectItemCaseSensitive(c->json, "kind");
+    const golden_json *kind = golden_json_get(c->json, "kind");
 
-    if (!cJSON_IsString(kind))
+    if (!golden_json_is(kind, GOLDEN_JSON_STRING))
         return sl_fail(err, SL_ERR_DATA, "the case has no \"kind\"");
     for (size_t i = 0; i < SL_COUNT(kinds); i++) {
-        if (strcmp(kinds[i].kind, kind->valuestring) != 0)
+        if (strcmp(kinds[i].kind, kind->text) != 0)
             continue;
         if (kinds[i].full && !c->env->full) {
             golden_skip_case(c, "a full-size network: run with --full");
@@ -90,7 +91,7 @@ static sl_status run_kind(golden_case *c, sl_error *err)
         }
         return kinds[i].run(c, err);
     }
-    golden_skip_case(c, "unknown kind \"%s\"", kind->valuestring);
+    golden_skip_case(c, "unknown kind \"%s\"", kind->text);
     return SL_OK;
 }
 
@@ -124,7 +125,7 @@ static void run_case(golden_env *env, const char *folder, const char *name)
     sl_error err = { .status = SL_OK };
     sl_status status = SL_OK;
     char *text = NULL;
-    cJSON *json = NULL;
+    golden_json *json = NULL;
 
     local.dir = folder;
     snprintf(path, sizeof path, "%s/%s.json", folder, name);
@@ -135,14 +136,14 @@ static void run_case(golden_env *env, const char *folder, const char *name)
         status = err.status;
         goto done;
     }
-    json = cJSON_Parse(text);
-    if (!json) {
-        status = sl_fail(&err, SL_ERR_DATA, "\"%s\" is not JSON", path);
+    status = golden_json_parse(&json, c.arena, text, strlen(text), &err);
+    if (status != SL_OK) {
+        sl_error_prefix(&err, "\"%s\"", path);
         goto done;
     }
     c.json = json;
-    c.config = cJSON_GetObjectItemCaseSensitive(json, "config");
-    c.tolerance = cJSON_GetObjectItemCaseSensitive(json, "suggested_tolerance");
+    c.config = golden_json_get(json, "config");
+    c.tolerance = golden_json_get(json, "suggested_tolerance");
     if (access(io_path, R_OK) == 0)
         GOLDEN_TRY(sl_ckpt_open(&c.io, io_path, &err));
     sl_scratch_init(&local.scratch, sl_region_data(env->region), SCRATCH_BYTES);
@@ -156,7 +157,6 @@ done:
     env->failed = local.failed;
     env->skipped = local.skipped;
     sl_ckpt_close(c.io);
-    cJSON_Delete(json);
     free(text);
     sl_arena_destroy(c.arena);
 }

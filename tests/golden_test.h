@@ -16,8 +16,8 @@
 #include "engine/nets/tap.h"
 #include "kernels/exec.h"
 #include "kernels/scratch.h"
+#include "tests/golden_json.h"
 
-#include <cjson/cJSON.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -46,7 +46,7 @@ typedef struct {
 typedef struct {
     golden_env *env;
     const char *name;
-    const cJSON *json, *config, *tolerance;
+    const golden_json *json, *config, *tolerance;
     sl_ckpt *io; /* NULL when the case has no such file */
     sl_arena *arena;
     const char *variant; /* shown before checks: "bf16 storage"; NULL: none */
@@ -75,7 +75,7 @@ sl_status golden_get(golden_case *c, const char *name, golden_array *out,
 sl_status golden_get_f32(golden_case *c, const char *name, golden_array *out, float **values,
                          sl_error *err) SL_MUST_CHECK;
 /* A number of an object; `fallback` where it is absent. */
-double golden_number(const cJSON *object, const char *key, double fallback);
+double golden_number(const golden_json *object, const char *key, double fallback);
 /* A tolerance that the case suggests; -1 (which nothing meets) where it does not. */
 double golden_tolerance(const golden_case *c, const char *key);
 /* <dir>/<first word of text>. */
@@ -131,9 +131,9 @@ sl_dtype golden_frames(const golden_case *c); /* of the video VAE */
 
 /* ---- components ---- */
 
-sl_dit_config golden_dit_config(const cJSON *config);
-sl_t5_config golden_t5_config(const cJSON *config);
-sl_vae_config golden_vae_config(const cJSON *config);
+sl_dit_config golden_dit_config(const golden_json *config);
+sl_t5_config golden_t5_config(const golden_json *config);
+sl_vae_config golden_vae_config(const golden_json *config);
 sl_status golden_load(golden_case *c, const char *file, sl_component_kind kind,
                       sl_precision precision, const void *config, sl_component **out,
                       sl_error *err) SL_MUST_CHECK;

@@ -96,11 +96,11 @@ sl_status golden_get_f32(golden_case *c, const char *name, golden_array *out, fl
     return SL_OK;
 }
 
-double golden_number(const cJSON *object, const char *key, double fallback)
+double golden_number(const golden_json *object, const char *key, double fallback)
 {
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
+    const golden_json *item = golden_json_get(object, key);
 
-    return cJSON_IsNumber(item) ? item->valuedouble : fallback;
+    return golden_json_is(item, GOLDEN_JSON_NUMBER) ? item->number : fallback;
 }
 
 double golden_tolerance(const golden_case *c, const char *key)
@@ -334,12 +334,12 @@ sl_dtype golden_frames(const golden_case *c)
 
 /* ---- components ---- */
 
-static int64_t integer(const cJSON *config, const char *key, int64_t fallback)
+static int64_t integer(const golden_json *config, const char *key, int64_t fallback)
 {
     return (int64_t)golden_number(config, key, (double)fallback);
 }
 
-sl_dit_config golden_dit_config(const cJSON *config)
+sl_dit_config golden_dit_config(const golden_json *config)
 {
     return (sl_dit_config){
         .dim = integer(config, "dim", 0),
@@ -355,7 +355,7 @@ sl_dit_config golden_dit_config(const cJSON *config)
     };
 }
 
-sl_t5_config golden_t5_config(const cJSON *config)
+sl_t5_config golden_t5_config(const golden_json *config)
 {
     return (sl_t5_config){
         .vocab = integer(config, "vocab", 0),
@@ -370,18 +370,18 @@ sl_t5_config golden_t5_config(const cJSON *config)
     };
 }
 
-static void read_numbers(const cJSON *config, const char *key, float *out, int count)
+static void read_numbers(const golden_json *config, const char *key, float *out, int count)
 {
-    const cJSON *list = cJSON_GetObjectItemCaseSensitive(config, key);
+    const golden_json *list = golden_json_get(config, key);
 
-    for (int i = 0; i < count && cJSON_IsArray(list); i++) {
-        const cJSON *item = cJSON_GetArrayItem(list, i);
-        if (cJSON_IsNumber(item))
-            out[i] = (float)item->valuedouble;
-    }
+    const golden_json *item = golden_json_is(list, GOLDEN_JSON_ARRAY) ? list->child : NULL;
+
+    for (int i = 0; i < count && item; i++, item = item->next)
+        if (golden_json_is(item, GOLDEN_JSON_NUMBER))
+            out[i] = (float)item->number;
 }
 
-sl_vae_config golden_vae_config(const cJSON *config)
+sl_vae_config golden_vae_config(const golden_json *config)
 {
     sl_vae_config vae = {
         .dim = integer(config, "dim", 96),
@@ -391,14 +391,17 @@ sl_vae_config golden_vae_config(const cJSON *config)
         .temporal_down = { false, true, true },
     };
     /* the reference's own spelling */
-    const cJSON *down = cJSON_GetObjectItemCaseSensitive(config, "temperal_downsample");
+    const golden_json *down = golden_json_get(config, "temperal_downsample");
     float mult[4] = { 1, 2, 4, 4 };
 
     read_numbers(config, "dim_mult", mult, 4);
     for (int i = 0; i < 4; i++)
         vae.dim_mult[i] = (int64_t)mult[i];
-    for (int i = 0; i < 3 && cJSON_IsArray(down); i++)
-        vae.temporal_down[i] = cJSON_IsTrue(cJSON_GetArrayItem(down, i));
+    const golden_json *flag = golden_json_is(down, GOLDEN_JSON_ARRAY) ? down->child : NULL;
+    for (int i = 0; i < 3 && golden_json_is(down, GOLDEN_JSON_ARRAY); i++) {
+        vae.temporal_down[i] = golden_json_is(flag, GOLDEN_JSON_TRUE);
+        flag = flag ? flag->next : NULL;
+    }
     memcpy(vae.mean, sl_wan_latent_mean, sizeof vae.mean);
     memcpy(vae.std, sl_wan_latent_std, sizeof vae.std);
     read_numbers(config, "mean", vae.mean, 16);

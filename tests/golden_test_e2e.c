@@ -212,10 +212,10 @@ done:
 
 static const char *checkpoint_of(const golden_case *c, const char *part)
 {
-    const cJSON *ckpt = cJSON_GetObjectItemCaseSensitive(c->json, "checkpoint");
-    const cJSON *file = cJSON_GetObjectItemCaseSensitive(ckpt, part);
+    const golden_json *ckpt = golden_json_get(c->json, "checkpoint");
+    const golden_json *file = golden_json_get(ckpt, part);
 
-    return cJSON_IsString(file) ? file->valuestring : "";
+    return golden_json_is(file, GOLDEN_JSON_STRING) ? file->text : "";
 }
 
 /* A component under one of the case's checkpoints. */
@@ -233,10 +233,8 @@ static sl_status load_parts(golden_case *c, const e2e_part *parts, size_t count,
                             sl_precision precision, sl_component *out[SL_COMPONENT_COUNT],
                             sl_error *err)
 {
-    const sl_dit_config dit_config =
-        golden_dit_config(cJSON_GetObjectItemCaseSensitive(c->config, "dit"));
-    sl_vae_config vae_config =
-        golden_vae_config(cJSON_GetObjectItemCaseSensitive(c->config, "vae"));
+    const sl_dit_config dit_config = golden_dit_config(golden_json_get(c->config, "dit"));
+    sl_vae_config vae_config = golden_vae_config(golden_json_get(c->config, "vae"));
     sl_status status = SL_OK;
 
     vae_config.dim = (int64_t)golden_number(c->config, "vae_dim", (double)vae_config.dim);
@@ -354,8 +352,8 @@ static bool all_stored_bf16(golden_case *c, const e2e_part *parts, size_t count)
 
 sl_status golden_run_e2e_t2v(golden_case *c, sl_error *err)
 {
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(c->config, "mode");
-    const char *mode = cJSON_IsString(item) ? item->valuestring : "SDE";
+    const golden_json *item = golden_json_get(c->config, "mode");
+    const char *mode = golden_json_is(item, GOLDEN_JSON_STRING) ? item->text : "SDE";
     const size_t count = SL_COUNT(t2v_parts);
     sl_status status;
 

@@ -13,31 +13,31 @@ enum { MAX_IDS = 512, MAX_RAW_IDS = 65536 };
 
 /* ---- tokenizers ---- */
 
-static const char *string_of(const cJSON *object, const char *key)
+static const char *string_of(const golden_json *object, const char *key)
 {
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
+    const golden_json *item = golden_json_get(object, key);
 
-    return cJSON_IsString(item) ? item->valuestring : NULL;
+    return golden_json_is(item, GOLDEN_JSON_STRING) ? item->text : NULL;
 }
 
-static bool same_ids(const cJSON *want, const int32_t *ids, int count)
+static bool same_ids(const golden_json *want, const int32_t *ids, int count)
 {
-    if (!cJSON_IsArray(want) || cJSON_GetArraySize(want) != count)
+    if (!golden_json_is(want, GOLDEN_JSON_ARRAY) || golden_json_count(want) != count)
         return false;
     int i = 0;
-    for (const cJSON *item = want->child; item; item = item->next, i++)
-        if (!cJSON_IsNumber(item) || item->valuedouble != ids[i])
+    for (const golden_json *item = want->child; item; item = item->next, i++)
+        if (!golden_json_is(item, GOLDEN_JSON_NUMBER) || item->number != ids[i])
             return false;
     return true;
 }
 
 /* One text of the case: cleaned, with ids, and raw. */
-static sl_status check_text(golden_case *c, const sl_tokenizer *tokenizer, const cJSON *item,
+static sl_status check_text(golden_case *c, const sl_tokenizer *tokenizer, const golden_json *item,
                             int32_t *ids, int index, sl_error *err)
 {
     const char *text = string_of(item, "text"), *want = string_of(item, "cleaned");
-    const cJSON *want_ids = cJSON_GetObjectItemCaseSensitive(item, "ids");
-    const cJSON *want_raw = cJSON_GetObjectItemCaseSensitive(item, "ids_without_cleaning");
+    const golden_json *want_ids = golden_json_get(item, "ids");
+    const golden_json *want_raw = golden_json_get(item, "ids_without_cleaning");
     sl_status status = SL_OK;
     char *cleaned = NULL;
     int count = 0;
@@ -62,7 +62,7 @@ done:
 
 sl_status golden_run_tokenizer(golden_case *c, sl_error *err)
 {
-    const cJSON *list = cJSON_GetObjectItemCaseSensitive(c->json, "cases");
+    const golden_json *list = golden_json_get(c->json, "cases");
     const char *file = string_of(c->json, "file");
     const char *path = golden_path(c, file ? file : "", err);
     int32_t *ids = golden_alloc(c, MAX_RAW_IDS, sizeof *ids, err);
@@ -74,9 +74,9 @@ sl_status golden_run_tokenizer(golden_case *c, sl_error *err)
     if (!path || !ids)
         return SL_ERR_NO_MEMORY;
     GOLDEN_TRY(sl_tokenizer_open(&tokenizer, path, err));
-    if (!cJSON_IsArray(list))
+    if (!golden_json_is(list, GOLDEN_JSON_ARRAY))
         return sl_fail(err, SL_ERR_DATA, "the case lists no texts");
-    for (const cJSON *item = list->child; item; item = item->next)
+    for (const golden_json *item = list->child; item; item = item->next)
         GOLDEN_TRY(check_text(c, tokenizer, item, ids, index++, err));
     snprintf(what, sizeof what, "%d texts", index);
     golden_check(c, what, "differing", c->failure_count, 0);
@@ -103,18 +103,18 @@ static uint64_t fnv1a64(const unsigned char *bytes, size_t size_bytes)
     return h;
 }
 
-static bool same_tensor(const sl_ckpt_tensor *t, const cJSON *want)
+static bool same_tensor(const sl_ckpt_tensor *t, const golden_json *want)
 {
-    const cJSON *shape = cJSON_GetObjectItemCaseSensitive(want, "shape");
+    const golden_json *shape = golden_json_get(want, "shape");
     const char *dtype = string_of(want, "dtype"), *hash = string_of(want, "fnv1a64");
     char got_hash[17];
     int rank = 0;
 
     if (!t || !dtype || !hash || strcmp(sl_dtype_name(t->tensor.dtype), dtype) != 0 ||
-        cJSON_GetArraySize(shape) != t->tensor.rank)
+        golden_json_count(shape) != t->tensor.rank)
         return false;
-    for (const cJSON *d = shape->child; d; d = d->next)
-        if (d->valuedouble != (double)t->tensor.dim[rank++])
+    for (const golden_json *d = shape->child; d; d = d->next)
+        if (d->number != (double)t->tensor.dim[rank++])
             return false;
     snprintf(got_hash, sizeof got_hash, "%016" PRIx64, fnv1a64(t->tensor.data, t->size_bytes));
     return strcmp(hash, got_hash) == 0;
@@ -142,10 +142,10 @@ static bool same_numbered(const sl_ckpt *ckpt, const char *text)
 }
 
 /* NULL when the file behaves as expected, else what it did. */
-static const char *judge(golden_case *c, const cJSON *file, const char *path)
+static const char *judge(golden_case *c, const golden_json *file, const char *path)
 {
     const char *expect = string_of(file, "expect");
-    const cJSON *tensors = cJSON_GetObjectItemCaseSensitive(file, "tensors");
+    const golden_json *tensors = golden_json_get(file, "tensors");
     const char *problem = NULL;
     sl_error err = { .status = SL_OK };
     sl_ckpt *ckpt = NULL;
@@ -155,19 +155,19 @@ static const char *judge(golden_case *c, const cJSON *file, const char *path)
         problem = "nothing is expected of it";
     else if (strcmp(expect, "refuse") == 0 && status == SL_OK)
         problem = "was loaded";
-    else if (strcmp(expect, "refuse") == 0 && !strstr(err.message, file->string))
+    else if (strcmp(expect, "refuse") == 0 && !strstr(err.message, file->key))
         problem = "was refused without a message that names it";
     else if (strcmp(expect, "load") == 0 && status != SL_OK)
         problem = sl_arena_printf(c->arena, "was refused: %s", err.message);
-    if (status == SL_OK && !problem && cJSON_IsString(tensors)) {
-        if (!same_numbered(ckpt, tensors->valuestring))
+    if (status == SL_OK && !problem && golden_json_is(tensors, GOLDEN_JSON_STRING)) {
+        if (!same_numbered(ckpt, tensors->text))
             problem = "has other tensors";
     } else if (status == SL_OK && !problem && tensors) {
-        if (sl_ckpt_count(ckpt) != cJSON_GetArraySize(tensors))
+        if (sl_ckpt_count(ckpt) != golden_json_count(tensors))
             problem = "has another number of tensors";
-        for (const cJSON *t = tensors->child; t && !problem; t = t->next)
-            if (!same_tensor(sl_ckpt_find(ckpt, t->string), t))
-                problem = sl_arena_printf(c->arena, "tensor \"%s\" differs", t->string);
+        for (const golden_json *t = tensors->child; t && !problem; t = t->next)
+            if (!same_tensor(sl_ckpt_find(ckpt, t->key), t))
+                problem = sl_arena_printf(c->arena, "tensor \"%s\" differs", t->key);
     }
     sl_ckpt_close(ckpt);
     return problem;
@@ -175,26 +175,26 @@ static const char *judge(golden_case *c, const cJSON *file, const char *path)
 
 sl_status golden_run_loader(golden_case *c, sl_error *err)
 {
-    const cJSON *files = cJSON_GetObjectItemCaseSensitive(c->json, "files");
+    const golden_json *files = golden_json_get(c->json, "files");
     int judged = 0;
     char what[48];
 
-    if (!cJSON_IsObject(files))
+    if (!golden_json_is(files, GOLDEN_JSON_OBJECT))
         return sl_fail(err, SL_ERR_DATA, "the case lists no files");
-    for (const cJSON *file = files->child; file; file = file->next) {
-        const bool known = ends_with(file->string, ".safetensors") ||
-                           ends_with(file->string, ".safetensors.index.json") ||
-                           ends_with(file->string, ".pth");
+    for (const golden_json *file = files->child; file; file = file->next) {
+        const bool known = ends_with(file->key, ".safetensors") ||
+                           ends_with(file->key, ".safetensors.index.json") ||
+                           ends_with(file->key, ".pth");
 
         if (!known) /* described, not shipped: see ckpt_test */
             continue;
-        const char *path = sl_arena_printf(c->arena, "%s/%s", c->env->dir, file->string);
+        const char *path = sl_arena_printf(c->arena, "%s/%s", c->env->dir, file->key);
         if (!path)
             return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a path");
         const char *problem = judge(c, file, path);
         judged++;
         if (problem)
-            golden_note_failure(c, "%s %s", file->string, problem);
+            golden_note_failure(c, "%s %s", file->key, problem);
     }
     snprintf(what, sizeof what, "%d files", judged);
     golden_check(c, what, "differing", c->failure_count, 0);

@@ -296,10 +296,11 @@ done:
 static sl_status generate_input(golden_case *c, const char *name, sl_dtype dtype,
                                 int64_t least_rows, sl_tensor *out, sl_error *err)
 {
-    const cJSON *inputs = cJSON_GetObjectItemCaseSensitive(c->json, "inputs");
-    const cJSON *text = cJSON_GetObjectItemCaseSensitive(inputs, name);
-    const char *at = cJSON_IsString(text) ? strstr(text->valuestring, "shape [") : NULL;
-    const char *scale = cJSON_IsString(text) ? strstr(text->valuestring, " a=") : NULL;
+    const golden_json *inputs = golden_json_get(c->json, "inputs");
+    const golden_json *text = golden_json_get(inputs, name);
+    const char *at =
+        golden_json_is(text, GOLDEN_JSON_STRING) ? strstr(text->text, "shape [") : NULL;
+    const char *scale = golden_json_is(text, GOLDEN_JSON_STRING) ? strstr(text->text, " a=") : NULL;
     const uint64_t seed = (uint64_t)golden_number(c->json, "seed", 1);
     int64_t dim[SL_MAX_RANK + 1] = { 0 }, count = 1;
     int rank = 0;
@@ -379,14 +380,14 @@ sl_status golden_run_full_t5(golden_case *c, sl_error *err)
 static sl_status run_full_dit(golden_case *c, generated *net, const char *key, sl_error *err)
 {
     const sl_dit_config *config = &net->spec.config.dit;
-    const cJSON *attention = cJSON_GetObjectItemCaseSensitive(c->json, "attention");
-    const cJSON *inputs = cJSON_GetObjectItemCaseSensitive(c->json, "inputs");
+    const golden_json *attention = golden_json_get(c->json, "attention");
+    const golden_json *inputs = golden_json_get(c->json, "inputs");
     sl_dit_attention_options options = { .mode = SL_ATTENTION_DENSE };
     sl_tensor luts[SL_MAX_LAYERS], latent, text;
     sl_status status = SL_OK;
     golden_array maps;
 
-    if (strncmp(attention->valuestring, "SLA", 3) == 0) {
+    if (strncmp(attention->text, "SLA", 3) == 0) {
         GOLDEN_TRY(golden_get(c, "mid.maps", &maps, err));
         for (int64_t i = 0; i < config->num_layers; i++)
             GOLDEN_TRY(golden_make_lut(c, &maps, i, &luts[i], err));
@@ -410,14 +411,13 @@ done:
 sl_status golden_run_full_dit(golden_case *c, sl_error *err)
 {
     const sl_dit_config config = golden_dit_config(c->config);
-    const cJSON *attention = cJSON_GetObjectItemCaseSensitive(c->json, "attention");
+    const golden_json *attention = golden_json_get(c->json, "attention");
     static generated net;
 
-    if (!cJSON_IsString(attention))
+    if (!golden_json_is(attention, GOLDEN_JSON_STRING))
         return sl_fail(err, SL_ERR_DATA, "the case does not tell its \"attention\"");
-    if (strncmp(attention->valuestring, "SLA", 3) != 0 &&
-        strncmp(attention->valuestring, "dense", 5) != 0) {
-        golden_skip_case(c, "attention \"%s\" is not known", attention->valuestring);
+    if (strncmp(attention->text, "SLA", 3) != 0 && strncmp(attention->text, "dense", 5) != 0) {
+        golden_skip_case(c, "attention \"%s\" is not known", attention->text);
         return SL_OK;
     }
     return each_network(c, &net, SL_COMPONENT_DIT, &config, "bf16_rel_l2", run_full_dit, err);

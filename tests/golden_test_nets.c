@@ -121,10 +121,10 @@ done:
 
 static const char *checkpoint_file(const golden_case *c)
 {
-    const cJSON *ckpt = cJSON_GetObjectItemCaseSensitive(c->json, "checkpoint");
-    const cJSON *file = cJSON_GetObjectItemCaseSensitive(ckpt, "file");
+    const golden_json *ckpt = golden_json_get(c->json, "checkpoint");
+    const golden_json *file = golden_json_get(ckpt, "file");
 
-    return cJSON_IsString(file) ? file->valuestring : "";
+    return golden_json_is(file, GOLDEN_JSON_STRING) ? file->text : "";
 }
 
 /* f32 weights, and bf16 weights: with f32 activations the same numbers when the file
