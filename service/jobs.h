@@ -55,7 +55,9 @@ typedef struct {
     sl_media_format format;
     int32_t *ids;           /* malloc'd; request.token_count of them */
     int32_t *negative_ids;  /* malloc'd, request.negative_token_count; NULL: no guidance */
-    char *image_path;       /* malloc'd; a file that no job has yet: fini removes it */
+    char *source_path;      /* malloc'd; a file that no job has yet: fini removes it */
+    char latent_of[SL_CORE_ID_BYTES]; /* the job whose latent it decodes; "": none */
+    bool preview;
     sl_t2v_plan plan;
     sl_core_job core;       /* what the core decides on */
     sl_arch arch;           /* sizes alone: its name may be gone */
