@@ -203,6 +203,8 @@ Sluice__V1__GenerateRequest *sl_request_to_pb(const sl_job *job, sl_arena *arena
         return NULL;
     sl_request_write(pb, request, &job->spec.arch);
     pb->output = sl_format_to_pb(job->spec.format);
+    pb->latent_of = (char *)job->spec.latent_of;
+    pb->preview = job->spec.preview;
     pb->priority = job->spec.core.priority;
     pb->deadline_ns = job->spec.deadline_ns;
     pb->streaming = job->spec.streaming == SL_STREAMING_ON    ? SLUICE__V1__STREAMING__ON

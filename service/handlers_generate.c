@@ -1,5 +1,6 @@
-/* handlers_generate.c - Generate and PlanJob: what becomes a job, or would. */
+/* handlers_generate.c - Generate, DecodeLatent and PlanJob: what becomes a job, or would. */
 #include "service/handlers.h"
+#include "service/inputs.h"
 #include "service/outputs.h"
 #include "service/persist.h"
 #include "service/service_state.h"
@@ -92,14 +93,14 @@ static sl_status keep_image(sl_service *s, sl_job *job, sl_error *err)
 {
     sl_status status = SL_OK;
 
-    if (!job->spec.image_path)
+    if (!job->spec.source_path)
         return SL_OK;
-    char *path = sl_outputs_image_path(s, job);
-    status = path ? sl_outputs_publish(s, job->spec.image_path, path, err)
+    char *path = sl_outputs_source_path(s, job);
+    status = path ? sl_outputs_publish(s, job->spec.source_path, path, err)
                   : sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a path");
     if (status == SL_OK) {
-        free(job->spec.image_path);
-        job->spec.image_path = NULL;
+        free(job->spec.source_path);
+        job->spec.source_path = NULL;
     }
     free(path);
     return status;
@@ -132,7 +133,7 @@ static sl_status submit(sl_service *s, sl_rpc_call *call, const char *request_id
         job->estimate_ns = answer->estimate.run_ns;
     job->reserved_output_bytes = sl_outputs_bound(&job->spec);
     job->workspace_bytes = sl_service_workspace_bytes(s);
-    job->step_count = job->spec.request.steps;
+    job->step_count = job->spec.request.part == SL_PART_DECODE ? 0 : job->spec.request.steps;
     job->position = sl_core_position(s->core, job->job_id);
     sl_jobs_move(s->jobs, job, SLUICE__V1__JOB_STATE__QUEUED, "number %d in the queue",
                  job->position);
@@ -153,29 +154,32 @@ static sl_status submit(sl_service *s, sl_rpc_call *call, const char *request_id
     return reply_generate(s, call, job, err);
 }
 
-sl_status sl_handle_generate(void *service, sl_rpc_call *call, sl_error *err)
+/* What this id has become, if it is known: *found.  Unlocked. */
+static sl_status look_earlier(sl_service *s, sl_rpc_call *call, const char *request_id,
+                              const uint8_t hash[SL_BODY_HASH_BYTES], bool *found, sl_error *err)
 {
-    sl_service *s = service;
-    const Sluice__V1__GenerateRequest *request = (const void *)call->request;
-    uint8_t hash[SL_BODY_HASH_BYTES];
+    pthread_mutex_lock(&s->lock);
+    const sl_status status = find_earlier(s, call, request_id, hash, err);
+    pthread_mutex_unlock(&s->lock);
+    *found = status != SL_ERR_NOT_FOUND;
+    return *found ? status : SL_OK;
+}
+
+/* latent: the file that it decodes; NULL: none. */
+static sl_status start(sl_service *s, sl_rpc_call *call,
+                       const Sluice__V1__GenerateRequest *request,
+                       const uint8_t hash[SL_BODY_HASH_BYTES], const char *latent, sl_error *err)
+{
     sl_job_spec spec = { .model_path = NULL };
     sl_outputs_room room;
     bool found = false;
     sl_core_answer *answer = sl_arena_alloc(call->arena, sizeof *answer);
-    sl_status status = check_request_id(call, request->request_id, err);
+    sl_status status = answer ? SL_OK : out_of_memory(err);
 
-    if (status != SL_OK)
-        return status;
-    if (!answer)
-        return out_of_memory(err);
-    sl_request_hash(request, call->arena, hash);
-    pthread_mutex_lock(&s->lock);
-    status = find_earlier(s, call, request->request_id, hash, err);
-    pthread_mutex_unlock(&s->lock);
-    if (status != SL_ERR_NOT_FOUND)
-        return status;
-
-    status = sl_request_to_spec(s, call, request, true, &spec, err);
+    if (status == SL_OK)
+        status = sl_request_to_spec(s, call, request, true, &spec, err);
+    if (status == SL_OK && latent)
+        status = sl_input_link(s, latent, &spec.source_path, err);
     if (status == SL_OK)
         status = sl_outputs_look(s, &room, err);
     if (status != SL_OK)
@@ -195,6 +199,83 @@ sl_status sl_handle_generate(void *service, sl_rpc_call *call, sl_error *err)
 done:
     sl_job_spec_fini(&spec);
     return status;
+}
+
+sl_status sl_handle_generate(void *service, sl_rpc_call *call, sl_error *err)
+{
+    const Sluice__V1__GenerateRequest *request = (const void *)call->request;
+    uint8_t hash[SL_BODY_HASH_BYTES];
+    bool found = false;
+    sl_status status = check_request_id(call, request->request_id, err);
+
+    if (status == SL_OK && request->latent_of[0])
+        status = sl_rpc_fail_field(call, "latent_of", NULL, err, "latent_of is for DecodeLatent");
+    if (status != SL_OK)
+        return status;
+    sl_request_hash(&request->base, call->arena, hash);
+    status = look_earlier(service, call, request->request_id, hash, &found, err);
+    if (status != SL_OK || found)
+        return status;
+    return start(service, call, request, hash, NULL, err);
+}
+
+/* The job's request with another output, and the file of its latent.  Locked; both
+ * are in the arena. */
+static sl_status make_decode(sl_service *s, sl_rpc_call *call,
+                             const Sluice__V1__DecodeLatentRequest *asked,
+                             Sluice__V1__GenerateRequest **out, char **latent, sl_error *err)
+{
+    sl_job *job = NULL;
+    sl_status status = sl_service_get_job(s, call, asked->job_id, &job, err);
+
+    if (status != SL_OK)
+        return status;
+    if (job->spec.format != SL_MEDIA_LATENT || job->state != SLUICE__V1__JOB_STATE__DONE)
+        return sl_fail(err, SL_ERR_PRECONDITION, "job %s %s: there is no latent to decode",
+                       job->job_id,
+                       job->spec.format != SL_MEDIA_LATENT ? "was not asked for output latent"
+                                                           : "is not done");
+    char *path = sl_outputs_path(s, job);
+    Sluice__V1__GenerateRequest *request = sl_request_to_pb(job, call->arena);
+    *latent = path ? sl_arena_strdup(call->arena, path) : NULL;
+    free(path);
+    if (!request || !*latent || !(request->latent_of = sl_arena_strdup(call->arena, job->job_id)))
+        return out_of_memory(err);
+    request->request_id = asked->request_id;
+    request->output = asked->output;
+    request->priority = asked->priority;
+    request->deadline_ns = asked->deadline_ns;
+    request->streaming = SLUICE__V1__STREAMING__STREAMING_DEFAULT;
+    request->preview = false;
+    if (asked->vae_precision)
+        request->vae_precision = asked->vae_precision;
+    *out = request;
+    return SL_OK;
+}
+
+/* Its reply has the form of Generate's. */
+sl_status sl_handle_decode_latent(void *service, sl_rpc_call *call, sl_error *err)
+{
+    sl_service *s = service;
+    const Sluice__V1__DecodeLatentRequest *asked = (const void *)call->request;
+    Sluice__V1__GenerateRequest *request = NULL;
+    uint8_t hash[SL_BODY_HASH_BYTES];
+    char *latent = NULL;
+    bool found = false;
+    sl_status status = check_request_id(call, asked->request_id, err);
+
+    if (status == SL_OK && asked->output == SLUICE__V1__OUTPUT_FORMAT__LATENT)
+        status = sl_rpc_fail_field(call, "output", "mp4", err, "decoding a latent gives no latent");
+    if (status != SL_OK)
+        return status;
+    sl_request_hash(&asked->base, call->arena, hash);
+    status = look_earlier(s, call, asked->request_id, hash, &found, err);
+    if (status != SL_OK || found)
+        return status;
+    pthread_mutex_lock(&s->lock);
+    status = make_decode(s, call, asked, &request, &latent, err);
+    pthread_mutex_unlock(&s->lock);
+    return status == SL_OK ? start(s, call, request, hash, latent, err) : status;
 }
 
 sl_status sl_handle_plan_job(void *service, sl_rpc_call *call, sl_error *err)

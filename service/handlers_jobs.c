@@ -28,10 +28,8 @@ static sl_status out_of_memory(sl_error *err)
     return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a reply");
 }
 
-/* By its id, or by the request_id of an own job.  What belongs to others is not
- * found, unless for an admin.  Locked. */
-static sl_status get_job(sl_service *s, sl_rpc_call *call, const char *id, sl_job **out,
-                         sl_error *err)
+sl_status sl_service_get_job(sl_service *s, sl_rpc_call *call, const char *id, sl_job **out,
+                             sl_error *err)
 {
     sl_job *job = sl_jobs_find(s->jobs, id);
 
@@ -63,7 +61,7 @@ sl_status sl_handle_get_job(void *service, sl_rpc_call *call, sl_error *err)
     if (!reply)
         return out_of_memory(err);
     pthread_mutex_lock(&s->lock);
-    sl_status status = get_job(s, call, request->job_id, &job, err);
+    sl_status status = sl_service_get_job(s, call, request->job_id, &job, err);
     if (status == SL_OK)
         status = show_job(s, call, job, &reply->job, err);
     pthread_mutex_unlock(&s->lock);
@@ -140,7 +138,7 @@ sl_status sl_handle_explain_job(void *service, sl_rpc_call *call, sl_error *err)
     if (!reply)
         return out_of_memory(err);
     pthread_mutex_lock(&s->lock);
-    sl_status status = get_job(s, call, request->job_id, &job, err);
+    sl_status status = sl_service_get_job(s, call, request->job_id, &job, err);
     if (status == SL_OK)
         status = show_job(s, call, job, &reply->job, err);
     if (status == SL_OK)
@@ -183,7 +181,7 @@ static sl_status wait_for_news(sl_service *s, sl_rpc_call *call,
                                sl_error *err)
 {
     int64_t wait_ns = request->wait_ns;
-    sl_status status = get_job(s, call, request->job_id, job, err);
+    sl_status status = sl_service_get_job(s, call, request->job_id, job, err);
 
     /* Above the cap nobody waits: others must get through. */
     if (wait_ns <= 0 || s->watchers >= s->config.watchers)
@@ -196,7 +194,7 @@ static sl_status wait_for_news(sl_service *s, sl_rpc_call *call,
     s->watchers++;
     while (status == SL_OK && (*job)->last_seq <= request->after_seq && !sl_job_has_ended(*job)
            && !s->stopping && sl_service_wait(s, deadline_ns))
-        status = get_job(s, call, request->job_id, job, err);
+        status = sl_service_get_job(s, call, request->job_id, job, err);
     s->watchers--;
     return status;
 }
@@ -229,7 +227,7 @@ static sl_status cancel(sl_service *s, sl_rpc_call *call, const char *id, sl_job
                         sl_error *err)
 {
     int64_t deadline_ns = sl_clock_deadline_ns(CANCEL_WAIT_NS);
-    sl_status status = get_job(s, call, id, job, err);
+    sl_status status = sl_service_get_job(s, call, id, job, err);
 
     if (status != SL_OK || sl_job_has_ended(*job))
         return status;
@@ -247,7 +245,7 @@ static sl_status cancel(sl_service *s, sl_rpc_call *call, const char *id, sl_job
         if (!sl_service_wait(s, deadline_ns))
             return sl_fail(err, SL_ERR_TIMEOUT, "job %s is being cancelled and has not stopped yet",
                            (*job)->job_id);
-        status = get_job(s, call, id, job, err);
+        status = sl_service_get_job(s, call, id, job, err);
     }
     return status;
 }
@@ -285,7 +283,7 @@ static sl_status find_output(sl_service *s, sl_rpc_call *call,
                              Sluice__V1__FetchOutputReply *reply, sl_error *err)
 {
     sl_job *job = NULL;
-    sl_status status = get_job(s, call, request->job_id, &job, err);
+    sl_status status = sl_service_get_job(s, call, request->job_id, &job, err);
 
     if (status != SL_OK)
         return status;

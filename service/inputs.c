@@ -111,3 +111,28 @@ done:
     free(name);
     return status;
 }
+
+sl_status sl_input_link(sl_service *s, const char *output, char **path, sl_error *err)
+{
+    sl_status status = SL_OK;
+    char *name = sl_outputs_input_template(s);
+    const int fd = name ? mkstemp(name) : -1;
+
+    if (!name)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a path");
+    /* The name is ours now; a link cannot replace the file that keeps it. */
+    if (fd < 0 || unlink(name) != 0)
+        status = sl_fail_errno(err, "could not create \"%s\"", name);
+    else if (link(output, name) != 0)
+        status = errno == ENOENT ? sl_fail(err, SL_ERR_PRECONDITION,
+                                           "its output is not there any more: it was cleaned away")
+                                 : sl_fail_errno(err, "could not link \"%s\"", output);
+    if (fd >= 0)
+        close(fd);
+    if (status == SL_OK) {
+        *path = name;
+        name = NULL;
+    }
+    free(name);
+    return status;
+}

@@ -1,9 +1,11 @@
-/* inputs.h - the image that a video begins with, on its way to the worker.
+/* inputs.h - what a job begins with beside words: an image, or a latent.
  *
  * It is decoded and resized as it comes in, to a file of RGB24 in the outputs
  * directory, beside the latents (outputs.h): what a job needs of an upload is the
  * size of its frames, whatever the size of the picture.  One picture is decoded
  * at a time, so the daemon's memory is bounded by the largest one that is taken.
+ * A job that decodes another one's latent has a link to that output: it stays when the
+ * output is cleaned away.
  *
  * Threads: any; without the service's mutex.
  */
@@ -23,5 +25,7 @@ sl_status sl_input_size(sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb
 /* *path: malloc'd, a synced file of request->width x height that nobody knows yet. */
 sl_status sl_input_store(sl_service *s, sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb,
                          const sl_t2v_request *request, char **path, sl_error *err) SL_MUST_CHECK;
+/* The same for the output of a job, which is on the same disk. */
+sl_status sl_input_link(sl_service *s, const char *output, char **path, sl_error *err) SL_MUST_CHECK;
 
 #endif

@@ -39,13 +39,13 @@ void sl_job_spec_fini(sl_job_spec *spec)
     free(spec->model_path);
     free(spec->ids);
     free(spec->negative_ids);
-    if (spec->image_path)
-        unlink(spec->image_path);
-    free(spec->image_path);
+    if (spec->source_path)
+        unlink(spec->source_path);
+    free(spec->source_path);
     spec->model_path = NULL;
     spec->ids = NULL;
     spec->negative_ids = NULL;
-    spec->image_path = NULL;
+    spec->source_path = NULL;
 }
 
 static void destroy_job(sl_job *job)

@@ -56,7 +56,9 @@ typedef struct {
     sl_media_format format;
     int32_t *ids;           /* malloc'd; request.token_count of them */
     int32_t *negative_ids;  /* malloc'd, request.negative_token_count; NULL: no guidance */
-    char *image_path;       /* malloc'd; a file that no job has yet: fini removes it */
+    char *source_path;      /* malloc'd; a file that no job has yet: fini removes it */
+    char latent_of[SL_CORE_ID_BYTES]; /* the job whose latent it decodes; "": none */
+    bool preview;
     sl_streaming streaming;
     sl_core_job core;       /* what the core decides on */
     sl_variants variants;   /* its variants; none of a job that has ended in an earlier life */

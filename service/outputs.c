@@ -16,7 +16,7 @@
 
 #define PARTIAL_PREFIX ".partial-"
 #define LATENT_PREFIX  ".latent-"
-#define IMAGE_PREFIX   ".image-"
+#define SOURCE_PREFIX  ".source-"
 #define INPUT_PREFIX   ".input-"
 #define STORE_PREFIX   ".jobs.db"
 
@@ -51,11 +51,11 @@ char *sl_outputs_latent_path(const sl_service *s, const sl_job *job)
     return asprintf(&path, "%s/" LATENT_PREFIX "%s", s->outputs, job->job_id) < 0 ? NULL : path;
 }
 
-char *sl_outputs_image_path(const sl_service *s, const sl_job *job)
+char *sl_outputs_source_path(const sl_service *s, const sl_job *job)
 {
     char *path = NULL;
 
-    return asprintf(&path, "%s/" IMAGE_PREFIX "%s", s->outputs, job->job_id) < 0 ? NULL : path;
+    return asprintf(&path, "%s/" SOURCE_PREFIX "%s", s->outputs, job->job_id) < 0 ? NULL : path;
 }
 
 char *sl_outputs_input_template(const sl_service *s)
@@ -75,7 +75,7 @@ static void remove_path(char *path)
 void sl_outputs_remove_state(const sl_service *s, const sl_job *job)
 {
     remove_path(sl_outputs_latent_path(s, job));
-    remove_path(sl_outputs_image_path(s, job));
+    remove_path(sl_outputs_source_path(s, job));
 }
 
 /* The length of whichever prefix the name has; 0: of none. */
@@ -90,7 +90,7 @@ static size_t prefix_of(const char *name, const char *const *prefixes, size_t co
 /* Of jobs that have ended or are unknown. */
 void sl_outputs_remove_stray_states(const sl_service *s)
 {
-    static const char *const prefixes[] = { LATENT_PREFIX, IMAGE_PREFIX };
+    static const char *const prefixes[] = { LATENT_PREFIX, SOURCE_PREFIX };
     struct dirent *entry;
     DIR *dir = opendir(s->outputs);
 
@@ -156,6 +156,9 @@ uint64_t sl_outputs_bound(const sl_job_spec *spec)
     const uint64_t fixed = HEADER_BYTES + (spec->arch.task == SL_TASK_I2V ? raw : 0);
 
     switch (spec->format) {
+    case SL_MEDIA_LATENT:
+        return fixed + (uint64_t)sl_t2v_latent_shape(&spec->request, &spec->arch, NULL)
+                           * sizeof(float);
     case SL_MEDIA_Y4M:
         return fixed + frames * (raw / 2 + 6);
     case SL_MEDIA_PNG:
@@ -177,7 +180,7 @@ static bool is_running(sl_service *s, const char *rest)
 
 sl_status sl_outputs_look(sl_service *s, sl_outputs_room *out, sl_error *err)
 {
-    static const char *const prefixes[] = { PARTIAL_PREFIX, LATENT_PREFIX, IMAGE_PREFIX };
+    static const char *const prefixes[] = { PARTIAL_PREFIX, LATENT_PREFIX, SOURCE_PREFIX };
     struct dirent *entry;
     struct statvfs disk;
     DIR *dir = opendir(s->outputs);

@@ -3,7 +3,7 @@
  *     <job><ext>                    a finished output
  *     .partial-<job>-<attempt><ext> what a worker is writing
  *     .latent-<job>                 the state of an unfinished job between two steps
- *     .image-<job>                  the first frame of an unfinished job (inputs.h)
+ *     .source-<job>                 what an unfinished job begins with (inputs.h)
  *     .input-*                      an image that is coming in
  *     .jobs.db*                     the store
  *     evidence/                     see evidence.h
@@ -22,7 +22,7 @@
 char *sl_outputs_path(const sl_service *s, const sl_job *job);
 char *sl_outputs_partial_path(const sl_service *s, const sl_job *job); /* of its attempt */
 char *sl_outputs_latent_path(const sl_service *s, const sl_job *job);
-char *sl_outputs_image_path(const sl_service *s, const sl_job *job);
+char *sl_outputs_source_path(const sl_service *s, const sl_job *job);
 char *sl_outputs_input_template(const sl_service *s); /* for mkstemp */
 
 /* Gives a whole file its name, for good. */
@@ -30,7 +30,7 @@ sl_status sl_outputs_publish(const sl_service *s, const char *partial, const cha
                              sl_error *err) SL_MUST_CHECK;
 
 void sl_outputs_remove_partials(const sl_service *s); /* and inputs; while nobody writes */
-/* What a job needs until it ends: its latent and its image. */
+/* What a job needs until it ends: its latent and its source. */
 void sl_outputs_remove_state(const sl_service *s, const sl_job *job);
 void sl_outputs_remove_stray_states(const sl_service *s); /* locked; of ended or unknown jobs */
 

@@ -586,7 +586,8 @@ static sl_status queue_again(sl_service *s, sl_job *job, sl_error *err)
     if (status == SL_OK)
         status = sl_service_note_path(s, job->spec.model, job->spec.model_path, &job->spec.arch, err);
     job->spec.core.first_phase = 0;
-    if (status == SL_OK && has_last_state(s, job))
+    if (status == SL_OK && job->spec.plan.phase_components[SL_PHASE_DECODE]
+        && has_last_state(s, job))
         job->spec.core.first_phase = sl_request_core_phase(&job->spec.plan, SL_PHASE_DECODE);
     const int64_t age_ns = sl_clock_wall_ns() - job->submitted_ns;
     sl_request_set_clock(&job->spec, job->owner, sl_clock_now_ns() - (age_ns > 0 ? age_ns : 0));

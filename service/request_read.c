@@ -37,6 +37,8 @@ sl_media_format sl_format_from_pb(Sluice__V1__OutputFormat format)
         return SL_MEDIA_Y4M;
     case SLUICE__V1__OUTPUT_FORMAT__PNG:
         return SL_MEDIA_PNG;
+    case SLUICE__V1__OUTPUT_FORMAT__LATENT:
+        return SL_MEDIA_LATENT;
     default:
         return SL_MEDIA_MP4;
     }
@@ -49,6 +51,8 @@ Sluice__V1__OutputFormat sl_format_to_pb(sl_media_format format)
         return SLUICE__V1__OUTPUT_FORMAT__Y4M;
     case SL_MEDIA_PNG:
         return SLUICE__V1__OUTPUT_FORMAT__PNG;
+    case SL_MEDIA_LATENT:
+        return SLUICE__V1__OUTPUT_FORMAT__LATENT;
     default:
         return SLUICE__V1__OUTPUT_FORMAT__MP4;
     }
@@ -85,6 +89,9 @@ static void set_double(double *out, double value)
 /* What the request says; the rest of *out stays. */
 static void read_fields(sl_t2v_request *out, const Sluice__V1__GenerateRequest *pb)
 {
+    out->part = pb->latent_of[0]                                           ? SL_PART_DECODE
+                : pb->output == SLUICE__V1__OUTPUT_FORMAT__LATENT ? SL_PART_LATENT
+                                                                  : SL_PART_ALL;
     set_int(&out->width, pb->width);
     set_int(&out->height, pb->height);
     set_int(&out->frames, pb->frames);

@@ -15,17 +15,17 @@ sl_component_kind sl_component_from_pb(Sluice__V1__Component component)
     return (sl_component_kind)((int)component - SLUICE__V1__COMPONENT__TEXT_ENCODER);
 }
 
-void sl_request_hash(const Sluice__V1__GenerateRequest *request, sl_arena *arena,
+void sl_request_hash(const ProtobufCMessage *request, sl_arena *arena,
                      uint8_t out[SL_BODY_HASH_BYTES])
 {
-    const size_t size = sluice__v1__generate_request__get_packed_size(request);
+    const size_t size = protobuf_c_message_get_packed_size(request);
     uint8_t *bytes = sl_arena_alloc(arena, size ? size : 1);
 
     /* Without memory every body differs: the same id is then refused, not mixed up. */
     memset(out, 0, SL_BODY_HASH_BYTES);
     if (!bytes)
         return;
-    sluice__v1__generate_request__pack(request, bytes);
+    protobuf_c_message_pack(request, bytes);
     SHA256(bytes, size, out);
 }
 
@@ -134,6 +134,8 @@ static sl_status read_texts(sl_service *s, sl_rpc_call *call, sl_model *model,
     const char *negative = pb->negative_prompt[0] ? pb->negative_prompt : sl_wan_negative_prompt;
     sl_status status = SL_OK;
 
+    if (pb->latent_of[0])
+        return SL_OK;
     if (to_run || pb->prompt[0])
         status = read_text(s, call, model, "prompt", pb->prompt, &out->ids,
                            &out->request.token_count, err);
@@ -270,10 +272,8 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
         status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a request");
         goto done;
     }
-    if (request->output == SLUICE__V1__OUTPUT_FORMAT__LATENT) {
-        status = sl_fail(err, SL_ERR_UNIMPLEMENTED, "output latent is not there yet");
-        goto done;
-    }
+    snprintf(spec.latent_of, sizeof spec.latent_of, "%s", request->latent_of);
+    spec.preview = request->preview;
     spec.request = sl_request_read(request, info);
     if (!request->vae_precision)
         spec.request.vae_precision =
@@ -281,15 +281,16 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
     spec.streaming = read_streaming(request->streaming);
     status = read_order(call, request, &spec, err);
     if (status == SL_OK)
-        status = sl_input_size(call, request, info->arch, to_run, &spec.request, err);
+        status = sl_input_size(call, request, info->arch, to_run && !spec.latent_of[0],
+                               &spec.request, err);
     if (status == SL_OK)
         status = check_numbers(call, request, &spec.request, info->arch, err);
     if (status == SL_OK)
         status = read_texts(s, call, model, request, to_run, &spec, err);
     if (status == SL_OK)
         status = make_plan(s, info, &spec, err);
-    if (status == SL_OK && to_run && info->arch->task == SL_TASK_I2V)
-        status = sl_input_store(s, call, request, &spec.request, &spec.image_path, err);
+    if (status == SL_OK && to_run && !spec.latent_of[0] && info->arch->task == SL_TASK_I2V)
+        status = sl_input_store(s, call, request, &spec.request, &spec.source_path, err);
     if (status != SL_OK)
         goto done;
     *out = spec;
@@ -309,6 +310,8 @@ void sl_request_numbers_from_pb(sl_job_spec *spec, const Sluice__V1__GenerateReq
     spec->format = sl_format_from_pb(pb->output);
     spec->core.priority = pb->priority ? pb->priority : DEFAULT_PRIORITY;
     spec->deadline_ns = pb->deadline_ns;
+    spec->preview = pb->preview;
+    snprintf(spec->latent_of, sizeof spec->latent_of, "%s", pb->latent_of);
     spec->request = sl_request_read_stored(pb);
     /* What sl_request_write wrote by; the model itself may be gone. */
     spec->arch.expert_count = pb->boundary != 0.0 ? 2 : 1;
@@ -326,8 +329,11 @@ static sl_t2v_request read_again(const sl_job_spec *spec, const sl_model_info *i
 
     sl_request_write(&pb, &spec->request, info->arch);
     sl_t2v_request request = sl_request_read(&pb, info);
-    request.token_count = spec->request.token_count;
-    request.negative_token_count = spec->request.negative_token_count;
+    request.part = spec->request.part;
+    if (request.part != SL_PART_DECODE) {
+        request.token_count = spec->request.token_count;
+        request.negative_token_count = spec->request.negative_token_count;
+    }
     return request;
 }
 
@@ -345,8 +351,9 @@ sl_status sl_request_respec(sl_service *s, sl_job_spec *spec, sl_error *err)
         status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a job of the store");
         goto done;
     }
-    if (request.token_count < 1 || !spec->ids
-        || (sl_t2v_request_is_guided(&request, info->arch) && !spec->negative_ids)) {
+    if (request.part != SL_PART_DECODE
+        && (request.token_count < 1 || !spec->ids
+            || (sl_t2v_request_is_guided(&request, info->arch) && !spec->negative_ids))) {
         status = sl_fail(err, SL_ERR_DATA, "its token ids are not in the job store");
         goto done;
     }

@@ -264,15 +264,15 @@ static void do_run(sl_service *s, const sl_core_action *action)
 
     SL_ASSERT(job);
     const sl_t2v_request *request = &job->spec.request;
-    char *latent = sl_outputs_latent_path(s, job), *image = sl_outputs_image_path(s, job);
+    char *latent = sl_outputs_latent_path(s, job), *source = sl_outputs_source_path(s, job);
     running_job *mine = &s->running[action->lane];
     clear_running(mine);
     mine->partial = sl_outputs_partial_path(s, job);
     mine->final = sl_outputs_path(s, job);
-    if (!mine->partial || !mine->final || !latent || !image) {
+    if (!mine->partial || !mine->final || !latent || !source) {
         const sl_core_done done = { .status = SL_ERR_IO, .message = "out of memory for a path" };
         free(latent);
-        free(image);
+        free(source);
         clear_running(mine);
         sl_core_command_done(s->core, action->command_id, &done, sl_clock_now_ns());
         return;
@@ -288,8 +288,10 @@ static void do_run(sl_service *s, const sl_core_action *action)
     run.frames = request->frames;
     run.steps = request->steps;
     run.seed = request->seed;
-    run.ids = job->spec.ids;
-    run.n_ids = (size_t)request->token_count;
+    if (job->spec.ids) {
+        run.ids = job->spec.ids;
+        run.n_ids = (size_t)request->token_count;
+    }
     uint64_t phase_bytes[SL_PHASE_COUNT];
     Sluice__Worker__ComponentKey keys[SL_CORE_MAX_NEEDS], *key_list[SL_CORE_MAX_NEEDS];
     fill_memory(&run, &job->spec, action, phase_bytes, keys, key_list);
@@ -299,14 +301,17 @@ static void do_run(sl_service *s, const sl_core_action *action)
     run.resume = access(latent, F_OK) == 0; /* of an attempt that was broken off */
     run.lane = action->lane;
     fill_sampling(&run, &job->spec);
-    if (job->spec.arch.task == SL_TASK_I2V)
-        run.image_path = image;
+    run.part = (int32_t)request->part;
+    if (request->part == SL_PART_DECODE)
+        run.source_path = source;
+    else if (job->spec.arch.task == SL_TASK_I2V)
+        run.image_path = source;
     command.id = action->command_id;
     command.kind_case = SLUICE__WORKER__COMMAND__KIND_RUN;
     command.run = &run;
     sl_dispatch_send(s, &command);
     free(latent);
-    free(image);
+    free(source);
 }
 
 static void do_cancel(sl_service *s, const sl_core_action *action)

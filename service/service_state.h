@@ -134,6 +134,10 @@ void sl_service_get_ledger(sl_service *s, sl_core_ledger *out);
 void sl_service_note(sl_job *job, sl_log_level level, const char *event, const char *fmt, ...)
     SL_PRINTF(4, 5);
 void sl_service_log_end(sl_job *job);
+/* By its id, or by the request_id of an own job.  What belongs to others is not found,
+ * unless for an admin. */
+sl_status sl_service_get_job(sl_service *s, sl_rpc_call *call, const char *id, sl_job **out,
+                             sl_error *err) SL_MUST_CHECK;
 size_t sl_service_workspace_bytes(sl_service *s); /* the worker's, or what is expected */
 /* When each queued job will start: into job.estimated_start_ns. */
 void sl_service_estimate(sl_service *s);
@@ -166,7 +170,7 @@ void sl_request_take_way(sl_job_spec *spec, int way);
 /* The core's number of a phase that the plan has, and the phase of a number. */
 int sl_request_core_phase(const sl_t2v_plan *plan, int phase);
 int sl_request_engine_phase(const sl_t2v_plan *plan, int phase);
-void sl_request_hash(const Sluice__V1__GenerateRequest *request, sl_arena *arena,
+void sl_request_hash(const ProtobufCMessage *request, sl_arena *arena,
                      uint8_t out[SL_BODY_HASH_BYTES]);
 sl_component_kind sl_component_from_pb(Sluice__V1__Component component);
 

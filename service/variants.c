@@ -52,7 +52,8 @@ static double guess_flop(const sl_variants_ask *ask, const sl_t2v_plan *plan, do
         phase_flop[SL_PHASE_ENCODE_IMAGE] = pixels * ENCODE_FLOP;
     for (int phase = SL_PHASE_DENOISE; phase <= SL_PHASE_DENOISE_LOW; phase++)
         phase_flop[phase] = plan->phase_steps[phase] * step_flop(ask, dit_params);
-    phase_flop[SL_PHASE_DECODE] = pixels * DECODE_FLOP;
+    if (plan->phase_components[SL_PHASE_DECODE])
+        phase_flop[SL_PHASE_DECODE] = pixels * DECODE_FLOP;
     for (int phase = 0; phase < SL_PHASE_COUNT; phase++)
         sum += phase_flop[phase];
     return sum;

@@ -6,6 +6,7 @@
 #include "engine/media/media.h"
 #include "engine/model/model_dir.h"
 #include "engine/pipeline/latent_file.h"
+#include "engine/pipeline/latent_output.h"
 #include "engine/pipeline/t2v.h"
 #include "kernels/scratch.h"
 
@@ -229,17 +230,17 @@ static sl_latent_run latent_run(const job *j)
 }
 
 /* Without the file the job goes on: it could only not be continued from here. */
-static void save_latent(job *j, int steps_done, const sl_tensor *latent)
+static sl_status save_latent(job *j, int steps_done, const sl_tensor *latent, sl_error *err)
 {
     const sl_latent_run run = latent_run(j);
     sl_error error;
-    sl_status status =
-        sl_exec_read(j->lane->exec, j->state, latent->data, sl_tensor_bytes(latent), &error);
+    const sl_status status =
+        sl_exec_read(j->lane->exec, j->state, latent->data, sl_tensor_bytes(latent), err);
 
-    if (status == SL_OK)
-        status = sl_latent_file_write(j->run->latent_path, &run, steps_done, j->state, &error);
-    if (status != SL_OK)
+    if (status == SL_OK && j->run->latent_path[0] &&
+        sl_latent_file_write(j->run->latent_path, &run, steps_done, j->state, &error) != SL_OK)
         log_latent(j, "latent_not_saved", &error);
+    return status;
 }
 
 static sl_status on_step(void *arg, int step, int step_count, const sl_tensor *latent,
@@ -250,8 +251,11 @@ static sl_status on_step(void *arg, int step, int step_count, const sl_tensor *l
     Sluice__Worker__Step message = SLUICE__WORKER__STEP__INIT;
     const int steps_done = step + 1; /* the pipeline counts from 0 */
 
-    if (j->state)
-        save_latent(j, steps_done, latent);
+    if (j->state) {
+        const sl_status status = save_latent(j, steps_done, latent, err);
+        if (status != SL_OK)
+            return status;
+    }
     message.job_id = j->run->job_id;
     message.step = steps_done;
     message.step_count = step_count;
@@ -304,8 +308,11 @@ static sl_status check_run(const Sluice__Worker__Run *run, const sl_arch *arch, 
 {
     if ((unsigned)run->precision >= SL_PRECISION_COUNT ||
         (unsigned)run->sampler >= SL_SAMPLER_COUNT ||
-        (unsigned)run->output_format > SL_MEDIA_PNG)
-        return sl_fail(err, SL_ERR_INVALID, "job \"%s\": precision, sampler or format unknown",
+        (unsigned)run->output_format > SL_MEDIA_LATENT || (unsigned)run->part >= SL_PART_COUNT)
+        return sl_fail(err, SL_ERR_INVALID, "job \"%s\": precision, sampler, format or part unknown",
+                       run->job_id);
+    if ((run->part == SL_PART_LATENT) != (run->output_format == SL_MEDIA_LATENT))
+        return sl_fail(err, SL_ERR_INVALID, "job \"%s\": a latent is the output of all but decoding",
                        run->job_id);
     if (run->n_phase_bytes != SL_PHASE_COUNT && (run->n_phase_bytes != 0 || run->by_phase))
         return sl_fail(err, SL_ERR_INVALID, "job \"%s\": %zu sizes of phases, expected %d%s",
@@ -314,6 +321,8 @@ static sl_status check_run(const Sluice__Worker__Run *run, const sl_arch *arch, 
     if ((unsigned)run->first_phase >= SL_PHASE_COUNT)
         return sl_fail(err, SL_ERR_INVALID, "job \"%s\": there is no phase %d", run->job_id,
                        (int)run->first_phase);
+    if (run->part == SL_PART_DECODE)
+        return SL_OK; /* it has no words */
     sl_status status = check_ids(run, "token", run->ids, run->n_ids, arch, err);
     if (status == SL_OK && run->n_negative_ids > 0)
         status = check_ids(run, "negative token", run->negative_ids, run->n_negative_ids, arch, err);
@@ -360,7 +369,9 @@ static sl_status make_request(job *j, sl_error *err)
     request->steps = run->steps;
     request->seed = run->seed;
     request->precision = (sl_precision)run->precision;
-    request->token_count = (int64_t)run->n_ids;
+    request->part = (sl_t2v_part)run->part;
+    if (run->n_ids > 0)
+        request->token_count = (int64_t)run->n_ids;
     request->streamed = (unsigned)run->streamed;
     read_sampling(request, run);
     status = sl_t2v_request_check(request, j->arch, err);
@@ -404,21 +415,26 @@ static sl_status read_image(job *j, sl_error *err)
     return status;
 }
 
-/* A file that cannot be used is no failure: the job starts over. */
+/* What an earlier attempt has saved, which is no failure if it cannot be used, or
+ * the latent to decode, which is one. */
 static sl_status read_latent(job *j, sl_error *err)
 {
     const sl_latent_run run = latent_run(j);
     size_t count = (size_t)sl_t2v_latent_shape(&j->request, j->arch, NULL), state_bytes;
     sl_error error;
 
-    if (!j->run->latent_path[0])
+    if (!j->run->latent_path[0] && j->request.part == SL_PART_ALL)
         return SL_OK;
     if (sl_size_mul(count, sizeof(double), &state_bytes))
         j->state = malloc(state_bytes);
     if (!j->state)
         return sl_fail(err, SL_ERR_NO_MEMORY, "job \"%s\": out of memory for its latent",
                        j->run->job_id);
-    if (!j->run->resume)
+    if (j->request.part == SL_PART_DECODE) {
+        j->steps_done = j->request.steps;
+        return sl_latent_output_read(j->run->source_path, run.dim, j->state, err);
+    }
+    if (!j->run->resume || !j->run->latent_path[0])
         return SL_OK;
     const sl_status status =
         sl_latent_file_read(j->run->latent_path, &run, &j->steps_done, j->state, &error);
@@ -490,16 +506,30 @@ static sl_status walk(job *j, sl_t2v_result *result, sl_error *err)
                       NULL, &events, result, err);
 }
 
-/* Everything after the memory is there. */
+/* Without decoding: the state behind the last step, whose first rows are the sample. */
+static sl_status make_latent(job *j, sl_t2v_result *result, sl_error *err)
+{
+    const sl_latent_run run = latent_run(j);
+    const int64_t dim[4] = { j->arch->dit.out_dim, run.dim[1], run.dim[2], run.dim[3] };
+    sl_status status = SL_OK;
+
+    if (j->steps_done < j->request.steps)
+        status = walk(j, result, err);
+    if (status == SL_OK) {
+        send_phase(j, SL_PHASE_COUNT, false);
+        status = sl_latent_output_write(j->run->output_path, dim, j->state, err);
+    }
+    return status;
+}
+
 static sl_status make_video(job *j, sl_t2v_result *result, sl_error *err)
 {
     const Sluice__Worker__Run *run = j->run;
-    sl_status status = sl_worker_note_partial(j->lane, run->output_path, err);
-
     /* One encoder thread: the same frames give the same bytes on any machine. */
-    if (status == SL_OK)
-        status = sl_media_open(&j->writer, run->output_path, (sl_media_format)run->output_format,
-                               run->width, run->height, VIDEO_FPS, 1, err);
+    sl_status status = sl_media_open(&j->writer, run->output_path,
+                                     (sl_media_format)run->output_format, run->width, run->height,
+                                     VIDEO_FPS, 1, err);
+
     if (status == SL_OK)
         status = walk(j, result, err);
     if (status == SL_OK) {
@@ -507,6 +537,17 @@ static sl_status make_video(job *j, sl_t2v_result *result, sl_error *err)
         status = sl_media_finish(j->writer, err);
     }
     sl_media_close(j->writer);
+    return status;
+}
+
+/* Everything after the memory is there. */
+static sl_status make_output(job *j, sl_t2v_result *result, sl_error *err)
+{
+    sl_status status = sl_worker_note_partial(j->lane, j->run->output_path, err);
+
+    if (status == SL_OK)
+        status = j->request.part == SL_PART_LATENT ? make_latent(j, result, err)
+                                                   : make_video(j, result, err);
     if (status == SL_ERR_NO_MEMORY && !j->refused) {
         err->status =
             SL_ERR_INTERNAL; /* mapped as planned, and not enough: asking again is no use */
@@ -557,7 +598,7 @@ sl_status sl_worker_run(sl_lane *lane, const Sluice__Worker__Run *run, sl_worker
     if (status == SL_OK)
         status = map_activations(&j, err);
     if (status == SL_OK)
-        status = make_video(&j, &measured, err);
+        status = make_output(&j, &measured, err);
     if (j.region)
         done->job_peak_bytes = j.peak_bytes + sl_worker_workspace_bytes(lane->worker);
     if (status == SL_OK)

@@ -200,6 +200,7 @@ int cli_events(cli *c);
 int cli_top(cli *c);
 
 int cli_generate(cli *c);
+int cli_decode(cli *c);
 int cli_watch(cli *c);
 int cli_jobs(cli *c);
 int cli_job(cli *c);

@@ -60,7 +60,7 @@ static const opt_spec specs[] = {
       "fixed (default where a size is given) or adaptive: the image's shape, that area" },
     { "seed", 's', OPT_U64, AT(seed), "N", "of the noise (default 0)" },
     { "format", 0, OPT_TEXT, AT(format), "F",
-      "mp4, y4m or png (default: by FILE's name, else mp4)" },
+      "mp4, y4m, png or latent (default: by FILE's name, else mp4)" },
     { "request-id", 0, OPT_TEXT, AT(request_id), "ID",
       "1 to 64 of [A-Za-z0-9._-]: the same id again is the same job" },
     { "detach", 'd', OPT_FLAG, AT(detach), NULL, "submit, print the job's id and leave" },

@@ -1,5 +1,5 @@
-/* cli_generate.c - from a prompt to a file here; and plan, the same without
- * running anything.
+/* cli_generate.c - from a prompt, or a latent, to a file here; and plan, the same
+ * without running anything.
  *
  * generate:  submit --> follow --> fetch --> report
  *                         | Ctrl-C
@@ -93,7 +93,7 @@ static sl_status choose_format(cli *c, Sluice__V1__OutputFormat *out)
 
     if (c->opt.format) {
         if (!cli_format_of(c->opt.format, out))
-            return sl_fail(&c->err, SL_ERR_INVALID, "unknown format \"%s\": mp4, y4m or png",
+            return sl_fail(&c->err, SL_ERR_INVALID, "unknown format \"%s\": mp4, y4m, png or latent",
                            c->opt.format);
     } else if (!dot || !cli_format_of(dot + 1, out)) {
         *out = SLUICE__V1__OUTPUT_FORMAT__MP4;
@@ -291,42 +291,81 @@ static int finish(cli *c, const Sluice__V1__Job *job)
     return code;
 }
 
+/* From the answer to a submission to the file. */
+static int see_through(cli *c, const Sluice__V1__Job *job)
+{
+    Sluice__V1__Job *ended = NULL;
+    sl_status status = SL_OK;
+
+    if (!job)
+        return cli_fail(c, sl_fail(&c->err, SL_ERR_DATA, "the daemon's answer has no job in it"));
+    if (c->opt.detach)
+        return report_detached(c, job);
+    report_submitted(c, job);
+    status = follow_or_cancel(c, job->job_id, &ended);
+    const int code = status == SL_OK ? finish(c, ended) : cli_fail(c, status);
+    sl_message_free(ended);
+    return code;
+}
+
+/* What is done before any job is asked for. */
+static sl_status prepare(cli *c, char *request_id, size_t request_id_bytes)
+{
+    sl_status status = check_output(c);
+
+    if (status == SL_OK && c->opt.request_id)
+        snprintf(request_id, request_id_bytes, "%s", c->opt.request_id);
+    else if (status == SL_OK)
+        status = make_request_id(request_id, request_id_bytes, &c->err);
+    if (status == SL_OK && !c->opt.detach)
+        status = cli_catch_interrupts(c);
+    return status;
+}
+
 int cli_generate(cli *c)
 {
     Sluice__V1__GenerateRequest request = SLUICE__V1__GENERATE_REQUEST__INIT;
     Sluice__V1__GenerateReply *reply = NULL;
-    Sluice__V1__Job *ended = NULL;
-    char request_id[64], *only_model = NULL;
-    int code = CLI_OK;
-    sl_status status = check_output(c);
+    char request_id[128], *only_model = NULL;
+    sl_status status = prepare(c, request_id, sizeof request_id);
 
     if (status == SL_OK && !c->opt.model)
         status = find_only_model(c, &only_model);
     if (status == SL_OK)
         status = fill_request(c, &request, c->opt.model ? c->opt.model : only_model);
-    if (status == SL_OK && !c->opt.request_id)
-        status = make_request_id(request_id, sizeof request_id, &c->err);
-    if (status == SL_OK && !c->opt.detach)
-        status = cli_catch_interrupts(c);
     if (status == SL_OK) {
-        request.request_id = c->opt.request_id ? (char *)c->opt.request_id : request_id;
+        request.request_id = request_id;
         status = cli_call_generate(c, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply);
     }
-    if (status == SL_OK && !reply->job)
-        status = sl_fail(&c->err, SL_ERR_DATA, "the daemon's answer has no job in it");
-    if (status == SL_OK && c->opt.detach) {
-        code = report_detached(c, reply->job);
-        goto done;
-    }
-    if (status == SL_OK) {
-        report_submitted(c, reply->job);
-        status = follow_or_cancel(c, reply->job->job_id, &ended);
-    }
-    code = status == SL_OK ? finish(c, ended) : cli_fail(c, status);
-done:
-    sl_message_free(ended);
+    const int code = status == SL_OK ? see_through(c, reply->job) : cli_fail(c, status);
     sl_message_free(reply);
     free(request.image.data);
     free(only_model);
+    return code;
+}
+
+int cli_decode(cli *c)
+{
+    Sluice__V1__DecodeLatentRequest request = SLUICE__V1__DECODE_LATENT_REQUEST__INIT;
+    Sluice__V1__DecodeLatentReply *reply = NULL;
+    char request_id[128];
+    sl_status status = prepare(c, request_id, sizeof request_id);
+
+    if (status == SL_OK)
+        status = choose_format(c, &request.output);
+    if (status == SL_OK)
+        status = cli_enum_of("VAE precision", c->opt.vae_precision,
+                             &sluice__v1__precision__descriptor, (int *)&request.vae_precision,
+                             &c->err);
+    if (status == SL_OK) {
+        request.request_id = request_id;
+        request.job_id = (char *)c->opt.args[0];
+        request.priority = (int32_t)c->opt.priority;
+        request.deadline_ns = c->opt.deadline_ns;
+        status =
+            cli_call_decode_latent(c, &request, cli_timeout_ns(c, SL_CLIENT_DEFAULT_NS), &reply);
+    }
+    const int code = status == SL_OK ? see_through(c, reply->job) : cli_fail(c, status);
+    sl_message_free(reply);
     return code;
 }

@@ -264,6 +264,8 @@ const char *cli_output_name(const Sluice__V1__Job *job, char *buf, size_t buf_by
     for (const char *p = job->job_id; *p; p++)
         if (*p == '/')
             return "sluice-output";
-    snprintf(buf, buf_bytes, "%s.%s", job->job_id, cli_format_text(job->output));
+    snprintf(buf, buf_bytes, "%s.%s", job->job_id,
+             job->output == SLUICE__V1__OUTPUT_FORMAT__LATENT ? "safetensors"
+                                                              : cli_format_text(job->output));
     return buf;
 }

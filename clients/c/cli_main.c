@@ -21,6 +21,13 @@ static const cli_command commands[] = {
       .run = cli_generate,
       .more = "On a terminal one line shows phase, step and time.  Ctrl-C cancels the job; Ctrl-C\n"
               "again leaves it to the daemon.  The file appears only when it is complete." },
+    { .name = "decode",
+      .args = "JOB",
+      .summary = "Makes the video of a job that was asked for --format latent.",
+      .options = "output format vae-precision priority deadline request-id detach",
+      .min_args = 1,
+      .max_args = 1,
+      .run = cli_decode },
     { .name = "watch",
       .args = "JOB",
       .summary = "Follows a job until it ends.",

@@ -123,6 +123,8 @@ const char *cli_format_text(Sluice__V1__OutputFormat format)
         return "y4m";
     case SLUICE__V1__OUTPUT_FORMAT__PNG:
         return "png";
+    case SLUICE__V1__OUTPUT_FORMAT__LATENT:
+        return "latent";
     default:
         return "mp4";
     }
@@ -136,6 +138,8 @@ bool cli_format_of(const char *text, Sluice__V1__OutputFormat *out)
         *out = SLUICE__V1__OUTPUT_FORMAT__Y4M;
     else if (strcmp(text, "png") == 0)
         *out = SLUICE__V1__OUTPUT_FORMAT__PNG;
+    else if (strcmp(text, "latent") == 0 || strcmp(text, "safetensors") == 0)
+        *out = SLUICE__V1__OUTPUT_FORMAT__LATENT;
     else
         return false;
     return true;

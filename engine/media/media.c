@@ -26,6 +26,7 @@ static const struct {
     { SL_MEDIA_MP4, "mp4", ".mp4", &sl_media_mp4_ops },
     { SL_MEDIA_Y4M, "y4m", ".y4m", &sl_media_y4m_ops },
     { SL_MEDIA_PNG, "png", ".png", &sl_media_png_ops },
+    { SL_MEDIA_LATENT, "latent", ".safetensors", NULL },
 };
 
 bool sl_media_format_parse(const char *text, sl_media_format *out)
@@ -54,7 +55,7 @@ const char *sl_media_extension(sl_media_format format)
 static sl_status check_params(sl_media_format format, int width, int height, int fps, int threads,
                               sl_error *err)
 {
-    if ((size_t)format >= SL_COUNT(formats))
+    if ((size_t)format >= SL_COUNT(formats) || !formats[format].ops)
         return sl_fail(err, SL_ERR_INVALID, "media format %d is not known", (int)format);
     if (width < 2 || width > SIDE_MAX || width % 2 || height < 2 || height > SIDE_MAX || height % 2)
         return sl_fail(err, SL_ERR_INVALID, "frames of %dx%d, expected even sides of 2 to %d",

@@ -24,9 +24,11 @@ typedef enum {
     SL_MEDIA_MP4,
     SL_MEDIA_Y4M,
     SL_MEDIA_PNG,
+    SL_MEDIA_LATENT, /* not of frames: it has a name, and no writer here */
 } sl_media_format;
 
-bool sl_media_format_parse(const char *text, sl_media_format *out); /* "mp4", "y4m", "png" */
+/* "mp4", "y4m", "png", "latent" */
+bool sl_media_format_parse(const char *text, sl_media_format *out);
 const char *sl_media_format_name(sl_media_format format);
 const char *sl_media_extension(sl_media_format format); /* ".mp4" */
 

@@ -292,7 +292,9 @@ done:
 
 int64_t sl_t2v_latent_shape(const sl_t2v_request *request, const sl_arch *arch, int64_t dim[4])
 {
-    const int64_t shape[4] = { arch->dit.out_dim * sl_sampling_states(request->mode),
+    const int64_t states =
+        request->part == SL_PART_DECODE ? 1 : sl_sampling_states(request->mode);
+    const int64_t shape[4] = { arch->dit.out_dim * states,
                                1 + (request->frames - 1) / frames_per_latent(arch),
                                request->height / SL_LATENT_PIXELS,
                                request->width / SL_LATENT_PIXELS };

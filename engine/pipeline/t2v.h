@@ -181,7 +181,8 @@ sl_status sl_t2v_resume(sl_exec *exec, sl_scratch *scratch, const sl_t2v_compone
                         sl_error *err) SL_MUST_CHECK;
 
 /* Elements of the state, [C, T, h, w] in *dim if it is not NULL; of a request that
- * passed its check.  C is z_dim, with UNIPC SL_UNIPC_STATES times that. */
+ * passed its check.  C is z_dim, with UNIPC SL_UNIPC_STATES times that, but in decoding
+ * alone, which takes the sample without the sampler's memory. */
 int64_t sl_t2v_latent_shape(const sl_t2v_request *request, const sl_arch *arch, int64_t dim[4]);
 
 /* The stages behind the text encoder, as sl_t2v_run calls them, with the exec's

@@ -37,7 +37,8 @@ def png(path, width, height, colour=lambda x, y: (x * 7 % 256, y * 5 % 256, 90),
 
 def generate(d, *args, prompt="a red circle"):
     """The job's JSON; planned and measured bytes are equal."""
-    result = d.cli("generate", prompt, "-o", "out.y4m", "--json", *args, limit_s=120)
+    out = [] if "-o" in args else ["-o", "out.y4m"]
+    result = d.cli("generate", prompt, *out, "--json", *args, limit_s=120)
     assert result.code == 0, result
     job = result.json["job"]
     assert job["planned_peak_bytes"] == job["measured_peak_bytes"] > 0, job
@@ -125,7 +126,63 @@ def test_image_to_video():
         assert d.cli("plan", *base, "--json").json["plan"] == plan, "a plan needs no image"
         short = generate(d, *sized, "-i", wide, "--steps", "2")
         assert "dit_low" not in [c["component"] for c in short["plan"]["components"]], short
-        assert not [n for n in os.listdir(d.outputs) if n.startswith((".image", ".input"))]
+        assert not [n for n in os.listdir(d.outputs) if n.startswith((".source", ".input"))]
+
+
+def latent_shape(path):
+    with open(path, "rb") as f:
+        header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+    assert set(header) - {"__metadata__"} == {"latent"} and header["latent"]["dtype"] == "F32", header
+    return header["latent"]["shape"]
+
+
+def test_a_latent_now_and_the_video_later():
+    with Daemon(models=models()) as d:
+        picture = png(os.path.join(d.folder, "a.png"), 64, 64)
+        for args in (["--model", T2V, *SMALL],
+                     ["--model", T2V, *SMALL, "--sampler", "unipc", "--steps", "3"],
+                     ["--model", I2V, *SMALL, "-i", picture]):
+            whole = generate(d, *args)
+            first = generate(d, *args, "-o", "out.safetensors")
+            assert first["output"] == "latent" and "decode" not in \
+                [p["phase"] for p in first["plan"]["phases"]], first
+            assert latent_shape(os.path.join(d.folder, "out.safetensors")) == [16, 3, 6, 8]
+            decode = ["decode", first["job_id"], "-o", "b.y4m", "--json"]
+            result = d.cli(*decode, "--request-id", "again-" + first["job_id"])
+            assert result.code == 0, result
+            job = result.json["job"]
+            assert job["output_sha256"] == whole["output_sha256"], (job, whole)
+            assert job["planned_peak_bytes"] == job["measured_peak_bytes"] > 0, job
+            assert job["request"]["latent_of"] == first["job_id"], job
+            assert [p["phase"] for p in job["plan"]["phases"]] == ["decode"], job
+            assert [c["component"] for c in job["plan"]["components"]] == ["vae"], job
+            again = d.cli(*decode, "--request-id", "again-" + first["job_id"])
+            assert again.json["job"]["job_id"] == job["job_id"], again
+            check_sums(d.memory())
+        assert d.cli("decode", whole["job_id"]).code == 1, "it has no latent"
+        assert d.cli("decode", "nothing").code == 1
+        assert d.cli("decode", first["job_id"], "--format", "latent").code == 2
+        os.unlink(os.path.join(d.outputs, first["job_id"] + ".safetensors"))
+        assert "cleaned away" in d.cli("decode", first["job_id"]).err
+        assert not [n for n in os.listdir(d.outputs) if n.startswith((".source", ".input"))]
+
+
+def test_a_latent_outlives_its_output_and_a_restart():
+    """A decode that waits has its own hold on the latent."""
+    with Daemon(models=models()) as d:
+        args = ["--model", T2V, "--width", "128", "--height", "128", "--frames", "33"]
+        want = generate(d, *args)["output_sha256"]
+        latent = generate(d, *args, "-o", "x.safetensors")["job_id"]
+        other = d.submit("--model", T2V, "--width", "256", "--height", "256", "--frames", "81",
+                         "--priority", "9")
+        result = d.cli("decode", latent, "--format", "y4m", "--detach", "--json")
+        assert result.code == 0, result
+        job = result.json["job"]["job_id"]
+        os.unlink(os.path.join(d.outputs, latent + ".safetensors"))
+        d.kill()
+        d.start()
+        assert d.cli("cancel", other).code == 0
+        assert d.wait_state(job, ["done", "failed"], 120)["output_sha256"] == want
 
 
 def test_images_that_are_refused():
@@ -148,7 +205,7 @@ def test_images_that_are_refused():
         assert "pixels" in refused(d, "image", *base, "-i", bomb)
         assert refused(d, "image", "--model", T2V, *SMALL, "-i", picture)
         assert refused(d, "sizing", "--model", T2V, *SMALL, "--sizing", "adaptive")
-        assert not [n for n in os.listdir(d.outputs) if n.startswith((".image", ".input"))]
+        assert not [n for n in os.listdir(d.outputs) if n.startswith((".source", ".input"))]
         assert d.cli("jobs", "--json").json["jobs"] == []
         generate(d, *base, "-i", picture)
 
@@ -218,12 +275,12 @@ def test_a_restart_keeps_image_and_negative_prompt():
         job = result.json["job"]["job_id"]
         wait_for("a step", lambda: d.job(job)["step"] >= 2)
         d.kill()
-        assert [n for n in os.listdir(d.outputs) if n == f".image-{job}"]
+        assert [n for n in os.listdir(d.outputs) if n == f".source-{job}"]
         d.start()
         done = d.wait_state(job, ["done", "failed"], 120)
         assert done["output_sha256"] == want, done
         assert done["request"]["guidance"] == 3 and done["request"]["sampler"] == "unipc"
-        assert not [n for n in os.listdir(d.outputs) if n.startswith((".image", ".latent"))]
+        assert not [n for n in os.listdir(d.outputs) if n.startswith((".source", ".latent"))]
 
 
 def test_budget_and_daemon_agree():

@@ -99,6 +99,16 @@ class AsyncClient:
         reply = await self.call("Generate", request, pb.GenerateReply)
         return AsyncJob(self, reply.job)
 
+    async def decode(self, job: Union[str, "AsyncJob"], *, output: str = "",
+                     vae_precision: str = "", request_id: str = "") -> "AsyncJob":
+        """A job that makes the video of a job that was asked for output "latent"."""
+        request = pb.DecodeLatentRequest(
+            request_id=request_id or new_request_id(), job_id=_id_of(job),
+            output=enum_value(pb.OutputFormat, output, "output"),
+            vae_precision=enum_value(pb.Precision, vae_precision, "vae_precision"))
+        return AsyncJob(self, (await self.call("DecodeLatent", request,
+                                               pb.DecodeLatentReply)).job)
+
     async def plan(self, prompt: str = "", **options: "Unpack[Options]") -> pb.PlanJobReply:
         """Would this job fit now?  The plan, to the byte, and the refusal if it would not."""
         request = to_request(prompt, options)

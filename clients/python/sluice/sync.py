@@ -125,6 +125,13 @@ class Client:
         """generate, from a message; an empty request_id or model is filled in."""
         return Job(self, self._run(self._async.submit(request)))
 
+    def decode(self, job: Union[str, "Job"], *, output: str = "", vae_precision: str = "",
+               request_id: str = "") -> "Job":
+        """A job that makes the video of a job that was asked for output "latent"."""
+        return Job(self, self._run(self._async.decode(_inner(job), output=output,
+                                                      vae_precision=vae_precision,
+                                                      request_id=request_id)))
+
     def plan(self, prompt: str = "", **options: "Unpack[Options]") -> pb.PlanJobReply:
         """Would this job fit now?  The plan, to the byte, and the refusal if it would not."""
         return self._run(self._async.plan(prompt, **options))

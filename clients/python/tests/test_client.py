@@ -81,6 +81,10 @@ def test_from_load_to_fetch_and_unload():
         assert client.jobs(active_only=True) == []
         assert client.job(job.info.request_id).id == job.id
 
+        latent = client.generate("a red circle", **SMALL, seed=3, output="latent").wait()
+        video = client.decode(latent, output="mp4").wait()
+        assert video.info.output_sha256 == job.info.output_sha256
+
         memory = client.stats()[0]
         assert memory.unexplained_bytes == 0 and memory.weights_bytes > 0
         receipt = client.unload(MODEL)
