@@ -31,6 +31,7 @@ struct sl_dnn {
     sl_dnn_part device;   /* a description in place of a handle, or NULL */
     size_t workspace_limit;
     uint64_t clock, run_count;
+    int passed_over; /* plans that would do and are not taken */
     sl_dnn_plan plans[MAX_PLANS];
 };
 
@@ -138,6 +139,11 @@ void sl_dnn_destroy(sl_dnn *dnn)
         empty_plan(&dnn->plans[i]);
     destroy_part(&dnn->device);
     free(dnn);
+}
+
+void sl_dnn_pass_over(sl_dnn *dnn, int count)
+{
+    dnn->passed_over = count;
 }
 
 const sl_dnn_plan *sl_dnn_find(sl_dnn *dnn, const sl_dnn_key *key)
@@ -331,6 +337,8 @@ void sl_dnn_pointwise(sl_dnn_graph *g, cudnnPointwiseMode_t mode, sl_dnn_part x,
     add_op(g, op, "finalizing a pointwise operation");
 }
 
+#if CUDNN_VERSION >= 91301
+
 void sl_dnn_sdpa(sl_dnn_graph *g, sl_dnn_part q, sl_dnn_part k, sl_dnn_part v, sl_dnn_part scale,
                  sl_dnn_part o)
 {
@@ -345,10 +353,25 @@ void sl_dnn_sdpa(sl_dnn_graph *g, sl_dnn_part q, sl_dnn_part k, sl_dnn_part v, s
     add_op(g, op, "finalizing an attention");
 }
 
+#else /* older headers lack the operation */
+
+void sl_dnn_sdpa(sl_dnn_graph *g, sl_dnn_part q, sl_dnn_part k, sl_dnn_part v, sl_dnn_part scale,
+                 sl_dnn_part o)
+{
+    (void)q, (void)k, (void)v, (void)scale, (void)o;
+    if (g->status != SL_OK)
+        return;
+    g->status = SL_ERR_UNIMPLEMENTED;
+    snprintf(g->refusal, sizeof g->refusal, "built with cuDNN %d, which has no fused attention",
+             CUDNN_VERSION);
+}
+
+#endif
+
 /* --- plans --- */
 
 typedef struct {
-    int offered, nondeterministic, forbidden, too_large, refused;
+    int offered, nondeterministic, forbidden, too_large, refused, good;
     size_t least_workspace_bytes;   /* of those that were too large */
     char reason[REASON_BYTES + 64]; /* of the last that was refused */
 } search;
@@ -483,16 +506,18 @@ static bool take(const sl_dnn *dnn, const sl_dnn_graph *g, sl_dnn_plan *plan, se
     } else {
         if (s == CUDNN_STATUS_SUCCESS)
             s = build_plan(dnn, plan);
-        if (s == CUDNN_STATUS_SUCCESS && plan->workspace_bytes <= dnn->workspace_limit) {
+        const bool fits =
+            s == CUDNN_STATUS_SUCCESS && plan->workspace_bytes <= dnn->workspace_limit;
+        if (fits && found->good++ == dnn->passed_over) {
             snprintf(plan->text, sizeof plan->text,
                      "engine %lld, notes 0x%x, choice %d, workspace %zu", (long long)number, notes,
                      found->offered, plan->workspace_bytes);
             return true;
         }
-        if (s == CUDNN_STATUS_SUCCESS) {
+        if (s == CUDNN_STATUS_SUCCESS && !fits) {
             if (!found->too_large++ || plan->workspace_bytes < found->least_workspace_bytes)
                 found->least_workspace_bytes = plan->workspace_bytes;
-        } else {
+        } else if (s != CUDNN_STATUS_SUCCESS) {
             found->refused++;
             reason_of(s, found->reason, sizeof found->reason);
         }

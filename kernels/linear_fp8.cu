@@ -84,10 +84,10 @@ struct fp8_codes {
     typedef float number;
     static constexpr bool row_scales = true;
 
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
     static __device__ __forceinline__ void multiply(float (&d)[64], uint64_t x, uint64_t w,
                                                     int more)
     {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
         asm volatile(
             "{\n\t"
             ".reg .pred p;\n\t"
@@ -111,8 +111,8 @@ struct fp8_codes {
               "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]),
               "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
             : "l"(x), "l"(w), "r"(more));
-#endif
     }
+#endif
 
     /* Two products of 16 along k in f16.  A lane has four codes in a row where such a
      * product wants twice two, eight apart: both operands alike, so it does not

@@ -144,9 +144,9 @@ struct int8_codes {
     typedef int number;
     static constexpr bool row_scales = false;
 
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
     static __device__ __forceinline__ void multiply(int (&d)[64], uint64_t x, uint64_t w, int more)
     {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
         asm volatile(
             "{\n\t"
             ".reg .pred p;\n\t"
@@ -170,8 +170,8 @@ struct int8_codes {
               "+r"(d[55]), "+r"(d[56]), "+r"(d[57]), "+r"(d[58]), "+r"(d[59]), "+r"(d[60]),
               "+r"(d[61]), "+r"(d[62]), "+r"(d[63])
             : "l"(x), "l"(w), "r"(more));
-#endif
     }
+#endif
 
     static __device__ __forceinline__ void multiply_add(int (&c)[4], const uint32_t (&a)[4],
                                                         uint32_t b0, uint32_t b1)

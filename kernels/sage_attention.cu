@@ -246,7 +246,7 @@ __global__ void __launch_bounds__(2 * rows, 256 / rows / 2) sage_mma(sage_args a
         const branch_tiles<head> branch = branch_at<head>(rest);
 
         __syncthreads();
-        load_branch<head, threads>(branch, a.branch, n);
+        load_branch<head, threads>(branch, a.branch, n, threadIdx.x);
         __syncthreads();
         run_branch<head, true>(branch, q_tile, row, [&](int j, const float(&c)[4], float2 bias) {
             o[j][0] += rounded(c[0] + bias.x);

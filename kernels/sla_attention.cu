@@ -212,7 +212,7 @@ template <int D, int rows> __global__ void __launch_bounds__(rows, 2) sparse_mma
         const branch_tiles<D> branch = branch_at<D>(sparse_shared + rows * row_bytes);
 
         __syncthreads();
-        load_branch<D, rows>(branch, a.branch, n);
+        load_branch<D, rows>(branch, a.branch, n, threadIdx.x);
         __syncthreads();
 #pragma unroll
         for (int m = 0; m < 2; m++)

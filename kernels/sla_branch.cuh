@@ -40,14 +40,15 @@ __device__ __forceinline__ void store_unit(uint32_t address, const float4 &a, co
                  : "memory");
 }
 
-/* By all threads of the block; they meet before the tiles are read. */
+/* By `threads` threads, of which this is number `thread`; they meet before the
+ * tiles are read. */
 template <int D, int threads>
 __device__ __forceinline__ void load_branch(const branch_tiles<D> &tiles,
-                                            const sl_cuda_branch &branch, int n)
+                                            const sl_cuda_branch &branch, int n, int thread)
 {
     const float *state = branch.state + (int64_t)n * (D + 1) * D;
 
-    for (int i = threadIdx.x; i < D * D / 8; i += threads) {
+    for (int i = thread; i < D * D / 8; i += threads) {
         const int row = i / (D / 8), unit = i % (D / 8);
         const float4 *from = (const float4 *)(state + row * D + unit * 8);
         const uint32_t to = unit_address<2 * D>(tiles.proj, row, unit);
@@ -63,7 +64,7 @@ __device__ __forceinline__ void load_branch(const branch_tiles<D> &tiles,
             store_unit(to, from[0], from[1]);
         }
     }
-    for (int d = threadIdx.x; d < D; d += threads) {
+    for (int d = thread; d < D; d += threads) {
         tiles.z[d] = state[D * D + d];
         tiles.bias[d] = branch.b_bf16 ? __bfloat162float(((const __nv_bfloat16 *)branch.proj_b)[d])
                                       : ((const float *)branch.proj_b)[d];

@@ -6,6 +6,8 @@
 #include "kernels/cuda.h"
 #include "kernels/sla_cuda.h"
 
+#include <cudaTypedefs.h>
+
 enum {
     MEAN_ROWS = 256,    /* rows that one block of threads adds up, at least */
     STATE_SHARES = 264, /* blocks of threads of linear_state: two for each processor of an H200 */
@@ -95,6 +97,71 @@ static sl_cuda_branch branch_of(const sl_linear_branch *branch)
     };
 }
 
+/* ---- sparse_attention ---- */
+
+static void forget_encode(void *encode)
+{
+    (void)encode; /* the driver's own */
+}
+
+/* The driver's function, kept with the exec. */
+static cudaError_t find_encode(PFN_cuTensorMapEncodeTiled_v12000 *out, sl_exec *exec)
+{
+    sl_cuda_cache *slot = sl_cuda_cache_of(exec, SL_CUDA_SLOT_SPARSE);
+    enum cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSuccess;
+    cudaError_t error = cudaSuccess;
+
+    slot->destroy = forget_encode;
+    if (!slot->value)
+        error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &slot->value, 12000,
+                                                 cudaEnableDefault, &found);
+    if (error == cudaSuccess && !slot->value)
+        error = cudaErrorSymbolNotFound;
+    *out = (PFN_cuTensorMapEncodeTiled_v12000)slot->value;
+    return error;
+}
+
+/* [S, N*D] bf16 in boxes of 64 rows and 64 columns; rows beyond S come as zeros. */
+static cudaError_t make_map(CUtensorMap *out, PFN_cuTensorMapEncodeTiled_v12000 encode,
+                            const void *data, int64_t S, int64_t width)
+{
+    const cuuint64_t size[] = { (cuuint64_t)width, (cuuint64_t)S };
+    const cuuint64_t row_bytes[] = { (cuuint64_t)width * sizeof(uint16_t) };
+    const cuuint32_t box[] = { 64, 64 }, step[] = { 1, 1 };
+    const CUresult error = encode(
+        out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)(uintptr_t)data, size, row_bytes, box,
+        step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+
+    return (cudaError_t)error; /* the same numbers */
+}
+
+static cudaError_t run_wgmma(sl_exec *exec, const sl_cuda_sparse *a)
+{
+    const int64_t width = a->N * a->D;
+    PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
+    sl_cuda_sparse_maps maps;
+    cudaError_t error = find_encode(&encode, exec);
+
+    if (error == cudaSuccess)
+        error = make_map(&maps.q, encode, a->q, a->S, width);
+    if (error == cudaSuccess)
+        error = make_map(&maps.k, encode, a->k, a->S, width);
+    if (error == cudaSuccess)
+        error = make_map(&maps.v, encode, a->v, a->S, width);
+    if (error == cudaSuccess)
+        error = sl_cuda_sparse_attention_wgmma(sl_cuda_stream(exec), a, &maps);
+    return error;
+}
+
+static bool takes_wgmma(sl_exec *exec, const sl_cuda_sparse *a)
+{
+    const struct cudaDeviceProp *p = sl_cuda_properties(exec);
+
+    return p->major == 9 && p->minor == 0 && a->bf16 && a->D == 128 && a->block_q == 128 &&
+           a->block_k == 64 && a->scale > 0.0f;
+}
+
 sl_status sl_sparse_attention_cuda(sl_exec *exec, const sl_tensor *o, const sl_tensor *q,
                                    const sl_tensor *k, const sl_tensor *v, const sl_tensor *lut,
                                    const sl_linear_branch *branch, int64_t N, int64_t block_q,
@@ -124,8 +191,13 @@ sl_status sl_sparse_attention_cuda(sl_exec *exec, const sl_tensor *o, const sl_t
         .scale = scale,
     };
     return sl_cuda_end(exec, "sparse_attention",
-                       sl_cuda_sparse_attention(sl_cuda_stream(exec), &args), err);
+                       takes_wgmma(exec, &args)
+                           ? run_wgmma(exec, &args)
+                           : sl_cuda_sparse_attention(sl_cuda_stream(exec), &args),
+                       err);
 }
+
+/* ---- SageSLA ---- */
 
 sl_status sl_sage_quantize_cuda(sl_exec *exec, const sl_tensor *q, const sl_tensor *scale,
                                 const sl_tensor *x, const sl_tensor *shift, int64_t N,

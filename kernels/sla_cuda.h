@@ -7,6 +7,7 @@
 #ifndef SL_KERNELS_SLA_CUDA_H
 #define SL_KERNELS_SLA_CUDA_H
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -51,6 +52,15 @@ typedef struct {
 } sl_cuda_sparse;
 
 cudaError_t sl_cuda_sparse_attention(cudaStream_t stream, const sl_cuda_sparse *args);
+
+/* The same for sm_90 alone: bf16, heads of 128, blocks of 128 and 64, a positive
+ * scale.  maps: [S, N*D] bf16 in boxes of 64 x 64, swizzled by 128 bytes. */
+typedef struct {
+    CUtensorMap q, k, v;
+} sl_cuda_sparse_maps;
+
+cudaError_t sl_cuda_sparse_attention_wgmma(cudaStream_t stream, const sl_cuda_sparse *args,
+                                           const sl_cuda_sparse_maps *maps);
 
 cudaError_t sl_cuda_sage_quantize(cudaStream_t stream, int8_t *q, float *scale, const void *x,
                                   bool bf16, const float *shift, int64_t S, int64_t N, int64_t D,

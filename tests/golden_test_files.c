@@ -73,7 +73,13 @@ sl_status golden_run_tokenizer(golden_case *c, sl_error *err)
 
     if (!path || !ids)
         return SL_ERR_NO_MEMORY;
-    GOLDEN_TRY(sl_tokenizer_open(&tokenizer, path, err));
+    status = sl_tokenizer_open(&tokenizer, path, err);
+    if (status == SL_ERR_UNIMPLEMENTED) {
+        golden_skip_case(c, "this build has no sentencepiece");
+        return SL_OK;
+    }
+    if (status != SL_OK)
+        goto done;
     if (!golden_json_is(list, GOLDEN_JSON_ARRAY))
         return sl_fail(err, SL_ERR_DATA, "the case lists no texts");
     for (const golden_json *item = list->child; item; item = item->next)

@@ -1,9 +1,10 @@
 /* gpu_sparse - sparse-linear attention and SageSLA, op by op.  Scores of blocks
  * are sums of small integers here, exact in any order, so that maps must be equal
  * with all their ties. */
-#include "tests/gpu/gpu_test.h"
-
+#include "kernels/cuda.h"
 #include "kernels/sage.h"
+#include "kernels/sla_cuda.h"
+#include "tests/gpu/gpu_test.h"
 
 #include <math.h>
 #include <string.h>
@@ -256,6 +257,47 @@ static void check_sparse(gpu *g, const shape *c, sl_dtype dtype, branch_use use,
     gpu_end(g);
 }
 
+/* The kernel of other chips, on the shapes that this one has its own for. */
+static void check_portable(gpu *g, const shape *c)
+{
+    if (!gpu_begin(g, "sparse_attention portable [%lld,%lld*%lld] keeps %lld", (long long)c->S,
+                   (long long)c->N, (long long)c->D, (long long)c->keep))
+        return;
+    operands t = make(g, c, SL_BF16, SL_BF16);
+    share_state(g, &t, c);
+    const sl_linear_branch branch = branch_on(&t, GPU_CPU);
+    const sl_cuda_sparse args = {
+        .o = t.o.on[GPU_CUDA].data,
+        .q = t.q.on[GPU_CUDA].data,
+        .k = t.k.on[GPU_CUDA].data,
+        .v = t.v.on[GPU_CUDA].data,
+        .bf16 = true,
+        .lut = t.lut.on[GPU_CUDA].data,
+        .branch = { t.state.on[GPU_CUDA].data, t.proj_w.on[GPU_CUDA].data,
+                    t.proj_b.on[GPU_CUDA].data, true, true },
+        .S = c->S,
+        .N = c->N,
+        .D = c->D,
+        .keep = c->keep,
+        .block_q = c->block_q,
+        .block_k = c->block_k,
+        .scale = t.scale,
+    };
+
+    if (gpu_ready(g, "sparse_attention", GPU_CUDA, true)) {
+        sl_exec *exec = g->on[GPU_CUDA].exec;
+        sl_status status = sl_cuda_begin(exec, &g->err);
+        if (status == SL_OK)
+            status = sl_cuda_end(exec, "portable",
+                                 sl_cuda_sparse_attention(sl_cuda_stream(exec), &args), &g->err);
+        gpu_ran(g, "sparse_attention", GPU_CUDA, status);
+    }
+    GPU_ONE(g, GPU_CPU, sparse_attention, &t.o.on[GPU_CPU], &t.q.on[GPU_CPU], &t.k.on[GPU_CPU],
+            &t.v.on[GPU_CPU], &t.lut.on[GPU_CPU], &branch, c->N, c->block_q, c->block_k, t.scale);
+    gpu_compare(g, "o", &t.o, attention_limits(SL_BF16));
+    gpu_end(g);
+}
+
 /* Small ones: every way through the kernels. */
 static const shape small_shapes[] = {
     { 1, 1, 4, 128, 64, 1 },       /* smallest */
@@ -289,6 +331,9 @@ static void test_sparse(gpu *g)
             check_sparse(g, &small_shapes[i], dtypes[d], BRANCH, SL_F32);
             check_sparse(g, &small_shapes[i], dtypes[d], BRANCH_IN_PLACE, SL_BF16);
         }
+    for (size_t i = 0; i < SL_COUNT(small_shapes); i++)
+        if (small_shapes[i].D == 128 && small_shapes[i].block_q == 128)
+            check_portable(g, &small_shapes[i]);
     for (size_t i = 0; i < SL_COUNT(large) && !g->small; i++)
         check_sparse(g, &large[i], SL_BF16, BRANCH_IN_PLACE, SL_F32);
 }
