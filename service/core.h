@@ -257,7 +257,8 @@ typedef enum {
     SL_CORE_USED_NOW,    /* PREEMPT: it stops, and is queued again at the head of its priority */
 } sl_core_if_used;
 
-/* Unpins and unloads, images too; keys that are not resident are fine.
+/* Unpins and unloads, images too; keys that are not resident are fine.  HARD may have
+ * none at all: then only the worker is replaced.
  * SL_ERR_PRECONDITION: an admitted job uses one; the message names it. */
 sl_status sl_core_unload(sl_core *core, const sl_core_key *keys, int count, uint64_t *ticket,
                          sl_error *err) SL_MUST_CHECK;
@@ -308,6 +309,9 @@ void sl_core_observe_run(sl_core *core, const char *model, double cost, int64_t 
 void sl_core_worker_up(sl_core *core, size_t workspace_bytes);
 /* The worker is gone, whatever the reason; also fine when it was not up. */
 void sl_core_worker_down(sl_core *core, const char *reason);
+/* The same, ended on purpose: no job or load has had a part in it, so no attempt is
+ * counted. */
+void sl_core_worker_replaced(sl_core *core, const char *reason);
 
 /* The first event of a running job, or after SL_CORE_PHASE_GO: its activations are
  * mapped now. */

@@ -188,6 +188,43 @@ SL_TEST(a_hard_unload_replaces_the_worker)
     sl_core_destroy(core);
 }
 
+SL_TEST(a_hard_unload_of_nothing_replaces_the_worker)
+{
+    sl_core *core = make(config_of(100, 1, 0), err);
+    uint64_t ticket;
+
+    SL_CHECK_STATUS(
+        sl_core_unload_as(core, NULL, 0, SL_CORE_UNLOAD_FULL, SL_CORE_USED_REFUSE, &ticket, err),
+        SL_ERR_INVALID);
+    SL_CHECK_OK(
+        sl_core_unload_as(core, NULL, 0, SL_CORE_UNLOAD_HARD, SL_CORE_USED_REFUSE, &ticket, err));
+    expect(core, SL_CORE_RESTART);
+    sl_core_worker_down(core, "killed");
+    expect(core, SL_CORE_NONE);
+    sl_core_worker_up(core, 0);
+    const sl_core_action a = expect(core, SL_CORE_TICKET_ENDED);
+    SL_CHECK(a.ticket == ticket && a.status == SL_OK && a.receipt.command_count == 0);
+    sl_core_destroy(core);
+}
+
+SL_TEST(a_worker_that_is_replaced_costs_no_attempt)
+{
+    sl_core *core = make(config_of(100, 1, 0), err);
+    sl_core_action run;
+
+    submit(core, with_images("a", "m"), err);
+    for (int i = 0; i < 5; i++) { /* more than there are attempts */
+        admit_and_run(core, "a", &run);
+        SL_CHECK(run.attempt == 1);
+        sl_core_worker_replaced(core, "reset");
+        SL_CHECK(expect(core, SL_CORE_JOB_REQUEUED).attempt == 1);
+        sl_core_worker_up(core, 0);
+    }
+    admit_and_run(core, "a", &run);
+    end(core, &run, "a", SL_OK);
+    sl_core_destroy(core);
+}
+
 /* ---- trim, drain, switch ---- */
 
 SL_TEST(a_trim_takes_what_is_idle_while_jobs_run)
@@ -510,6 +547,8 @@ SL_TEST_MAIN(SL_RUN(an_unload_now_stops_the_job_and_queues_it_again),
              SL_RUN(a_job_whose_state_is_lost_starts_over),
              SL_RUN(a_preemption_that_is_not_obeyed_becomes_a_cancel_then_a_restart),
              SL_RUN(an_unload_can_wait_for_the_job), SL_RUN(a_hard_unload_replaces_the_worker),
+             SL_RUN(a_hard_unload_of_nothing_replaces_the_worker),
+             SL_RUN(a_worker_that_is_replaced_costs_no_attempt),
              SL_RUN(a_trim_takes_what_is_idle_while_jobs_run),
              SL_RUN(draining_lets_end_what_has_begun), SL_RUN(a_switch_has_three_steps),
              SL_RUN(a_switch_that_fails_ends_all_its_tickets),

@@ -373,11 +373,11 @@ static void on_requeued(sim *s, const sl_core_action *a)
     const sl_core_variant *v;
 
     SIM_CHECK(s, j && is_active(j) && !j->cancelled);
-    SIM_CHECK(s, a->attempt == j->attempt || a->attempt == j->attempt + 1);
+    SIM_CHECK(s, a->attempt == j->attempt || (!s->replaced && a->attempt == j->attempt + 1));
     SIM_CHECK(s, a->attempt <= s->config.retry_limit + 1);
     leave_device(s, j);
     v = sim_variant(j);
-    for (int p = 1; p <= j->phase && p < v->phase_count; p++)
+    for (int p = 1; p <= j->phase && p < v->phase_count && !j->state_lost; p++)
         if (v->phases[p].resume_point && p > j->spec.first_phase)
             j->spec.first_phase = p;
     j->attempt = a->attempt;
@@ -667,6 +667,7 @@ void sim_drain(sim *s)
         on_action(s, &action);
         check_ledger(s);
     }
+    s->replaced = false;
     check_ledger(s);
     check_components_shown(s);
     check_progress(s);
@@ -700,8 +701,12 @@ void sim_worker_dies(sim *s)
     s->mapped = s->told = 0;
     s->up = s->must_die = false;
     s->deaths++;
-    sim_trace(s, "worker dies");
-    sl_core_worker_down(s->core, "killed by the simulation");
+    s->replaced = sim_roll(s, 4) == 0;
+    sim_trace(s, s->replaced ? "worker is replaced" : "worker dies");
+    if (s->replaced)
+        sl_core_worker_replaced(s->core, "replaced by the simulation");
+    else
+        sl_core_worker_down(s->core, "killed by the simulation");
 }
 
 static sl_status roll_status(sim *s, sl_core_action_kind kind)

@@ -33,6 +33,7 @@ typedef struct {
     int attempt, passed;
     bool cancelled, expirable;
     bool preempt_told, cancel_told, refusable;
+    bool state_lost; /* its resume points are none */
     int64_t not_before_ns;
     /* while active */
     int variant, phase, lane;
@@ -73,6 +74,7 @@ typedef struct {
     bool draining;
 
     bool up, must_die;
+    bool replaced; /* the last worker was, and did not die */
     sim_component c[MODELS][PARTS][MODES];
     sim_image images_of[MODELS][PARTS]; /* of both modes */
     size_t mapped, told, images;        /* in truth; by the events; in the host tier */

@@ -221,8 +221,10 @@ static void unload_some(sim *s, sl_error *err)
     if (status == SL_OK)
         note_ticket(s, id, (sim_ticket){ .mode = mode }, needs, count);
     else
-        SIM_CHECK(s, status == (used == SL_CORE_USED_REFUSE && count ? SL_ERR_PRECONDITION
-                                                                     : SL_ERR_INVALID));
+        SIM_CHECK(s, status == (used == SL_CORE_USED_REFUSE &&
+                                        (count > 0 || mode == SL_CORE_UNLOAD_HARD)
+                                    ? SL_ERR_PRECONDITION
+                                    : SL_ERR_INVALID));
 }
 
 static void switch_model(sim *s, sl_error *err)
@@ -352,6 +354,18 @@ static void change_settings(sim *s, sl_error *err)
     }
 }
 
+/* Its next attempt starts over. */
+static void lose_state(sim *s)
+{
+    sim_job *j = any_job(s, RUNNING);
+
+    if (!j)
+        return;
+    sl_core_lose_state(s->core, j->spec.job_id);
+    j->state_lost = true;
+    j->spec.first_phase = 0;
+}
+
 static void random_step(sim *s, sl_error *err)
 {
     const uint64_t dice = sim_roll(s, 1000);
@@ -370,6 +384,8 @@ static void random_step(sim *s, sl_error *err)
         change_settings(s, err);
     else if (dice < 230)
         sim_worker_dies(s);
+    else if (dice < 233)
+        lose_state(s);
     else if (dice < 330)
         sim_worker_comes(s);
     else if (dice < 700 && !s->must_die)

@@ -170,6 +170,7 @@ struct sl_core {
     const sl_budget_row *row; /* that governs the device; NULL: none */
     bool up, draining;
     bool restart, restart_told;
+    bool replacing; /* the restart is nobody's fault */
     char restart_message[SL_CORE_TEXT_BYTES];
     uint64_t generation; /* counts the workers that are gone */
     node *nodes;

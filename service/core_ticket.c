@@ -192,7 +192,8 @@ sl_status sl_core_unload_as(sl_core *core, const sl_core_key *keys, int count,
                             sl_error *err)
 {
     sl_core_need needs[SL_CORE_MAX_KEYS];
-    sl_status status = check_count(count, err);
+    const bool worker_only = count == 0 && mode == SL_CORE_UNLOAD_HARD;
+    sl_status status = worker_only ? SL_OK : check_count(count, err);
 
     if (status != SL_OK)
         return status;
@@ -201,7 +202,8 @@ sl_status sl_core_unload_as(sl_core *core, const sl_core_key *keys, int count,
         needs[i].key = keys[i];
     ticket *t = make_ticket(TICKET_UNLOAD, needs, count);
     if (!t)
-        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory to unload \"%s\"", keys[0].model);
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory to unload \"%s\"",
+                       worker_only ? "" : keys[0].model);
     t->mode = mode;
     t->used = used;
     status = check_unused(core, t, err);
@@ -558,10 +560,12 @@ static bool unload_complete(sl_core *core, ticket *t)
     if (!t->restart_asked) {
         t->restart_asked = true;
         t->generation = core->generation;
-        if (core->up)
-            sl_core_want_restart(core, "a hard unload wants a fresh worker");
-        else
+        if (!core->up)
             t->generation--; /* the next one is fresh */
+        else if (!core->restart) {
+            sl_core_want_restart(core, "a hard unload wants a fresh worker");
+            core->replacing = true;
+        }
     }
     return core->up && core->generation != t->generation;
 }

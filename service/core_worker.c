@@ -35,7 +35,7 @@ void sl_core_worker_up(sl_core *core, size_t workspace_bytes)
     const bool changed = core->config.workspace_bytes != workspace_bytes;
 
     core->up = true;
-    core->restart = core->restart_told = false;
+    core->restart = core->restart_told = core->replacing = false;
     core->config.workspace_bytes = workspace_bytes;
     core->unsettled = true;
     give_up_pins(core);
@@ -45,7 +45,7 @@ void sl_core_worker_up(sl_core *core, size_t workspace_bytes)
 
 /* ---- down ---- */
 
-static void lose_nodes(sl_core *core, const image *filling, const char *reason)
+static void lose_nodes(sl_core *core, const image *filling, bool counts, const char *reason)
 {
     for (node *n = core->nodes, *next; n; n = next) {
         next = n->next;
@@ -53,8 +53,8 @@ static void lose_nodes(sl_core *core, const image *filling, const char *reason)
             sl_core_remove(core, n);
             continue;
         }
-        n->deaths +=
-            n->state == SL_CORE_LOADING || (filling && sl_core_same_image(&filling->key, &n->key));
+        n->deaths += counts && (n->state == SL_CORE_LOADING ||
+                                (filling && sl_core_same_image(&filling->key, &n->key)));
         n->state = SL_CORE_WANTED;
         n->measured_bytes = 0;
     }
@@ -83,7 +83,7 @@ static void forbid_prefetch(job *list, const sl_core_key *key)
 
 /* READY images stay.  One that was being filled has to be dropped; if it is pinned,
  * another is filled in its place, retry_limit times. */
-static void break_image(sl_core *core, image *im, bool filling, const char *reason)
+static void break_image(sl_core *core, image *im, bool filling, bool counts, const char *reason)
 {
     const sl_core_need need = { .key = im->key, .host_bytes = im->size_bytes };
 
@@ -91,14 +91,15 @@ static void break_image(sl_core *core, image *im, bool filling, const char *reas
     im->drop = im->broken = true;
     if (!filling)
         return;
-    forbid_prefetch(core->queue, &im->key);
+    if (counts)
+        forbid_prefetch(core->queue, &im->key);
     if (!im->pinned)
         return;
     im->pinned = false;
     image *again = sl_core_add_image(core, &need, im->for_ticket);
     if (again) {
         again->pinned = true;
-        again->deaths = im->deaths + 1;
+        again->deaths = im->deaths + counts;
     }
     if (!again || again->deaths > core->config.retry_limit) {
         if (again)
@@ -117,8 +118,8 @@ static bool loads_for(const job *j, const command *lane)
 }
 
 /* Takes all jobs off the device.  Nobody knows which one it was: each that was at
- * work is counted. */
-static void lose_jobs(sl_core *core, const command *lane, const char *reason)
+ * work is counted, if that is to be counted at all. */
+static void lose_jobs(sl_core *core, const command *lane, bool counting, const char *reason)
 {
     char message[SL_CORE_TEXT_BYTES * 2];
     int running = 0;
@@ -127,10 +128,10 @@ static void lose_jobs(sl_core *core, const command *lane, const char *reason)
         running += j->running;
     while (core->active) {
         job *j = core->active;
-        const bool counts =
-            (j->running && j->stop != STOP_PREEMPT) || (!j->running && loads_for(j, lane));
+        const bool counts = counting && ((j->running && j->stop != STOP_PREEMPT) ||
+                                         (!j->running && loads_for(j, lane)));
 
-        if (j->running && running > 1)
+        if (j->running && running > 1 && counting)
             snprintf(message, sizeof message,
                      "%s; %d jobs were running side by side, and it is not known which it was",
                      reason, running);
@@ -152,22 +153,32 @@ static void lose_jobs(sl_core *core, const command *lane, const char *reason)
     }
 }
 
-void sl_core_worker_down(sl_core *core, const char *reason)
+static void lose_worker(sl_core *core, bool counts, const char *reason)
 {
     char message[SL_CORE_TEXT_BYTES];
     const command lane = core->lane;
 
-    core->up = core->restart = core->restart_told = false;
+    core->up = core->restart = core->restart_told = core->replacing = false;
     core->generation++;
     core->lane = (command){ 0 };
     core->unsettled = true;
-    lose_jobs(core, &lane, reason);
+    lose_jobs(core, &lane, counts, reason);
     snprintf(message, sizeof message, "the worker ended: %s", reason);
-    lose_nodes(core, lane.kind == SL_CORE_HOST_FILL ? lane.image : NULL, message);
+    lose_nodes(core, lane.kind == SL_CORE_HOST_FILL ? lane.image : NULL, counts, message);
     if (lane.kind == SL_CORE_HOST_FILL || lane.kind == SL_CORE_HOST_DROP)
-        break_image(core, lane.image, lane.kind == SL_CORE_HOST_FILL, message);
+        break_image(core, lane.image, lane.kind == SL_CORE_HOST_FILL, counts, message);
     sl_core_drop_unwanted_images(core);
     sl_core_end_trims(core, SL_OK, ""); /* all was given back */
+}
+
+void sl_core_worker_down(sl_core *core, const char *reason)
+{
+    lose_worker(core, !core->replacing, reason);
+}
+
+void sl_core_worker_replaced(sl_core *core, const char *reason)
+{
+    lose_worker(core, false, reason);
 }
 
 /* ---- commands ---- */
