@@ -1,5 +1,6 @@
 #include "kernels/device.h"
 
+#include "base/machine.h"
 #include "base/size.h"
 #include "kernels/device_backend.h"
 
@@ -7,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 struct sl_device {
     sl_device_spec spec; /* limit_bytes rounded down to granules */
@@ -39,16 +39,6 @@ size_t sl_granules(size_t size_bytes)
 
 /* ---- spec ---- */
 
-static size_t machine_memory_bytes(void)
-{
-    const long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
-    size_t total = 0;
-
-    if (pages > 0 && page_bytes > 0 && sl_size_mul((size_t)pages, (size_t)page_bytes, &total))
-        return total;
-    return 0;
-}
-
 static sl_status parse_limit(const char *text, const char *whole, size_t *out, sl_error *err)
 {
     size_t limit_bytes;
@@ -69,7 +59,7 @@ static sl_status parse_cpu(const char *rest, const char *text, sl_device_spec *s
     spec->kind = SL_DEVICE_CPU;
     if (*rest == ':')
         return parse_limit(rest + 1, text, &spec->limit_bytes, err);
-    spec->limit_bytes = machine_memory_bytes() / 2 & ~(SL_GRANULE_BYTES - 1);
+    spec->limit_bytes = sl_machine_memory_bytes() / 2 & ~(SL_GRANULE_BYTES - 1);
     if (spec->limit_bytes == 0)
         return sl_fail(err, SL_ERR_INVALID,
                        "device \"%s\": the machine does not tell its memory; give a limit as in "

@@ -44,7 +44,7 @@ typedef struct {
 } sl_device_spec;
 
 /* "cpu", "cpu:8GiB", "cuda:0", "cuda:0:24GiB".  Plain "cpu" means half of the
- * machine's memory.  The limit is rounded down to granules; less than one
+ * memory that this process may have (base/machine.h).  The limit is rounded down to granules; less than one
  * granule is refused. */
 sl_status sl_device_spec_parse(const char *text, sl_device_spec *out, sl_error *err) SL_MUST_CHECK;
 /* "cpu:8589934592" or "cuda:0:..."; returns buf. */

@@ -197,9 +197,9 @@ SL_TEST(a_reset_brings_a_new_worker_and_the_job_again)
     set_fake(false, 0, SL_OK);
     await_state(s, id, SLUICE__V1__JOB_STATE__DONE, err);
     get_job(s, &call, id, err);
-    SL_CHECK(JOB_OF(call)->attempt == 2);
+    SL_CHECK(JOB_OF(call)->attempt == 1); /* it was asked for */
     end_call(&call);
-    SL_CHECK(count_evidence() == 0); /* it was asked for */
+    SL_CHECK(count_evidence() == 0);
     check_ledger(s, err);
     stop(s);
 }
@@ -368,13 +368,25 @@ static sl_status next_settings(void *arg, sl_service_settings *out, sl_error *er
 
     if (problem[0])
         return sl_fail(err, SL_ERR_DATA, "%s", problem);
-    out->limits.outputs_quota_bytes = 77;
+    out->limits = (sl_service_limits){
+        .running = 2, .queue = 3, .host_bytes = (size_t)64 << 20, .outputs_quota_bytes = 77
+    };
     out->table.row_count = 1;
     snprintf(out->table.rows[0].name, sizeof out->table.rows[0].name, "all");
     out->table.rows[0].to_bytes = SIZE_MAX;
     out->table.rows[0].rule_count = 1;
     snprintf(out->table.rows[0].rules[0].text, sizeof out->table.rows[0].rules[0].text, "nothing");
     return SL_OK;
+}
+
+static void await_lanes(sl_service *s, int lanes)
+{
+    const int64_t deadline_ns = sl_clock_deadline_ns(10 * SL_NS_PER_S);
+
+    pthread_mutex_lock(&s->lock);
+    while (s->lanes != lanes || !s->worker_up)
+        SL_CHECK(sl_service_wait(s, deadline_ns));
+    pthread_mutex_unlock(&s->lock);
 }
 
 SL_TEST(settings_are_read_again)
@@ -404,8 +416,16 @@ SL_TEST(settings_are_read_again)
     end_call(&call);
     problem[0] = '\0';
     SL_CHECK_OK(ask(s, sl_handle_reload_config, &reload.base, &call, err));
-    SL_CHECK(REPLY(ReloadConfigReply, call)->n_changed == 2);
+    SL_CHECK(REPLY(ReloadConfigReply, call)->n_changed == 5);
     end_call(&call);
+    await_lanes(s, 2); /* another worker */
+    pthread_mutex_lock(&s->lock);
+    const sl_core_limits limits = sl_core_get_limits(s->core);
+    SL_CHECK(limits.max_running_jobs == 2 && limits.queue_limit == 3);
+    SL_CHECK(limits.host_limit_bytes == (size_t)64 << 20);
+    SL_CHECK(sl_hosttier_limit_bytes(s->host) == (size_t)64 << 20);
+    pthread_mutex_unlock(&s->lock);
+    SL_CHECK(count_evidence() == 0);
     SL_CHECK_OK(ask(s, sl_handle_reload_config, &reload.base, &call, err));
     SL_CHECK(REPLY(ReloadConfigReply, call)->n_changed == 0); /* the same again */
     end_call(&call);

@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/config.h"
+#include "base/machine.h"
 #include "base/size.h"
 #include "service/lanes.h"
 
@@ -137,6 +138,9 @@ static char *default_data(const char *name)
 
 /* --- putting it together --- */
 
+/* Of the memory, for images on the host; the arena on cpu has half by default. */
+enum { HOST_SHARE = 4 };
+
 /* flag, then file, then a default that the caller then owns */
 static char *choose(const char *flag, const char *file, char *fallback)
 {
@@ -175,7 +179,11 @@ static sl_status take_host_memory(sl_settings *out, const sl_config *config, sl_
     const file_values *file = config ? sl_config_values(config) : NULL;
 
     out->host_bytes = 0;
-    if (!file || !file->host_memory || strcmp(file->host_memory, "0") == 0
+    if (!file || !file->host_memory) {
+        out->host_bytes = sl_machine_memory_bytes() / HOST_SHARE & ~(SL_MIB - 1);
+        return SL_OK;
+    }
+    if (strcmp(file->host_memory, "0") == 0
         || sl_size_parse(file->host_memory, &out->host_bytes))
         return SL_OK;
     sl_fail(err, SL_ERR_DATA, "\"%s\" is no size: expected 8GiB or the like, or 0",

@@ -148,7 +148,8 @@ typedef struct {
     const sl_budget_table *table; /* NULL: nothing is forbidden */
 
     int max_running_jobs; /* default 1; up to SL_CORE_MAX_LANES.  workspace_bytes is for all */
-    int prepare_jobs;     /* admitted beyond that, to load meanwhile; default 0 */
+    int prepare_jobs;     /* admitted beyond that, if they lack components, to load them
+                             meanwhile; default 0 */
     int bypass_limit;     /* default 0: strictly first come, first served */
     int user_running_limit, user_queued_limit; /* of one user; 0: none */
     size_t host_limit_bytes;                   /* of the host tier; 0: there is none */

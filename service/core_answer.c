@@ -319,8 +319,8 @@ static void fill_evictions(const sl_core *core, const demand *d, sl_core_answer 
 }
 
 /* What no bytes say: its turn, its user, a free lane.  Sets after if so. */
-static bool has_to_wait(const sl_core *core, const sl_core_job *spec, int queue_ahead,
-                        sl_core_answer *answer)
+static bool has_to_wait(const sl_core *core, const sl_core_job *spec, const demand *d,
+                        int queue_ahead, sl_core_answer *answer)
 {
     const int limit = core->config.user_running_limit;
 
@@ -333,8 +333,7 @@ static bool has_to_wait(const sl_core *core, const sl_core_job *spec, int queue_
              sl_core_count_user(core->active, spec->user) >= limit)
         snprintf(answer->after, sizeof answer->after, "a job of user \"%s\" ends, who has %d",
                  spec->user, limit);
-    else if (spec &&
-             core->active_count >= core->config.max_running_jobs + core->config.prepare_jobs)
+    else if (spec && sl_core_is_too_early(core, d))
         name_jobs(core, answer);
     else
         return false;
@@ -360,7 +359,7 @@ static void fill_answer(const sl_core *core, const sl_core_job *spec, const dema
         snprintf(answer->after, sizeof answer->after, "images in the host tier are unpinned");
     else if (v.block == BLOCK_WORKER)
         snprintf(answer->after, sizeof answer->after, "the device's worker is up");
-    else if (v.when != SL_CORE_NEVER && has_to_wait(core, spec, queue_ahead, answer))
+    else if (v.when != SL_CORE_NEVER && has_to_wait(core, spec, d, queue_ahead, answer))
         answer->when = SL_CORE_AFTER;
     else if (v.when == SL_CORE_AFTER)
         name_jobs(core, answer);

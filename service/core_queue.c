@@ -296,21 +296,49 @@ static void start(sl_core *core, job *j, int variant)
         j->tell_admitted = true;
 }
 
-/* Whether j, first in line of those that fit, starts, or another before it. */
-static bool start_or_be_passed(sl_core *core, job *j, int variant, bool blocking, int64_t now_ns)
+bool sl_core_is_too_early(const sl_core *core, const demand *d)
+{
+    const sl_core_config *c = &core->config;
+
+    if (core->active_count < c->max_running_jobs)
+        return false;
+    FOR_NEEDS(d, i)
+    {
+        if (!sl_core_find(core, &d->needs[i].key))
+            return core->active_count >= c->max_running_jobs + c->prepare_jobs;
+    }
+    return true;
+}
+
+static bool is_too_early(const sl_core *core, const job *j)
+{
+    const demand d = sl_core_demand_of(&j->spec.variants[j->variant], j->spec.first_phase);
+
+    return sl_core_is_too_early(core, &d);
+}
+
+typedef enum { TURN_TAKEN, TURN_PASSED_ON, TURN_KEPT } turn;
+
+/* What j, first in line of those that fit, does with its turn: it starts, or another
+ * before it; the next one may; nobody may yet. */
+static turn take_turn(sl_core *core, job *j, int variant, bool blocking, int64_t now_ns)
 {
     const demand d = sl_core_demand_of(&j->spec.variants[variant], j->spec.first_phase);
     job *passer = NULL;
 
+    if (sl_core_is_too_early(core, &d))
+        return TURN_KEPT;
     if (!blocking && sl_core_would_evict(core, &d))
         passer = find_passer(core, j, now_ns);
+    if (passer && is_too_early(core, passer))
+        return TURN_KEPT;
     if (passer)
         start(core, passer, passer->variant);
     else if (!blocking && j != core->queue && sl_core_would_make_late(core, j, now_ns))
-        return false;
+        return TURN_PASSED_ON;
     else
         start(core, j, variant);
-    return true;
+    return TURN_TAKEN;
 }
 
 bool sl_core_admit(sl_core *core, int64_t now_ns)
@@ -331,8 +359,11 @@ bool sl_core_admit(sl_core *core, int64_t now_ns)
             refuse(core, j);
             return true;
         }
-        if (v.when == SL_CORE_NOW && start_or_be_passed(core, j, variant, blocking != NULL, now_ns))
-            return true;
+        if (v.when != SL_CORE_NOW)
+            continue;
+        const turn t = take_turn(core, j, variant, blocking != NULL, now_ns);
+        if (t != TURN_PASSED_ON)
+            return t == TURN_TAKEN;
     }
     return false;
 }

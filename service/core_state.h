@@ -322,6 +322,9 @@ bool sl_core_admit(sl_core *core, int64_t now_ns);
 void sl_core_expire(sl_core *core, int64_t now_ns);
 void sl_core_rejudge(sl_core *core);
 int sl_core_count_user(const job *list, const char *user);
+/* All lanes are taken.  One job more is admitted only if it has something to load
+ * meanwhile, and nobody passes one that has not. */
+bool sl_core_is_too_early(const sl_core *core, const demand *d);
 
 /* ---- core.c ---- */
 

@@ -95,7 +95,7 @@ sl_status sl_handle_reload_config(void *service, sl_rpc_call *call, sl_error *er
         sl_rpc_new(call->arena, &sluice__v1__reload_config_reply__descriptor);
     change_list list = { reply, call->arena };
 
-    if (!reply || !(reply->changed = sl_arena_alloc(call->arena, 8 * sizeof(char *))))
+    if (!reply || !(reply->changed = sl_arena_alloc(call->arena, 16 * sizeof(char *))))
         return out_of_memory(err);
     const sl_status status = sl_service_reload(service, add_change, &list, err);
     call->reply = &reply->base;

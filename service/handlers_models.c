@@ -376,6 +376,8 @@ static int find_keys(sl_service *s, const Sluice__V1__UnloadModelRequest *reques
     for (int i = 0; i < sl_core_component_count(s->core) && count < SL_CORE_MAX_KEYS; i++) {
         sl_core_component c;
         sl_core_get_component(s->core, i, &c);
+        if (c.state == SL_CORE_ABSENT && release_mode(request->release) == SL_CORE_UNLOAD_SOFT)
+            continue; /* where a soft unload leaves it */
         if ((request->model[0] == '\0' || strcmp(request->model, c.key.model) == 0)
             && is_wanted(request->components, request->n_components, c.key.component)
             && !has_key(keys, count, &c.key))
@@ -410,11 +412,13 @@ sl_status sl_handle_unload_model(void *service, sl_rpc_call *call, sl_error *err
     pthread_mutex_lock(&s->lock);
     status = may_wait(s, call, err);
     const int present = find_keys(s, request, keys);
-    if (status == SL_OK && present > 0)
+    /* A fresh worker is wanted even if there is nothing to unload. */
+    const bool asks = present > 0 || request->release == SLUICE__V1__RELEASE__HARD;
+    if (status == SL_OK && asks)
         status = sl_core_unload_as(s->core, keys, present, release_mode(request->release),
                                    request->now ? SL_CORE_USED_NOW : SL_CORE_USED_REFUSE,
                                    &wait->ticket, err);
-    if (status == SL_OK && present > 0)
+    if (status == SL_OK && asks)
         status = wait_for_ticket(s, call, wait, err);
     else if (status == SL_OK)
         complete_receipt(s, &wait->action.receipt);

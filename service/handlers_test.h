@@ -45,6 +45,7 @@ struct sl_supervisor {
     int die_in_run;       /* so many Runs end with the worker's death */
     sl_status load_fails; /* and why */
     bool stop;
+    _Atomic int lanes; /* of the next one */
     int runs; /* that have begun */
     bool resumed; /* the last one should continue */
     char latent_path[200];
@@ -87,6 +88,7 @@ static inline void hello(sl_supervisor *f)
     f->mapped = f->peak = FAKE_WORKSPACE;
     f->generation++;
     message.pid = 4711;
+    message.lanes = f->lanes;
     event.kind_case = SLUICE__WORKER__EVENT__KIND_HELLO;
     event.hello = &message;
     tell(f, &event);
@@ -292,10 +294,10 @@ static inline void *run_fake(void *arg)
 sl_status sl_supervisor_create(sl_supervisor **out, const sl_supervisor_config *config,
                                const sl_supervisor_events *events, sl_error *err)
 {
-    (void)config;
     (void)err;
     fake = calloc(1, sizeof *fake);
     fake->events = *events;
+    fake->lanes = config->lanes;
     fake->hold_run = next_fake_holds;
     pthread_mutex_init(&fake->lock, NULL);
     pthread_cond_init(&fake->changed, NULL);
@@ -332,6 +334,11 @@ sl_status sl_supervisor_send_fds(sl_supervisor *f, uint64_t generation,
     (void)fds;
     (void)fd_count;
     return sl_supervisor_send(f, generation, command, err);
+}
+
+void sl_supervisor_set_lanes(sl_supervisor *f, int lanes)
+{
+    f->lanes = lanes;
 }
 
 void sl_supervisor_kill(sl_supervisor *f, uint64_t generation, const char *reason)
@@ -404,8 +411,8 @@ static inline sl_service *start(size_t limit_bytes, sl_error *err)
         .outputs = outputs,
         .store = store_path,
         .threads = 1, /* and the loader's lane has one: FAKE_WORKSPACE in all */
-        .queue = 8,
         .retry_limit = 2,
+        .limits = { .running = 1, .queue = 8 },
         .watchers = 2,
         .load_waiters = 2,
         .keep_jobs = 100,

@@ -40,6 +40,11 @@ size_t sl_hosttier_limit_bytes(const sl_hosttier *tier)
     return tier->limit_bytes;
 }
 
+void sl_hosttier_set_limit(sl_hosttier *tier, size_t limit_bytes)
+{
+    tier->limit_bytes = limit_bytes;
+}
+
 size_t sl_hosttier_booked_bytes(const sl_hosttier *tier)
 {
     return tier->booked_bytes;
@@ -124,10 +129,15 @@ sl_status sl_host_image_create(sl_host_image **out, sl_hosttier *tier, const cha
         return sl_fail(err, SL_ERR_TOO_LARGE,
                        "the image of %s has %zu bytes: host memory is limited to %zu", name,
                        image_bytes, tier->limit_bytes);
-    if (cost_bytes > tier->limit_bytes - tier->booked_bytes)
+    if (tier->booked_bytes > tier->limit_bytes ||
+        cost_bytes > tier->limit_bytes - tier->booked_bytes)
         return sl_fail(err, SL_ERR_BUSY,
                        "the image of %s needs %zu bytes of host memory: %zu of %zu are free", name,
-                       cost_bytes, tier->limit_bytes - tier->booked_bytes, tier->limit_bytes);
+                       cost_bytes,
+                       tier->limit_bytes > tier->booked_bytes
+                           ? tier->limit_bytes - tier->booked_bytes
+                           : 0,
+                       tier->limit_bytes);
     sl_host_image *image = calloc(1, sizeof *image);
     if (!image)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the image of %s", name);

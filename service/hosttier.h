@@ -45,6 +45,8 @@ sl_status sl_hosttier_create(sl_hosttier **out, size_t limit_bytes, sl_error *er
 void sl_hosttier_destroy(sl_hosttier *tier); /* NULL is fine */
 
 size_t sl_hosttier_limit_bytes(const sl_hosttier *tier);
+/* Images that are there stay, even above it. */
+void sl_hosttier_set_limit(sl_hosttier *tier, size_t limit_bytes);
 size_t sl_hosttier_booked_bytes(const sl_hosttier *tier);
 /* Pages that the system has given for all images so far. */
 size_t sl_hosttier_resident_bytes(const sl_hosttier *tier);

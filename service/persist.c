@@ -319,19 +319,6 @@ sl_status sl_persist_take_peaks(sl_service *s, sl_error *err)
 
 /* --- from the store --- */
 
-static sl_status count_row(void *arg, const sl_store_job *row, sl_error *err)
-{
-    (void)err;
-    *(int *)arg += !row->ended;
-    return SL_OK;
-}
-
-sl_status sl_persist_count_unfinished(sl_service *s, int *out, sl_error *err)
-{
-    *out = 0;
-    return s->store ? sl_store_each_job(s->store, count_row, out, err) : SL_OK;
-}
-
 static void take_plan(sl_job_spec *spec, const Sluice__V1__Plan *pb)
 {
     for (size_t i = 0; i < pb->n_phases; i++) {
@@ -615,9 +602,9 @@ static void resume(sl_service *s, sl_job *job)
     }
     job->output_size_bytes = 0;
     job->output_sha256[0] = '\0';
-    /* An attempt that had begun is over; one that waited has not begun. */
+    /* An attempt that had begun is over; one that waited or loaded has not begun. */
     job->attempt_base =
-        job->state == SLUICE__V1__JOB_STATE__QUEUED ? job->attempt - 1 : job->attempt;
+        job->state <= SLUICE__V1__JOB_STATE__LOADING ? job->attempt - 1 : job->attempt;
     job->attempt = job->attempt_base + 1;
     job->step = 0;
     if (queue_again(s, job, &err) != SL_OK) {

@@ -14,9 +14,6 @@
 
 #include "service/service_state.h"
 
-/* How many jobs in the store have not ended. */
-sl_status sl_persist_count_unfinished(sl_service *s, int *out, sl_error *err) SL_MUST_CHECK;
-
 /* Takes every job from the store: the ended ones as they are, the others end
  * if their output is there, and are queued again if not.  A job that cannot be
  * queued again fails with the reason. */

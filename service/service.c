@@ -3,6 +3,7 @@
 #include "service/lanes.h"
 #include "service/outputs.h"
 #include "service/persist.h"
+#include "service/reload.h"
 #include "service/service_state.h"
 
 #include "base/clock.h"
@@ -11,6 +12,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -542,8 +544,10 @@ void sl_service_pump(sl_service *s)
             || s->action.kind == SL_CORE_TICKET_ENDED)
             act(s, &s->action);
     }
-    if (!s->stopping)
+    if (!s->stopping) {
+        sl_reload_replace_worker(s);
         update_positions(s);
+    }
     sl_persist_flush(s);
     pthread_cond_broadcast(&s->changed);
 }
@@ -589,6 +593,7 @@ static void on_hello(sl_service *s, uint64_t generation, const Sluice__Worker__E
     s->generation = generation;
     s->worker_up = true;
     s->worker_pid = event->hello->pid;
+    sl_reload_worker_up(s, event->hello->lanes);
     s->worker_up_ns = sl_clock_now_ns();
     sl_event_add(s, "worker_up", "pid=%lld generation=%llu", (long long)s->worker_pid,
                  (unsigned long long)generation);
@@ -831,8 +836,8 @@ static void on_down(void *arg, uint64_t generation, const char *reason)
     if (!s->stopping)
         sl_event_add(s, "worker_exit", "pid=%lld reason=\"%s\" job=%s", (long long)s->worker_pid,
                      reason, run ? run->job_id : "");
-    sl_evidence *evidence =
-        s->stopping || s->resetting ? NULL : sl_evidence_take(s, reason);
+    const bool replaced = s->resetting;
+    sl_evidence *evidence = s->stopping || replaced ? NULL : sl_evidence_take(s, reason);
     s->resetting = false;
     s->worker_up = false;
     s->worker_pid = 0;
@@ -842,7 +847,10 @@ static void on_down(void *arg, uint64_t generation, const char *reason)
     clear_all_running(s);
     memset(s->commands, 0, sizeof s->commands);
     sl_dispatch_worker_down(s);
-    sl_core_worker_down(s->core, reason);
+    if (replaced)
+        sl_core_worker_replaced(s->core, reason);
+    else
+        sl_core_worker_down(s->core, reason);
     sl_service_pump(s);
     pthread_mutex_unlock(&s->lock);
     sl_evidence_write(s, evidence);
@@ -897,7 +905,7 @@ static sl_status start_threads(sl_service *s, sl_error *err)
         .worker_path = s->worker,
         .device = s->device_text,
         .threads = s->config.threads,
-        .lanes = s->config.running,
+        .lanes = s->lanes,
         .lock_fd = s->config.lock_fd,
     };
     const int code = pthread_create(&s->timer, NULL, run_timer, s);
@@ -916,9 +924,10 @@ static sl_status start_threads(sl_service *s, sl_error *err)
 
 static sl_status create_state(sl_service *s, const sl_service_config *config, sl_error *err)
 {
-    s->config.running = config->running > 1 ? config->running : 1;
-    s->expected_workspace_bytes = sl_lanes_workspace_bytes(config->device.kind, s->config.running,
-                                                           config->threads);
+    s->limits = config->limits;
+    s->lanes = s->limits.running;
+    s->expected_workspace_bytes =
+        sl_lanes_workspace_bytes(config->device.kind, s->lanes, config->threads);
     sl_device_spec_format(&config->device, s->device_text, sizeof s->device_text);
     s->outputs = strdup(config->outputs);
     s->worker = config->worker ? strdup(config->worker) : NULL;
@@ -928,22 +937,15 @@ static sl_status create_state(sl_service *s, const sl_service_config *config, sl
     sl_core_config core = sl_core_config_default(config->device.kind, config->device.limit_bytes,
                                                  s->expected_workspace_bytes);
     core.retry_limit = config->retry_limit;
-    core.max_running_jobs = s->config.running;
-    core.bypass_limit = config->bypass_limit;
-    core.user_running_limit = config->user_running;
-    core.user_queued_limit = config->user_queued;
-    core.host_limit_bytes = config->host_bytes;
+    core.max_running_jobs = s->lanes;
+    core.host_limit_bytes = s->limits.host_bytes;
+    /* What was acknowledged is queued again, however much that is; the limits follow. */
+    core.queue_limit = INT_MAX;
     sl_status status = SL_OK;
     if (config->store)
         status = sl_store_open(&s->store, config->store, err);
-    int unfinished = 0;
-    if (status == SL_OK)
-        status = sl_persist_count_unfinished(s, &unfinished, err);
     if (status != SL_OK)
         return status;
-    /* What was acknowledged is queued again, however much that is. */
-    core.queue_limit = config->queue > unfinished ? config->queue : unfinished;
-    s->limits = config->limits;
     if (config->table) {
         s->table = malloc(sizeof *s->table);
         if (!s->table)
@@ -953,7 +955,7 @@ static sl_status create_state(sl_service *s, const sl_service_config *config, sl
     core.table = s->table;
     status = sl_core_create(&s->core, &core, err);
     if (status == SL_OK)
-        status = sl_hosttier_create(&s->host, config->host_bytes, err);
+        status = sl_hosttier_create(&s->host, s->limits.host_bytes, err);
     if (status == SL_OK)
         status = sl_jobs_create(&s->jobs, config->keep_jobs, err);
     if (status == SL_OK)
@@ -984,6 +986,8 @@ sl_status sl_service_create(sl_service **out, const sl_service_config *config, s
         status = sl_persist_take_peaks(s, err);
     if (status == SL_OK)
         status = sl_persist_restore(s, err);
+    if (status == SL_OK)
+        status = sl_reload_set_limits(s, &s->limits, err);
     if (status == SL_OK) {
         sl_outputs_remove_partials(s);
         sl_outputs_remove_stray_states(s);
@@ -995,46 +999,6 @@ sl_status sl_service_create(sl_service **out, const sl_service_config *config, s
     }
     *out = s;
     return SL_OK;
-}
-
-sl_status sl_service_reload(sl_service *s, void (*changed)(void *arg, const char *what), void *arg,
-                            sl_error *err)
-{
-    sl_service_settings *now = calloc(1, sizeof *now);
-    const char *what[4];
-    int count = 0;
-    sl_status status = SL_OK;
-
-    if (!now)
-        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the configuration");
-    if (!s->config.read_settings)
-        status = sl_fail(err, SL_ERR_PRECONDITION, "there is no configuration to read again");
-    else
-        status = s->config.read_settings(s->config.read_arg, now, err);
-    if (status != SL_OK)
-        goto done;
-    pthread_mutex_lock(&s->lock);
-    if (s->table && memcmp(s->table, &now->table, sizeof now->table) != 0) {
-        memcpy(s->table, &now->table, sizeof now->table);
-        sl_core_set_table(s->core, s->table);
-        what[count++] = "budget";
-    }
-    if (s->limits.outputs_quota_bytes != now->limits.outputs_quota_bytes)
-        what[count++] = "outputs_quota";
-    if (s->limits.outputs_retention_ns != now->limits.outputs_retention_ns)
-        what[count++] = "outputs_retention";
-    s->limits = now->limits;
-    for (int i = 0; i < count; i++)
-        sl_event_add(s, "config_reloaded", "changed=%s", what[i]);
-    s->house_ns = s->retention_ns = 0;
-    sl_service_pump(s);
-    pthread_mutex_unlock(&s->lock);
-    for (int i = 0; i < count && changed; i++)
-        changed(arg, what[i]);
-    sl_log(SL_LOG_INFO, "config_reloaded", "changed=%d", count);
-done:
-    free(now);
-    return status;
 }
 
 void sl_service_begin_stop(sl_service *s)

@@ -23,6 +23,11 @@ typedef struct sl_service sl_service;
 
 /* What can change while the service runs. */
 typedef struct {
+    int running;      /* jobs side by side, at least 1 */
+    int queue;        /* jobs that wait */
+    int bypass;       /* jobs that may pass a waiting one */
+    int user_running, user_queued; /* of one user; 0: no limit */
+    size_t host_bytes; /* of images in host memory; 0: none */
     uint64_t outputs_quota_bytes;  /* 0: as much as the disk has */
     int64_t outputs_retention_ns;  /* ended jobs older than this go, with their files; 0: never */
 } sl_service_limits;
@@ -40,12 +45,7 @@ typedef struct {
     const char *store;         /* file of jobs, on the same disk; NULL: they end with the process */
     const char *worker;        /* program; NULL: beside this one */
     int threads;               /* of the worker; 0: one per core */
-    int queue;
     int retry_limit;
-    int running;               /* jobs side by side; 0 is 1 */
-    int bypass_limit;          /* jobs that may pass a waiting one */
-    int user_running, user_queued; /* of one user; 0: no limit */
-    size_t host_bytes;         /* of images in host memory; 0: none */
     int watchers;              /* long polls at once */
     int load_waiters;          /* calls that wait for loads and unloads at once */
     int keep_jobs;             /* ended ones that are remembered */
@@ -63,7 +63,9 @@ sl_status sl_service_create(sl_service **out, const sl_service_config *config,
                             sl_error *err) SL_MUST_CHECK;
 
 /* Reads the configuration again and takes what has changed; nothing changes after a
- * failure.  changed, if not NULL, is told about each thing. */
+ * failure, which may be that images which are pinned or in use need more than
+ * host_bytes.  More or fewer jobs side by side take a new worker: that comes when no job
+ * runs.  changed, if not NULL, is told about each thing. */
 sl_status sl_service_reload(sl_service *service, void (*changed)(void *arg, const char *what),
                             void *arg, sl_error *err) SL_MUST_CHECK;
 

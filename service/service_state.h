@@ -93,6 +93,7 @@ struct sl_service {
     int hour_count;
     bool hour_dirty;          /* hours[0] is not in the store as it is */
     sl_service_limits limits;
+    int lanes;                /* of the worker that is up, or of the next one */
     sl_budget_table *table;   /* ours; NULL: none */
     bool draining, leak_told, resetting;
     int64_t worker_up_ns;     /* since when; monotonic */

@@ -185,6 +185,18 @@ static sl_status make_table(daemon_state *d, sl_error *err)
     return fill_table(d->table, &d->settings, err);
 }
 
+static sl_service_limits limits_of(const sl_settings *settings)
+{
+    return (sl_service_limits){ .running = settings->running,
+                                .queue = settings->queue,
+                                .bypass = settings->bypass,
+                                .user_running = settings->user_running,
+                                .user_queued = settings->user_queued,
+                                .host_bytes = settings->host_bytes,
+                                .outputs_quota_bytes = settings->outputs_quota_bytes,
+                                .outputs_retention_ns = settings->outputs_retention_ns };
+}
+
 /* For sl_service_config: what may change is read again, the rest is ignored. */
 static sl_status read_settings(void *arg, sl_service_settings *out, sl_error *err)
 {
@@ -195,8 +207,7 @@ static sl_status read_settings(void *arg, sl_service_settings *out, sl_error *er
     if (status != SL_OK)
         return status;
     status = fill_table(&out->table, &settings, err);
-    out->limits = (sl_service_limits){ settings.outputs_quota_bytes,
-                                       settings.outputs_retention_ns };
+    out->limits = limits_of(&settings);
     sl_settings_fini(&settings);
     return status;
 }
@@ -217,13 +228,7 @@ static sl_status start_service(daemon_state *d, sl_error *err)
         .store = d->store,
         .worker = settings->worker,
         .threads = settings->threads,
-        .queue = settings->queue,
         .retry_limit = settings->retry_limit,
-        .running = settings->running,
-        .bypass_limit = settings->bypass,
-        .user_running = settings->user_running,
-        .user_queued = settings->user_queued,
-        .host_bytes = settings->host_bytes,
         /* Calls that wait take three fifths of what may be under way, one identity
          * may have four fifths (start_front): one fifth always remains to it for
          * calls that are answered at once. */
@@ -232,7 +237,7 @@ static sl_status start_service(daemon_state *d, sl_error *err)
         .keep_jobs = KEEP_JOBS,
         .lock_fd = d->device_lock,
         .table = d->table,
-        .limits = { settings->outputs_quota_bytes, settings->outputs_retention_ns },
+        .limits = limits_of(settings),
         .read_settings = read_settings,
         .read_arg = d,
     };

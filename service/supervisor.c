@@ -44,6 +44,7 @@ struct sl_supervisor {
     bool stop;
     int64_t stop_deadline_ns;
     char kill_reason[REASON_BYTES]; /* "": no kill is wanted */
+    int lanes;            /* of the next worker */
 };
 
 /* One worker's life, seen by the thread. */
@@ -120,6 +121,7 @@ sl_status sl_supervisor_create(sl_supervisor **out, const sl_supervisor_config *
     if (!s)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the supervisor");
     s->config = *config;
+    s->lanes = config->lanes;
     set_defaults(&s->config);
     s->config.worker_path = strdup(path);
     s->config.device = strdup(config->device);
@@ -184,6 +186,13 @@ sl_status sl_supervisor_send_fds(sl_supervisor *s, uint64_t generation,
     return send_command(s, generation, command, fds, fd_count, err);
 }
 
+void sl_supervisor_set_lanes(sl_supervisor *s, int lanes)
+{
+    pthread_mutex_lock(&s->lock);
+    s->lanes = lanes;
+    pthread_mutex_unlock(&s->lock);
+}
+
 void sl_supervisor_kill(sl_supervisor *s, uint64_t generation, const char *reason)
 {
     pthread_mutex_lock(&s->lock);
@@ -238,7 +247,7 @@ uint32_t sl_supervisor_restarts(const sl_supervisor *s)
 
 /* The program with its end of the socketpair as descriptor 3, the lock as 4,
  * nothing else of ours, and signals as after a login. */
-static sl_status spawn_program(const sl_supervisor *s, int channel_fd, int lock_fd, pid_t *pid,
+static sl_status spawn_program(sl_supervisor *s, int channel_fd, int lock_fd, pid_t *pid,
                                sl_error *err)
 {
     char fd_text[16], threads_text[16], lanes_text[16];
@@ -248,7 +257,10 @@ static sl_status spawn_program(const sl_supervisor *s, int channel_fd, int lock_
 
     snprintf(fd_text, sizeof fd_text, "%d", WORKER_CHANNEL_FD);
     snprintf(threads_text, sizeof threads_text, "%d", s->config.threads);
-    snprintf(lanes_text, sizeof lanes_text, "%d", s->config.lanes);
+    pthread_mutex_lock(&s->lock);
+    const int lanes = s->lanes;
+    pthread_mutex_unlock(&s->lock);
+    snprintf(lanes_text, sizeof lanes_text, "%d", lanes);
     char *const argv[] = { (char *)s->config.worker_path,
                            (char *)"--device",
                            (char *)s->config.device,
@@ -256,7 +268,7 @@ static sl_status spawn_program(const sl_supervisor *s, int channel_fd, int lock_
                            fd_text,
                            (char *)"--threads",
                            threads_text,
-                           s->config.lanes > 0 ? (char *)"--lanes" : NULL,
+                           lanes > 0 ? (char *)"--lanes" : NULL,
                            lanes_text,
                            NULL };
 

@@ -18,7 +18,7 @@
  *
  * Ownership: the service creates and destroys it; strings in the config are
  * copied, lock_fd stays the caller's.
- * Threads:   send, kill, pid, restarts from any; create, stop, destroy from one.
+ * Threads:   send, set_lanes, kill, pid, restarts from any; create, stop, destroy from one.
  */
 #ifndef SL_SERVICE_SUPERVISOR_H
 #define SL_SERVICE_SUPERVISOR_H
@@ -71,6 +71,9 @@ sl_status sl_supervisor_send(sl_supervisor *supervisor, uint64_t generation,
 sl_status sl_supervisor_send_fds(sl_supervisor *supervisor, uint64_t generation,
                                  const Sluice__Worker__Command *command, const int *fds,
                                  int fd_count, sl_error *err) SL_MUST_CHECK;
+
+/* The next worker is started with so many. */
+void sl_supervisor_set_lanes(sl_supervisor *supervisor, int lanes);
 
 /* Kills the worker of that generation (a hard reset); on_down follows with
  * this reason.  Another generation: nothing. */

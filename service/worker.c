@@ -28,6 +28,7 @@ static void send_hello(sl_worker *worker)
 
     hello.pid = getpid();
     hello.threads = sl_exec_thread_count(worker->lanes[worker->job_lane_first].exec);
+    hello.lanes = worker->lane_count - worker->job_lane_first;
     event.kind_case = SLUICE__WORKER__EVENT__KIND_HELLO;
     event.hello = &hello;
     sl_worker_send(worker, NULL, &event, true);

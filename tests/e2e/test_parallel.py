@@ -67,7 +67,7 @@ def check_sums_of_parts(memory):
 
 
 def test_priority_goes_first():
-    with Daemon() as d:
+    with Daemon(config="limits:\n  running: 1\n") as d:
         first = d.submit(*LONG)
         late = d.submit(*SMALL, "--priority", "1")
         soon = d.submit(*SMALL, "--priority", "9")
@@ -120,7 +120,7 @@ def test_images_outlive_the_worker_and_a_soft_unload():
 
 
 def test_a_streamed_job_gives_the_same_with_less():
-    with Daemon() as d:
+    with Daemon(config="host_memory: 0\n") as d:
         refused = d.cli("generate", "x", "--model", MODEL, "--detach", "--json", "--streaming", "on",
                         *SMALL)
         assert refused.json["error"]["code"] == "FAILED_PRECONDITION", refused
