@@ -115,6 +115,8 @@ typedef struct {
     const sl_ckpt *ckpt;        /* source of all tensors, or NULL */
     bool to_image;              /* base is host memory that others will read whole */
     sl_fill fill;
+    sl_weight_visitor *write; /* instead of a source, or NULL */
+    void *write_arg;
 } filler;
 
 /* Sets the tensor's data; returns its offset in the image. */
@@ -160,6 +162,8 @@ static sl_status fill_visitor(void *arg, const sl_weight_spec *spec, sl_error *e
     if (spec->form == SL_FORM_FILE_ONLY)
         return SL_OK;
     at = place(f, spec);
+    if (f->write)
+        return f->write(f->write_arg, spec, err);
     if (f->ckpt)
         return fill_from_file(f, spec, at, err);
     if (f->stream && spec->block < 0 && !spec->by_row)
@@ -367,6 +371,35 @@ done:
     if (status != SL_OK)
         sl_error_prefix(err, "could not load %s from its image", sl_component_name(spec->kind));
     sl_fill_fini(&f.fill);
+    sl_component_destroy(component);
+    return status;
+}
+
+sl_status sl_component_create_filled(sl_component **out, const sl_component_spec *spec,
+                                     sl_device *device, sl_exec *exec, sl_weight_visitor *fill,
+                                     void *arg, sl_error *err)
+{
+    filler f = { .write = fill, .write_arg = arg };
+    sl_component *component = NULL;
+    sl_component_layout layout;
+    sl_status status = sl_component_layout_make(&layout, spec, err);
+
+    SL_ASSERT(spec->mode == SL_MODE_RESIDENT);
+    if (status == SL_OK)
+        status = new_component(&component, spec, err);
+    if (status == SL_OK)
+        status = map_region(component, device, region_bytes(&layout, spec->mode), err);
+    if (status == SL_OK) {
+        f.base = (uintptr_t)sl_region_data(component->region);
+        status = sl_component_visit(&component->weights, spec, SL_LAYOUT_OFFICIAL, fill_visitor, &f,
+                                    err);
+    }
+    if (status == SL_OK)
+        status = sl_exec_wait(exec, err);
+    if (status == SL_OK) {
+        *out = component;
+        component = NULL;
+    }
     sl_component_destroy(component);
     return status;
 }

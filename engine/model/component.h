@@ -83,6 +83,12 @@ sl_status sl_component_load_image(sl_component **out, const sl_component_spec *s
                                   sl_device *device, sl_exec *exec, const void *image,
                                   size_t image_bytes, sl_error *err) SL_MUST_CHECK;
 
+/* Resident, each tensor written by `fill`, whose slot has its place: for weights that
+ * come from no file.  Waits for what fill has queued. */
+sl_status sl_component_create_filled(sl_component **out, const sl_component_spec *spec,
+                                     sl_device *device, sl_exec *exec, sl_weight_visitor *fill,
+                                     void *arg, sl_error *err) SL_MUST_CHECK;
+
 /* The same with made-up addresses and no memory: for counting a plan.  Its
  * mapped bytes are 0. */
 sl_status sl_component_create_counting(sl_component **out, const sl_component_spec *spec,
