@@ -56,6 +56,8 @@ static const opt_spec specs[] = {
       "two experts: where the second takes over (default 0.9)" },
     { "image", 'i', OPT_TEXT, AT(image), "FILE",
       "the first frame, PNG, JPEG or WebP; for models that take one" },
+    { "preview", 0, OPT_TEXT, AT(preview), "FILE",
+      "a small PNG in false colours, replaced with each step" },
     { "sizing", 0, OPT_TEXT, AT(sizing), "S",
       "fixed (default where a size is given) or adaptive: the image's shape, that area" },
     { "seed", 's', OPT_U64, AT(seed), "N", "of the noise (default 0)" },

@@ -185,6 +185,31 @@ def test_a_latent_outlives_its_output_and_a_restart():
         assert d.wait_state(job, ["done", "failed"], 120)["output_sha256"] == want
 
 
+def png_size(path):
+    with open(path, "rb") as f:
+        head = f.read(24)
+    assert head[:8] == b"\x89PNG\r\n\x1a\n", head
+    return struct.unpack(">II", head[16:])
+
+
+def test_previews():
+    size = ["--width", "160", "--height", "128", "--frames", "17"]
+    with Daemon(models=models()) as d:
+        plain = generate(d, "--model", T2V, *size)
+        shown = generate(d, "--model", T2V, *size, "--preview", "p.png")
+        assert shown["output_sha256"] == plain["output_sha256"]
+        path = os.path.join(d.folder, "p.png")
+        assert png_size(path) == (20, 16)
+        subprocess.run(["ffprobe", "-v", "error", path], check=True, timeout=30)
+        job = d.submit("--model", T2V, *size, "--sampler", "unipc", "--steps", "30", "--preview",
+                       "unused.png")
+        result = d.cli("watch", job, "--preview", "w.png")
+        assert result.code == 0 and png_size(os.path.join(d.folder, "w.png")) == (20, 16), result
+        assert not os.path.exists(os.path.join(d.folder, "w.png.part"))
+        assert d.cli("watch", plain["job_id"], "--preview", "none.png").code == 0
+        assert not os.path.exists(os.path.join(d.folder, "none.png")), "it was not asked for"
+
+
 def test_images_that_are_refused():
     with Daemon(models=models()) as d:
         base = ["--model", I2V, *SMALL]
