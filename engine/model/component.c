@@ -263,12 +263,12 @@ sl_status sl_component_load(sl_component **out, const sl_component_spec *spec, s
     if (status != SL_OK)
         goto done;
     f.base = (uintptr_t)sl_region_data(component->region);
-    status = sl_fill_init(&f.fill, exec, false, err);
+    status = sl_fill_init(&f.fill, device, exec, err);
     if (status == SL_OK)
         status = sl_component_visit(&component->weights, spec, asked_layout(ckpt), fill_visitor, &f,
                                     err);
     if (status == SL_OK)
-        status = sl_exec_wait(exec, err);
+        status = sl_fill_wait(&f.fill, err);
     if (status != SL_OK)
         goto done;
     SL_ASSERT(sl_granules(f.image_used_bytes) == need);
@@ -305,7 +305,7 @@ sl_status sl_component_fill_image(void *image, size_t image_bytes, const sl_comp
     if (status == SL_OK)
         status = check_file(spec, ckpt, &unexpected, err);
     if (status == SL_OK)
-        status = sl_fill_init(&f.fill, exec, true, err);
+        status = sl_fill_init(&f.fill, NULL, exec, err);
     if (status == SL_OK)
         status = sl_component_visit(NULL, spec, asked_layout(ckpt), fill_visitor, &f, err);
     sl_fill_fini(&f.fill);
@@ -344,11 +344,11 @@ sl_status sl_component_load_image(sl_component **out, const sl_component_spec *s
     if (status != SL_OK)
         goto done;
     f.base = (uintptr_t)sl_region_data(component->region);
-    status = sl_fill_init(&f.fill, exec, false, err);
+    status = sl_fill_init(&f.fill, device, exec, err);
     if (status != SL_OK)
         goto done;
     if (streamed)
-        status = sl_weight_stream_create(&component->stream, &layout, image,
+        status = sl_weight_stream_create(&component->stream, device, &layout, image,
                                          (void *)(f.base + layout.fixed_bytes), err);
     else
         status = sl_fill_copy(&f.fill, (void *)f.base, image, image_bytes, err);
@@ -358,7 +358,7 @@ sl_status sl_component_load_image(sl_component **out, const sl_component_spec *s
     status =
         sl_component_visit(&component->weights, spec, SL_LAYOUT_OFFICIAL, fill_visitor, &f, err);
     if (status == SL_OK)
-        status = sl_exec_wait(exec, err);
+        status = sl_fill_wait(&f.fill, err);
     if (status == SL_OK && streamed)
         status = start_stream(component, err);
     if (status != SL_OK)
