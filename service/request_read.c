@@ -13,6 +13,8 @@ sl_precision sl_precision_from_pb(Sluice__V1__Precision precision)
         return SL_PRECISION_F32;
     case SLUICE__V1__PRECISION__INT8:
         return SL_PRECISION_INT8;
+    case SLUICE__V1__PRECISION__FP8:
+        return SL_PRECISION_FP8;
     default:
         return SL_PRECISION_BF16;
     }
@@ -25,6 +27,8 @@ Sluice__V1__Precision sl_precision_to_pb(sl_precision precision)
         return SLUICE__V1__PRECISION__F32;
     case SL_PRECISION_INT8:
         return SLUICE__V1__PRECISION__INT8;
+    case SL_PRECISION_FP8:
+        return SLUICE__V1__PRECISION__FP8;
     default:
         return SLUICE__V1__PRECISION__BF16;
     }

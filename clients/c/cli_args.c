@@ -33,7 +33,7 @@ static const opt_spec specs[] = {
       "the model; a daemon that has only one needs no name" },
     { "component", 'c', OPT_LIST, 0, "C",
       "text_encoder, dit, dit_high, dit_low or vae; may be repeated" },
-    { "precision", 'p', OPT_TEXT, AT(precision), "P", "bf16 (default), f32 or int8" },
+    { "precision", 'p', OPT_TEXT, AT(precision), "P", "bf16 (default), f32, int8 or fp8" },
     { "output", 'o', OPT_TEXT, AT(output), "FILE",
       "where the video goes (default <job>.<format>)" },
     { "width", 0, OPT_COUNT, AT(width), "N", "pixels, a multiple of 16" },

@@ -35,6 +35,8 @@ Sluice__V1__Precision cli_wire_precision(sl_precision precision)
         return SLUICE__V1__PRECISION__F32;
     case SL_PRECISION_INT8:
         return SLUICE__V1__PRECISION__INT8;
+    case SL_PRECISION_FP8:
+        return SLUICE__V1__PRECISION__FP8;
     default:
         return SLUICE__V1__PRECISION__BF16;
     }

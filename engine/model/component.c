@@ -149,7 +149,7 @@ static sl_status fill_from_file(filler *f, const sl_weight_spec *spec, size_t at
         return sl_fill_zero(&f->fill, spec->slot->data, sl_tensor_bytes(spec->slot), err);
     found = sl_weight_match(f->ckpt, spec, why, sizeof why);
     SL_ASSERT(found); /* the check went through the same list */
-    if (spec->form == SL_FORM_INT8)
+    if (spec->form == SL_FORM_CODES)
         return sl_fill_int8(&f->fill, f->ckpt, found, spec->slot, spec->scale, err);
     return sl_fill_tensor(&f->fill, f->ckpt, found, spec->slot, err);
 }

@@ -6,6 +6,7 @@
 #include "engine/model/component_fill.h"
 
 #include "engine/model/convert.h"
+#include "kernels/linear_fp8.h"
 #include "kernels/linear_int8.h"
 
 #include <stdatomic.h>
@@ -158,8 +159,12 @@ static void quantize_tile(void *arg, int64_t i, int thread, void *workspace)
         }
         sl_convert(rounded + r * I, SL_BF16, some, from->dtype, count * I);
     }
-    sl_quantize_int8_rows((int8_t *)t->out + i * t->tile_elements,
-                          (float *)(void *)t->scales + i * t->scale_count, rounded, rows, I, space);
+    float *scales = (float *)(void *)t->scales + i * t->scale_count;
+    if (t->to->dtype == SL_F8_E4M3)
+        sl_quantize_fp8_rows((uint8_t *)t->out + i * t->tile_elements, scales, rounded, rows, I);
+    else
+        sl_quantize_int8_rows((int8_t *)t->out + i * t->tile_elements, scales, rounded, rows, I,
+                              space);
 }
 
 /* Tiles [first, first + count) into host memory. */

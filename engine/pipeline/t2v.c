@@ -224,9 +224,9 @@ static sl_status check_execution(const sl_t2v_request *request, const sl_arch *a
 
     if ((int)request->precision < 0 || request->precision >= SL_PRECISION_COUNT)
         return sl_fail(err, SL_ERR_INVALID,
-                       "precision %d: expected f32 (%d), bf16 (%d) or int8 (%d)",
+                       "precision %d: expected f32 (%d), bf16 (%d), int8 (%d) or fp8 (%d)",
                        (int)request->precision, (int)SL_PRECISION_F32, (int)SL_PRECISION_BF16,
-                       (int)SL_PRECISION_INT8);
+                       (int)SL_PRECISION_INT8, (int)SL_PRECISION_FP8);
     SL_TRY(sl_dit_precision_check(&arch->dit, request->precision, err));
     SL_TRY(sl_dit_attention_check(&arch->dit, request->attention, request->topk_ratio, err));
     SL_TRY(check_dialect(request, err));
@@ -292,8 +292,7 @@ done:
 
 int64_t sl_t2v_latent_shape(const sl_t2v_request *request, const sl_arch *arch, int64_t dim[4])
 {
-    const int64_t states =
-        request->part == SL_PART_DECODE ? 1 : sl_sampling_states(request->mode);
+    const int64_t states = request->part == SL_PART_DECODE ? 1 : sl_sampling_states(request->mode);
     const int64_t shape[4] = { arch->dit.out_dim * states,
                                1 + (request->frames - 1) / frames_per_latent(arch),
                                request->height / SL_LATENT_PIXELS,
