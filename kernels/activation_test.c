@@ -34,7 +34,7 @@ static sl_status call_mixed(const sl_ops *ops, sl_exec *exec, size_t op, sl_dtyp
     case 0:
         return ops->linear(exec, &y, &x, &w, NULL, SL_ACT_NONE, err);
     case 1:
-        return ops->layer_norm(exec, &y, &x, NULL, NULL, &c, &c, 1e-6f, err);
+        return ops->layer_norm(exec, &y, &x, NULL, NULL, &c, &c, 1e-6f, 0, err);
     case 2:
         return ops->rms_norm(exec, &y, &x, &c, 1e-6f, err);
     case 3:

@@ -44,7 +44,7 @@ static sl_status run_layer_norm(bench_gpu *b, void *arg, sl_error *err)
 {
     const rows_arg *a = arg;
 
-    return b->ops->layer_norm(b->exec, &a->a, &a->stream, NULL, NULL, &a->scale, &a->shift, 1e-6f,
+    return b->ops->layer_norm(b->exec, &a->a, &a->stream, NULL, NULL, &a->scale, &a->shift, 1e-6f, 0,
                               err);
 }
 

@@ -197,9 +197,6 @@ static sl_status check_dialect(const sl_t2v_request *request, sl_error *err)
     if ((int)request->layer_norm < 0 || request->layer_norm >= SL_LAYER_NORM_COUNT)
         return sl_fail(err, SL_ERR_INVALID, "layer_norm %d: expected exact or turbo-compat",
                        (int)request->layer_norm);
-    if (request->layer_norm != SL_LAYER_NORM_EXACT)
-        return sl_fail(err, SL_ERR_UNIMPLEMENTED, "layer_norm %s is not there yet",
-                       sl_layer_norm_name(request->layer_norm));
     if (request->vae_precision == SL_PRECISION_BF16 && request->precision == SL_PRECISION_F32)
         return sl_fail(err, SL_ERR_INVALID,
                        "a VAE that computes in bf16 has bf16 weights: precision f32 keeps them in "

@@ -112,8 +112,11 @@ static sl_status draw_noise(denoiser *d, int draw, sl_error *err)
 static sl_status forward(denoiser *d, const expert *e, const sl_dit_text *text, int i,
                          const sl_tensor *velocity, sl_error *err)
 {
-    const sl_dit_attention_options attention = { .mode = d->walk->request->attention,
-                                                 .topk_ratio = d->walk->request->topk_ratio };
+    const sl_t2v_request *request = d->walk->request;
+    const sl_dit_attention_options attention = { .mode = request->attention,
+                                                 .dialect = request->dialect,
+                                                 .norm = request->layer_norm,
+                                                 .topk_ratio = request->topk_ratio };
 
     return sl_dit_forward(d->exec, d->scratch, sl_component_dit(e->dit),
                           &sl_component_get_spec(e->dit)->config.dit, text, &attention,

@@ -176,7 +176,7 @@ static void check_layer_norm(gpu *g, int kind, sl_dtype y_dtype, sl_dtype x_dtyp
     gpu_tensor scale = GPU_RANDOM(g, SL_F32, 0.5, 1, C), shift = GPU_RANDOM(g, SL_F32, 0.5, 1, C);
     GPU_BOTH(g, layer_norm, GPU_ON(y), GPU_ON(x), affine ? GPU_ON(w) : NULL,
              affine ? GPU_ON(b) : NULL, modulated ? GPU_ON(scale) : NULL,
-             modulated ? GPU_ON(shift) : NULL, 1e-6f);
+             modulated ? GPU_ON(shift) : NULL, 1e-6f, 0);
     gpu_compare(g, "y", &y, limits_of(y_dtype));
     gpu_end(g);
 }
@@ -204,7 +204,7 @@ static void check_norms_apart(gpu *g, sl_dtype dtype, int64_t C)
         ((float *)x.on[GPU_CPU].data)[i] += 64.0f;
     gpu_push(g, &x);
     gpu_tensor part = gpu_rows(&x, 1, 32);
-    GPU_BOTH(g, layer_norm, GPU_ON(part), GPU_ON(part), NULL, NULL, NULL, NULL, 1e-6f);
+    GPU_BOTH(g, layer_norm, GPU_ON(part), GPU_ON(part), NULL, NULL, NULL, NULL, 1e-6f, 0);
     /* cpu rounds like cuda, or the second norm would start from other values. */
     gpu_compare(g, "layer_norm", &part, limits_of(dtype));
     gpu_push(g, &x);
