@@ -58,10 +58,12 @@ struct row_stats {
  * looked at.  `part` is for two sums. */
 template <bool LAYER>
 __device__ __forceinline__ row_stats stats_of(float center, float sum, float squares, float C,
-                                              float eps, float (*part)[MOST_THREADS / WARP])
+                                              float eps, float padding,
+                                              float (*part)[MOST_THREADS / WARP])
 {
     const float rest = LAYER ? row_sum(sum, part[0]) / C : 0.0f;
-    const float mean_square = row_sum(squares, part[1]) / C;
+    const float mean = center + rest;
+    const float mean_square = fmaf(padding * mean, mean, row_sum(squares, part[1])) / C;
 
     return { center, rest, 1.0f / sqrtf(fmaf(-rest, rest, mean_square) + eps) };
 }
@@ -102,7 +104,8 @@ __device__ __forceinline__ sl_vec8 finish8(sl_vec8 x, const row_stats &row,
 /* A row in registers: VECTORS vectors of each of blockDim.x threads. */
 template <bool LAYER, int VECTORS, typename Y, typename X>
 __global__ void __launch_bounds__(MOST_THREADS)
-    norm_wide(Y *y, const X *x, norm_params params, int64_t rows, int C, float eps)
+    norm_wide(Y *y, const X *x, norm_params params, int64_t rows, int C, float eps,
+              float padding)
 {
     __shared__ float part[3][MOST_THREADS / WARP];
     const int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
@@ -143,7 +146,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
             sum += part_sum;
             squares += part_squares;
         }
-    const row_stats stats = stats_of<LAYER>(center, sum, squares, (float)C, eps, part + 1);
+    const row_stats stats = stats_of<LAYER>(center, sum, squares, (float)C, eps, padding, part + 1);
 #pragma unroll
     for (int i = 0; i < VECTORS; i++) {
         const int at = threadIdx.x + i * blockDim.x;
@@ -155,7 +158,8 @@ __global__ void __launch_bounds__(MOST_THREADS)
 /* Any length and alignment, a block to a row.  y may be x: an element is written
  * by the thread that reads it, after the sums. */
 template <bool LAYER, typename Y, typename X>
-__global__ void norm_narrow(Y *y, const X *x, norm_params params, int64_t C, float eps)
+__global__ void norm_narrow(Y *y, const X *x, norm_params params, int64_t C, float eps,
+                            float padding)
 {
     __shared__ float part[3][MOST_THREADS / WARP];
     const bool has_w = params.p[SL_NORM_W].data != NULL;
@@ -175,7 +179,7 @@ __global__ void norm_narrow(Y *y, const X *x, norm_params params, int64_t C, flo
         sum += d;
         squares = fmaf(d, d, squares);
     }
-    const row_stats stats = stats_of<LAYER>(center, sum, squares, (float)C, eps, part + 1);
+    const row_stats stats = stats_of<LAYER>(center, sum, squares, (float)C, eps, padding, part + 1);
     for (int64_t c = threadIdx.x; c < C; c += blockDim.x) {
         const float w = has_w ? sl_param_get(params.p[SL_NORM_W], c) : 0.0f;
         const float b = LAYER && has_w ? sl_param_get(params.p[SL_NORM_B], c) : 0.0f;
@@ -197,7 +201,8 @@ cudaError_t norm_of(cudaStream_t stream, const sl_norm_call *call, const norm_pa
 
     if (!wide || vectors > BLOCK_VECTORS * MOST_THREADS) {
         norm_narrow<LAYER>
-            <<<(unsigned)call->rows, ROWS_THREADS, 0, stream>>>(y, x, params, call->C, call->eps);
+            <<<(unsigned)call->rows, ROWS_THREADS, 0, stream>>>(y, x, params, call->C, call->eps,
+                                                                call->padding);
         return cudaGetLastError();
     }
     if (vectors <= WARP_VECTORS) {
@@ -205,7 +210,8 @@ cudaError_t norm_of(cudaStream_t stream, const sl_norm_call *call, const norm_pa
         const unsigned grid = (unsigned)((call->rows + block.y - 1) / block.y);
 #define SL_NORM_WARP(n)                                                                            \
     norm_wide<LAYER, n>                                                                            \
-        <<<grid, block, 0, stream>>>(y, x, params, call->rows, (int)call->C, call->eps)
+        <<<grid, block, 0, stream>>>(y, x, params, call->rows, (int)call->C, call->eps,        \
+                               call->padding)
         if (vectors <= WARP)
             SL_NORM_WARP(1);
         else if (vectors <= 2 * WARP)
@@ -220,7 +226,7 @@ cudaError_t norm_of(cudaStream_t stream, const sl_norm_call *call, const norm_pa
     const int64_t threads = (vectors + BLOCK_VECTORS - 1) / BLOCK_VECTORS;
     norm_wide<LAYER, BLOCK_VECTORS>
         <<<(unsigned)call->rows, (unsigned)((threads + WARP - 1) / WARP * WARP), 0, stream>>>(
-            y, x, params, call->rows, (int)call->C, call->eps);
+            y, x, params, call->rows, (int)call->C, call->eps, call->padding);
     return cudaGetLastError();
 }
 
