@@ -104,8 +104,7 @@ __device__ __forceinline__ sl_vec8 finish8(sl_vec8 x, const row_stats &row,
 /* A row in registers: VECTORS vectors of each of blockDim.x threads. */
 template <bool LAYER, int VECTORS, typename Y, typename X>
 __global__ void __launch_bounds__(MOST_THREADS)
-    norm_wide(Y *y, const X *x, norm_params params, int64_t rows, int C, float eps,
-              float padding)
+    norm_wide(Y *y, const X *x, norm_params params, int64_t rows, int C, float eps, float padding)
 {
     __shared__ float part[3][MOST_THREADS / WARP];
     const int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
@@ -200,18 +199,16 @@ cudaError_t norm_of(cudaStream_t stream, const sl_norm_call *call, const norm_pa
     Y *y = (Y *)call->y;
 
     if (!wide || vectors > BLOCK_VECTORS * MOST_THREADS) {
-        norm_narrow<LAYER>
-            <<<(unsigned)call->rows, ROWS_THREADS, 0, stream>>>(y, x, params, call->C, call->eps,
-                                                                call->padding);
+        norm_narrow<LAYER><<<(unsigned)call->rows, ROWS_THREADS, 0, stream>>>(
+            y, x, params, call->C, call->eps, call->padding);
         return cudaGetLastError();
     }
     if (vectors <= WARP_VECTORS) {
         const dim3 block(WARP, ROWS_THREADS / WARP);
         const unsigned grid = (unsigned)((call->rows + block.y - 1) / block.y);
 #define SL_NORM_WARP(n)                                                                            \
-    norm_wide<LAYER, n>                                                                            \
-        <<<grid, block, 0, stream>>>(y, x, params, call->rows, (int)call->C, call->eps,        \
-                               call->padding)
+    norm_wide<LAYER, n><<<grid, block, 0, stream>>>(y, x, params, call->rows, (int)call->C,        \
+                                                    call->eps, call->padding)
         if (vectors <= WARP)
             SL_NORM_WARP(1);
         else if (vectors <= 2 * WARP)
