@@ -117,6 +117,8 @@ sl_status cli_fill_asked(const cli *c, const sl_model_info *info, sl_variants_as
     if (!request.vae_precision)
         asked->request.vae_precision =
             sl_t2v_vae_precision_default(asked->kind, asked->request.precision);
+    if (info && sl_request_check_precision(asked->request.precision, info, err) != SL_OK)
+        return err->status;
     return sl_request_check(&request, &asked->request, asked->arch, &problem, err);
 }
 
