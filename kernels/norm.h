@@ -12,8 +12,8 @@
  *
  * Shapes    x, y [..., C] of any rank (rows = all leading dims), C 1 to 2^19;
  *           parameters [C] (or any shape with C elements)
- * Dtypes    x, y act, any mix, but alike in channel_norm; parameters f32 or bf16;
- *           sums in f32 or better
+ * Dtypes    x, y act, any mix, but alike in channel_norm (cpu: BF16 too there);
+ *           parameters f32 or bf16; sums in f32 or better
  * Aliasing  y may be x if it has its dtype
  */
 #ifndef SL_KERNELS_NORM_H

@@ -26,6 +26,7 @@ typedef struct {
     float eps;
     int64_t padding; /* of layer_norm */
     bool silu;
+    bool bf16; /* y and x are, by channel_norm alone */
 } job;
 
 typedef struct {
@@ -298,8 +299,17 @@ static void channel_norm_tile(void *arg, int64_t i, int thread, void *workspace)
 
     (void)thread;
     load_params(j, workspace, params);
-    channel_norm_rows(j->y + first * j->C, j->x + first * j->C, params[0],
-                      sl_tile_length(i, j->tile_rows, j->rows), j->C, j->silu);
+    if (!j->bf16) {
+        channel_norm_rows(j->y + first * j->C, j->x + first * j->C, params[0],
+                          sl_tile_length(i, j->tile_rows, j->rows), j->C, j->silu);
+        return;
+    }
+    float *row = (float *)workspace + j->C; /* behind the one parameter */
+    for (int64_t s = first; s < first + sl_tile_length(i, j->tile_rows, j->rows); s++) {
+        sl_upcast_bf16(row, (const uint16_t *)(const void *)j->x + s * j->C, j->C);
+        channel_norm_rows(row, row, params[0], 1, j->C, j->silu);
+        sl_round_bf16((uint16_t *)(void *)j->y + s * j->C, row, j->C);
+    }
 }
 
 sl_status sl_channel_norm_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
@@ -307,12 +317,11 @@ sl_status sl_channel_norm_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor
 {
     sl_status status = sl_channel_norm_check(exec, y, x, gamma, silu, err);
 
-    if (status == SL_OK)
-        status = SL_OP_ONLY_F32("channel_norm", err, y, x);
     if (status != SL_OK)
         return status;
     job j = job_over(y, x);
     j.params[0] = gamma;
     j.silu = silu;
+    j.bf16 = x->dtype == SL_BF16;
     return run(exec, &j, channel_norm_tile, err);
 }
