@@ -341,6 +341,13 @@ static const step_case small_int8[] = {
     { "wan2.1-t2v-1.3b", 480, SL_ATTENTION_DENSE, SL_PRECISION_INT8 },
     { "wan2.1-t2v-1.3b", 480, SL_ATTENTION_SAGESLA, SL_PRECISION_INT8 },
 };
+static const step_case small_fp8[] = {
+    { "wan2.1-t2v-1.3b", 480, SL_ATTENTION_DENSE, SL_PRECISION_FP8 },
+    { "wan2.1-t2v-1.3b", 480, SL_ATTENTION_SAGESLA, SL_PRECISION_FP8 },
+};
+static const step_case big_fp8[] = {
+    { "wan2.1-t2v-14b", 480, SL_ATTENTION_SAGESLA, SL_PRECISION_FP8 },
+};
 static const step_case big_int8[] = {
     { "wan2.1-t2v-14b", 480, SL_ATTENTION_SAGESLA, SL_PRECISION_INT8 },
     { "wan2.1-t2v-14b", 720, SL_ATTENTION_SAGESLA, SL_PRECISION_INT8 },
@@ -363,6 +370,10 @@ sl_status bench_gpu_stages(bench_gpu *b, sl_error *err)
         status = measure_text(b, device, err);
     if (status == SL_OK)
         status = measure_steps(b, device, small_int8, SL_COUNT(small_int8), err);
+    if (status == SL_OK)
+        status = measure_steps(b, device, small_fp8, SL_COUNT(small_fp8), err);
+    if (status == SL_OK)
+        status = measure_steps(b, device, big_fp8, SL_COUNT(big_fp8), err);
     if (status == SL_OK)
         status = measure_steps(b, device, big_int8, SL_COUNT(big_int8), err);
     sl_device_destroy(device);

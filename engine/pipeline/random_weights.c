@@ -5,6 +5,7 @@
 #include "kernels/ops.h"
 
 #include <math.h>
+#include <stdlib.h>
 
 /* Elements of the block of noise; the largest matrices are made from it in pieces. */
 enum { NOISE_COLUMNS = 1 << 12, NOISE_ROWS = 1 << 12 };
@@ -59,17 +60,41 @@ done:
     return status;
 }
 
-/* Codes of rows of noise, with the scales that go with them. */
+/* One number in all of a table of scales. */
+static sl_status fill_scale(maker *m, const sl_tensor *scale, float value, sl_error *err)
+{
+    const int64_t count = sl_tensor_count(scale);
+    float *values = malloc((size_t)count * sizeof *values);
+    sl_status status;
+
+    if (!values)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for scales");
+    for (int64_t i = 0; i < count; i++)
+        values[i] = value;
+    status = sl_exec_write(m->exec, scale->data, values, (size_t)count * sizeof *values, err);
+    free(values);
+    return status;
+}
+
+/* Codes of rows of noise, with the scales that go with them; of e4m3 each row has its
+ * own, of which the usual one is taken for all. */
 static sl_status codes(maker *m, const sl_weight_spec *spec, float by, sl_error *err)
 {
     const size_t mark = sl_scratch_mark(m->scratch);
     const sl_tensor *q = spec->slot;
     sl_status status = SL_OK;
-    sl_tensor x;
+    sl_tensor x, scale;
 
     SL_TRY(sl_scratch_take(m->scratch, &x, err, SL_F32, 2, q->dim));
     SL_TRY(scaled_noise(m, x.data, SL_F32, sl_tensor_count(&x), by, err));
-    SL_TRY(m->ops->quantize_int8(m->exec, q, spec->scale, &x, err));
+    if (q->dtype == SL_I8) {
+        SL_TRY(m->ops->quantize_int8(m->exec, q, spec->scale, &x, err));
+    } else {
+        SL_TRY(sl_scratch_tensor(m->scratch, &scale, err, SL_F32, 2, q->dim[1] / SL_FP8_TILE,
+                                 q->dim[0]));
+        SL_TRY(m->ops->quantize_fp8(m->exec, q, &scale, &x, err));
+        SL_TRY(fill_scale(m, spec->scale, 3.0f * by / 448.0f, err));
+    }
 done:
     sl_scratch_release(m->scratch, mark);
     return status;
@@ -83,7 +108,7 @@ static sl_status make_tensor(void *arg, const sl_weight_spec *spec, sl_error *er
     for (int i = 1; i < t->rank; i++)
         fan_in *= t->dim[i];
     const float by = t->rank == 1 ? 0.1f : (float)(1.0 / sqrt((double)fan_in));
-    if (t->dtype == SL_I8)
+    if (spec->form == SL_FORM_CODES)
         return codes(arg, spec, by, err);
     return scaled_noise(arg, t->data, t->dtype, sl_tensor_count(t), by, err);
 }
