@@ -7,16 +7,26 @@
 #include <cuda_bf16.h>
 #include <stdint.h>
 
-/* Both divide by 1 + exp(..), which does not cancel for negative v.  Where that
- * leaves f32's range the quotient is 0, as it should be. */
+/* v / (1 + 2^q) by the approximate instructions: within some 1e-6.  Where 2^q leaves
+ * f32's range the quotient is 0, as it should be. */
+__device__ __forceinline__ float sl_act_sigmoid(float v, float q)
+{
+    float power, inverse;
+
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(q));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + power));
+    return v * inverse;
+}
+
+/* 0.5 v (1 + tanh(u)) = v / (1 + exp(-2u)), which does not cancel for negative v. */
 __device__ __forceinline__ float sl_act_apply(float v, sl_act act)
 {
-    if (act == SL_ACT_GELU_TANH) {
-        const float u = 0.797884560802865356f * (v + 0.044715f * (v * v * v));
-        return __fdividef(v, 1.0f + expf(-2.0f * u));
-    }
+    const float log2e = 1.44269504088896341f, two_u = 2.0f * 0.797884560802865356f;
+
+    if (act == SL_ACT_GELU_TANH)
+        return sl_act_sigmoid(v, v * fmaf(v * v, -two_u * 0.044715f * log2e, -two_u * log2e));
     if (act == SL_ACT_SILU)
-        return __fdividef(v, 1.0f + expf(-v));
+        return sl_act_sigmoid(v, v * -log2e);
     return v;
 }
 

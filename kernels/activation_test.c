@@ -1,24 +1,68 @@
-/* Which dtypes of activations each op's contract admits, and that the cpu device
- * says so where it has not all of them. */
+/* Which dtypes of activations each op's contract admits, and what the cpu device makes
+ * of them: the numbers of F32, rounded once, or a refusal. */
 #include "kernels/op_test.h"
 #include "kernels/ops.h"
 
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
 enum { S = 8, C = 128, N = 1, BLOCK = 4 };
 
-/* Every operand at an address of its own, far from any memory: nothing of it may
- * be read, neither by a check nor by an op that refuses. */
-static sl_tensor far(int i, sl_dtype dtype, int rank, const int64_t *dim)
+enum { SLOTS = 20, SLOT_BYTES = 1 << 18 };
+
+/* Operands lie in numbered slots: of memory with the same values in every dtype, or
+ * at addresses far from any memory, so that nothing of them can be read. */
+static unsigned char *memory;
+
+static float value_of(int slot, int64_t i)
 {
-    return sl_tensor_make((void *)(uintptr_t)(0x7000000000000000u + ((uint64_t)i << 32)), dtype,
-                          rank, dim);
+    const uint32_t mixed = ((uint32_t)slot * 2654435761u) ^ ((uint32_t)i * 2246822519u);
+    const float x = (float)((mixed ^ mixed >> 15) % 2001u) / 1000.0f - 1.0f;
+
+    return sl_bf16_to_f32(sl_bf16_from_f32(x));
+}
+
+static sl_tensor far(int slot, sl_dtype dtype, int rank, const int64_t *dim)
+{
+    sl_tensor t = sl_tensor_make((void *)(uintptr_t)(0x7000000000000000u + ((uint64_t)slot << 32)),
+                                 dtype, rank, dim);
+
+    if (!memory)
+        return t;
+    SL_ASSERT(slot < SLOTS && sl_tensor_bytes(&t) <= SLOT_BYTES);
+    t.data = memory + (size_t)slot * SLOT_BYTES;
+    for (int64_t i = 0; i < sl_tensor_count(&t); i++)
+        if (dtype == SL_F32)
+            ((float *)t.data)[i] = value_of(slot, i);
+        else if (dtype == SL_BF16)
+            ((uint16_t *)t.data)[i] = sl_bf16_from_f32(value_of(slot, i));
+        else if (dtype == SL_U8)
+            ((uint8_t *)t.data)[i] = (uint8_t)(i * 7 + slot);
+    return t;
 }
 #define FAR(i, dtype, rank, ...) far((i), (dtype), (rank), (const int64_t[]){ __VA_ARGS__ })
 
+/* cpu: the device computes it in BF16 too, into slot `out`. */
+typedef struct {
+    const char *name;
+    bool cpu;
+    int out;
+} op_row;
+
 /* Ops whose operands may differ: a the output's dtype, b the inputs'. */
-static const char *const mixed_names[] = {
-    "linear",          "layer_norm", "rms_norm", "add",        "mul",
-    "gated_add",       "silu",       "patchify", "unpatchify", "latent_to_frames",
-    "frames_to_latent"
+static const op_row mixed_ops[] = {
+    { "linear", true, 0 },
+    { "layer_norm", false, 0 },
+    { "rms_norm", false, 0 },
+    { "add", true, 0 },
+    { "mul", false, 0 },
+    { "gated_add", false, 0 },
+    { "silu", false, 0 },
+    { "patchify", false, 7 },
+    { "unpatchify", false, 5 },
+    { "latent_to_frames", true, 9 },
+    { "frames_to_latent", true, 5 },
 };
 
 static sl_status call_mixed(const sl_ops *ops, sl_exec *exec, size_t op, sl_dtype a, sl_dtype b,
@@ -34,7 +78,7 @@ static sl_status call_mixed(const sl_ops *ops, sl_exec *exec, size_t op, sl_dtyp
     case 0:
         return ops->linear(exec, &y, &x, &w, NULL, SL_ACT_NONE, err);
     case 1:
-        return ops->layer_norm(exec, &y, &x, NULL, NULL, &c, &c, 1e-6f, err);
+        return ops->layer_norm(exec, &y, &x, NULL, NULL, &c, &c, 1e-6f, 0, err);
     case 2:
         return ops->rms_norm(exec, &y, &x, &c, 1e-6f, err);
     case 3:
@@ -57,9 +101,16 @@ static sl_status call_mixed(const sl_ops *ops, sl_exec *exec, size_t op, sl_dtyp
 }
 
 /* Ops whose activations are alike: a the first one's dtype, b the others'. */
-static const char *const alike_names[] = { "attention",         "channel_norm",  "conv",
-                                           "conv with a cache", "pair_frames",   "linear_state",
-                                           "sparse_attention",  "sage_attention" };
+static const op_row alike_ops[] = {
+    { "attention", true, 0 },
+    { "channel_norm", true, 0 },
+    { "conv", true, 5 },
+    { "conv with a cache", true, 17 },
+    { "pair_frames", true, 9 },
+    { "linear_state", false, 10 },
+    { "sparse_attention", false, 0 },
+    { "sage_attention", false, 0 },
+};
 
 static sl_status call_alike(const sl_ops *ops, sl_exec *exec, size_t op, sl_dtype a, sl_dtype b,
                             sl_error *err)
@@ -109,9 +160,11 @@ static sl_status call_alike(const sl_ops *ops, sl_exec *exec, size_t op, sl_dtyp
 }
 
 /* Ops with one activation. */
-static const char *const single_names[] = { "rope",          "embed_rows",      "block_mean",
-                                            "sage_quantize", "sage_quantize_v", "frames_to_rgb",
-                                            "rgb_to_frames", "linear_int8" };
+static const op_row single_ops[] = {
+    { "rope", false, 0 },          { "embed_rows", false, 0 },      { "block_mean", false, 4 },
+    { "sage_quantize", false, 6 }, { "sage_quantize_v", false, 7 }, { "frames_to_rgb", true, 9 },
+    { "rgb_to_frames", true, 10 }, { "linear_int8", false, 0 },
+};
 
 static sl_status call_single(const sl_ops *ops, sl_exec *exec, size_t op, sl_dtype a, sl_error *err)
 {
@@ -148,12 +201,12 @@ static const sl_dtype kinds[] = { SL_F32, SL_BF16 };
 SL_TEST(contracts_admit_bf16_where_they_say_so)
 {
     for (size_t a = 0; a < SL_COUNT(kinds); a++) {
-        for (size_t op = 0; op < SL_COUNT(single_names); op++)
+        for (size_t op = 0; op < SL_COUNT(single_ops); op++)
             SL_CHECK_OK(call_single(&sl_ops_counting, NULL, op, kinds[a], err));
         for (size_t b = 0; b < SL_COUNT(kinds); b++) {
-            for (size_t op = 0; op < SL_COUNT(mixed_names); op++)
+            for (size_t op = 0; op < SL_COUNT(mixed_ops); op++)
                 SL_CHECK_OK(call_mixed(&sl_ops_counting, NULL, op, kinds[a], kinds[b], err));
-            for (size_t op = 0; op < SL_COUNT(alike_names); op++)
+            for (size_t op = 0; op < SL_COUNT(alike_ops); op++)
                 SL_CHECK_STATUS(call_alike(&sl_ops_counting, NULL, op, kinds[a], kinds[b], err),
                                 a == b ? SL_OK : SL_ERR_INVALID);
         }
@@ -162,18 +215,30 @@ SL_TEST(contracts_admit_bf16_where_they_say_so)
 
 SL_TEST(contracts_refuse_other_dtypes)
 {
-    for (size_t op = 0; op < SL_COUNT(single_names); op++)
+    for (size_t op = 0; op < SL_COUNT(single_ops); op++)
         SL_CHECK_STATUS(call_single(&sl_ops_counting, NULL, op, SL_F16, err), SL_ERR_INVALID);
-    for (size_t op = 0; op < SL_COUNT(mixed_names); op++) {
+    for (size_t op = 0; op < SL_COUNT(mixed_ops); op++) {
         SL_CHECK_STATUS(call_mixed(&sl_ops_counting, NULL, op, SL_F16, SL_F32, err),
                         SL_ERR_INVALID);
         SL_CHECK_STATUS(call_mixed(&sl_ops_counting, NULL, op, SL_F32, SL_F16, err),
                         SL_ERR_INVALID);
     }
-    for (size_t op = 0; op < SL_COUNT(alike_names); op++)
+    for (size_t op = 0; op < SL_COUNT(alike_ops); op++)
         SL_CHECK_STATUS(call_alike(&sl_ops_counting, NULL, op, SL_F16, SL_F16, err),
                         SL_ERR_INVALID);
 }
+
+static sl_status call(const sl_ops *ops, sl_exec *exec, int group, size_t op, sl_dtype out,
+                      sl_dtype in, sl_error *err)
+{
+    return group == 0   ? call_mixed(ops, exec, op, out, in, err)
+           : group == 1 ? call_alike(ops, exec, op, out, in, err)
+                        : call_single(ops, exec, op, out, err);
+}
+
+static const op_row *const groups[] = { mixed_ops, alike_ops, single_ops };
+static const size_t group_sizes[] = { SL_COUNT(mixed_ops), SL_COUNT(alike_ops),
+                                      SL_COUNT(single_ops) };
 
 /* The operands have no memory: an op that computed anything would not return. */
 SL_TEST(cpu_says_what_it_does_not_compute)
@@ -181,16 +246,63 @@ SL_TEST(cpu_says_what_it_does_not_compute)
     op_test t;
 
     op_test_open(&t, 1);
-    for (size_t op = 0; op < SL_COUNT(single_names); op++)
-        SL_CHECK_STATUS(call_single(&sl_ops_cpu, t.exec, op, SL_BF16, err), SL_ERR_UNIMPLEMENTED);
-    for (size_t op = 0; op < SL_COUNT(mixed_names); op++)
-        SL_CHECK_STATUS(call_mixed(&sl_ops_cpu, t.exec, op, SL_BF16, SL_BF16, err),
-                        SL_ERR_UNIMPLEMENTED);
-    for (size_t op = 0; op < SL_COUNT(alike_names); op++)
-        SL_CHECK_STATUS(call_alike(&sl_ops_cpu, t.exec, op, SL_BF16, SL_BF16, err),
-                        SL_ERR_UNIMPLEMENTED);
+    for (int group = 0; group < 3; group++)
+        for (size_t op = 0; op < group_sizes[group]; op++)
+            if (!groups[group][op].cpu)
+                SL_CHECK_STATUS(call(&sl_ops_cpu, t.exec, group, op, SL_BF16, SL_BF16, err),
+                                SL_ERR_UNIMPLEMENTED);
     op_test_close(&t);
 }
 
+/* An op in BF16, or in F32 with what it gives rounded: bytes for bytes, but for a
+ * rounding that falls on the other side because of another order of sums. */
+static void compare(op_test *t, int group, size_t op, sl_dtype out, sl_dtype in, sl_error *err)
+{
+    enum { MOST = SLOT_BYTES / 4 };
+    static float want[MOST];
+    const op_row *row = &groups[group][op];
+    unsigned char *at = memory + (size_t)row->out * SLOT_BYTES;
+    const bool bytes = strcmp(row->name, "frames_to_rgb") == 0;
+
+    memset(memory, 0, (size_t)SLOTS * SLOT_BYTES);
+    SL_CHECK_OK(call(&sl_ops_cpu, t->exec, group, op, SL_F32, SL_F32, err));
+    memcpy(want, at, SLOT_BYTES);
+    memset(memory, 0, (size_t)SLOTS * SLOT_BYTES);
+    SL_CHECK_OK(call(&sl_ops_cpu, t->exec, group, op, out, in, err));
+    for (int64_t i = 0; i < (bytes ? 24 : 64); i++) {
+        const float got = bytes            ? ((uint8_t *)at)[i]
+                          : out == SL_BF16 ? sl_bf16_to_f32(((uint16_t *)at)[i])
+                                           : ((float *)at)[i];
+        const float exact = bytes ? ((uint8_t *)want)[i] : want[i];
+        const float step = out == SL_BF16 && !bytes ? 0x1p-7f : 1e-5f;
+
+        if (!(fabsf(got - exact) <= step * fabsf(exact) + 1e-6f))
+            fail_msg("%s: element %lld: %g, expected %g", row->name, (long long)i, (double)got,
+                     (double)exact);
+    }
+}
+
+SL_TEST(cpu_computes_bf16_as_f32_rounded)
+{
+    op_test t;
+
+    memory = aligned_alloc(64, (size_t)SLOTS * SLOT_BYTES);
+    SL_CHECK(memory != NULL);
+    op_test_open(&t, 2);
+    for (int group = 0; group < 3; group++)
+        for (size_t op = 0; op < group_sizes[group]; op++) {
+            if (!groups[group][op].cpu)
+                continue;
+            compare(&t, group, op, SL_BF16, SL_BF16, err);
+            if (group == 0) {
+                compare(&t, group, op, SL_F32, SL_BF16, err);
+                compare(&t, group, op, SL_BF16, SL_F32, err);
+            }
+        }
+    op_test_close(&t);
+    free(memory);
+    memory = NULL;
+}
+
 SL_TEST_MAIN(SL_RUN(contracts_admit_bf16_where_they_say_so), SL_RUN(contracts_refuse_other_dtypes),
-             SL_RUN(cpu_says_what_it_does_not_compute))
+             SL_RUN(cpu_says_what_it_does_not_compute), SL_RUN(cpu_computes_bf16_as_f32_rounded))

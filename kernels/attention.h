@@ -5,8 +5,8 @@
  * Shapes    q, o [Sq, N*D]; k, v [Sk, N*D]; bias NULL or [N, Sq + Sk - 1], by
  *           relative position (umT5).  D any multiple of 4 up to 512; Sk 1 or more
  * Dtypes    q, k, v, o act, all alike; bias f32.  Softmax and sums f32, exact (not
- *           approximated) exp; with BF16 the weights are rounded to bf16 before
- *           they meet v
+ *           approximated) exp; with BF16 the weights may be rounded to bf16
+ *           before they meet v.  cpu: BF16 too
  * Memory    tiles over queries and keys with a running maximum: needs only the
  *           exec's workspace, never S*S
  * Aliasing  o may be q

@@ -1,6 +1,7 @@
 /* A tile is one head and QUERIES rows of q.  It goes over the keys in blocks
  * and keeps each row as softmax_cpu.h says.  Scores and products are two calls
- * of the matrix library on rows strided by N*D, so heads are never copied.
+ * of the matrix library on rows strided by N*D, so heads are never copied; bf16
+ * ones are upcast into the workspace.
  */
 #include "kernels/attention.h"
 
@@ -25,8 +26,11 @@ enum {
 typedef struct {
     float scores[QUERIES * KEYS];      /* [rows, keys] */
     float product[QUERIES * MAX_HEAD]; /* [rows, D] */
-    float top[QUERIES];                /* the maximum so far */
-    double sum[QUERIES];               /* of exp(score - top) */
+    float q[QUERIES * MAX_HEAD];       /* upcast, [rows, D]; then the same of o */
+    float k[KEYS * MAX_HEAD];          /* upcast, [keys, D] */
+    float v[KEYS * MAX_HEAD];
+    float top[QUERIES];  /* the maximum so far */
+    double sum[QUERIES]; /* of exp(score - top) */
 } tile_space;
 
 _Static_assert(sizeof(tile_space) <= SL_CPU_WORKSPACE_PER_THREAD, "a tile fits the workspace");
@@ -34,8 +38,9 @@ _Static_assert(sizeof(tile_space) <= SL_CPU_WORKSPACE_PER_THREAD, "a tile fits t
 typedef struct {
     const sl_exec *exec;
     float *o;
-    const float *q, *k, *v;
-    const float *bias; /* NULL: none */
+    const float *q, *k, *v; /* o, q, k, v may be bf16 */
+    const float *bias;      /* NULL: none */
+    bool bf16;
     int64_t Sq, Sk, N, D;
     int64_t queries, query_tiles;
     float scale;
@@ -100,30 +105,64 @@ static void soften(const attention *a, tile_space *t, int64_t n, int64_t first_q
     }
 }
 
+SL_MULTIARCH static void upcast_rows(float *out, const uint16_t *rows, int64_t stride, int64_t n,
+                                     int64_t D)
+{
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t d = 0; d < D; d++)
+            out[r * D + d] = sl_bf16_to_f32(rows[r * stride + d]);
+}
+
+SL_MULTIARCH static void round_rows(uint16_t *rows, int64_t stride, const float *in, int64_t n,
+                                    int64_t D)
+{
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t d = 0; d < D; d++)
+            rows[r * stride + d] = sl_bf16_from_f32(in[r * D + d]);
+}
+
+/* n rows of head `head` of x from row `first` on, and their stride. */
+static const float *head_rows(const attention *a, const float *x, int64_t head, int64_t first,
+                              int64_t n, float *space, int64_t *stride)
+{
+    const int64_t width = a->N * a->D, at = first * width + head * a->D;
+
+    *stride = a->bf16 ? a->D : width;
+    if (!a->bf16)
+        return x + at;
+    upcast_rows(space, (const uint16_t *)(const void *)x + at, width, n, a->D);
+    return space;
+}
+
 static void attention_tile(void *arg, int64_t i, int thread, void *workspace)
 {
     const attention *a = arg;
     tile_space *t = workspace;
     const int64_t n = i / a->query_tiles, first_q = i % a->query_tiles * a->queries;
     const int64_t rows = first_q + a->queries < a->Sq ? a->queries : a->Sq - first_q;
-    const int64_t D = a->D, width = a->N * D;
-    const float *q = a->q + first_q * width + n * D;
-    float *o = a->o + first_q * width + n * D;
+    const int64_t D = a->D, width = a->N * D, at = first_q * width + n * D;
+    int64_t ldq, ldk;
+    const float *q = head_rows(a, a->q, n, first_q, rows, t->q, &ldq);
 
     (void)thread;
     for (int64_t first_k = 0; first_k < a->Sk; first_k += KEYS) {
         const int64_t keys = first_k + KEYS < a->Sk ? KEYS : a->Sk - first_k;
-        const float *k = a->k + first_k * width + n * D, *v = a->v + first_k * width + n * D;
+        const float *k, *v;
 
         if (sl_exec_cancelled(a->exec))
             return;
-        sl_gemm_nt(rows, keys, D, a->scale, q, width, k, width, 0.0f, t->scores, keys);
+        k = head_rows(a, a->k, n, first_k, keys, t->k, &ldk);
+        v = head_rows(a, a->v, n, first_k, keys, t->v, &ldk);
+        sl_gemm_nt(rows, keys, D, a->scale, q, ldq, k, ldk, 0.0f, t->scores, keys);
         soften(a, t, n, first_q, rows, first_k, keys);
-        sl_gemm_nn(rows, D, keys, 1.0f, t->scores, keys, v, width, first_k ? 1.0f : 0.0f,
-                   t->product, D);
+        sl_gemm_nn(rows, D, keys, 1.0f, t->scores, keys, v, ldk, first_k ? 1.0f : 0.0f, t->product,
+                   D);
     }
+    float *o = a->bf16 ? t->q : a->o + at;
     for (int64_t r = 0; r < rows; r++)
-        sl_scale_row(o + r * width, t->product + r * D, (float)(1.0 / t->sum[r]), D);
+        sl_scale_row(o + r * ldq, t->product + r * D, (float)(1.0 / t->sum[r]), D);
+    if (a->bf16)
+        round_rows((uint16_t *)(void *)a->o + at, width, o, rows, D);
 }
 
 sl_status sl_attention_cpu(sl_exec *exec, const sl_tensor *o, const sl_tensor *q,
@@ -132,8 +171,6 @@ sl_status sl_attention_cpu(sl_exec *exec, const sl_tensor *o, const sl_tensor *q
 {
     sl_status status = sl_attention_check(exec, o, q, k, v, bias, N, scale, err);
 
-    if (status == SL_OK)
-        status = SL_OP_ONLY_F32("attention", err, q);
     if (status != SL_OK)
         return status;
     attention a = {
@@ -148,6 +185,7 @@ sl_status sl_attention_cpu(sl_exec *exec, const sl_tensor *o, const sl_tensor *q
         .N = N,
         .D = q->dim[1] / N,
         .queries = QUERIES,
+        .bf16 = q->dtype == SL_BF16,
         .scale = scale,
     };
     while (a.queries > LEAST_QUERIES && N * sl_ceil_div(a.Sq, a.queries) < TILES_WANTED)

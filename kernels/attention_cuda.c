@@ -159,7 +159,7 @@ static sl_status run_wide_rows(sl_exec *exec, const sl_cuda_attention *a, const 
     *done = *done && m != NULL;
     if (status != SL_OK || !*done)
         return status;
-    status = sl_cuda_matmul_run(exec, m, t->scores, q, a->k, NULL, NULL, NULL, err);
+    status = sl_cuda_matmul_run(exec, m, t->scores, q, a->k, NULL, err);
     if (status == SL_OK)
         status = sl_cuda_end(exec, "attention",
                              sl_cuda_softmax_rows(sl_cuda_stream(exec), t->weights, t->scores,
@@ -169,7 +169,7 @@ static sl_status run_wide_rows(sl_exec *exec, const sl_cuda_attention *a, const 
         status =
             find_product(exec, &m, CUDA_R_16BF, count, a->Sk, a->D, o, t->weights, t->turned, err);
     if (status == SL_OK)
-        status = sl_cuda_matmul_run(exec, m, o, t->weights, t->turned, NULL, NULL, NULL, err);
+        status = sl_cuda_matmul_run(exec, m, o, t->weights, t->turned, NULL, err);
     return status == SL_OK ? sl_cuda_end(exec, "attention", cudaSuccess, err) : status;
 }
 

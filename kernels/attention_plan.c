@@ -4,22 +4,18 @@
 #include "kernels/op_check.h"
 #include "kernels/scratch.h"
 
-enum { ROW_STEP = 128, WIDE_LEAST = 160 };
+enum { WIDE_LEAST = 160 };
 
 /* What one pass over some of the queries may take. */
 static const int64_t most_bytes = (int64_t)128 << 20;
 
-/* As few passes as fit, of about equal size. */
+/* As few passes as fit, of equal size where Sq can be divided like that: each size
+ * is a plan of the library's. */
 static int64_t rows_at_once(int64_t Sq, int64_t row_bytes)
 {
-    int64_t most = most_bytes / row_bytes / ROW_STEP * ROW_STEP, rows;
+    const int64_t most = most_bytes / row_bytes;
 
-    if (most < ROW_STEP)
-        most = ROW_STEP;
-    if (Sq <= most)
-        return Sq;
-    rows = sl_ceil_div(Sq, sl_ceil_div(Sq, most));
-    return sl_ceil_div(rows, ROW_STEP) * ROW_STEP;
+    return most < 1 ? 1 : sl_ceil_div(Sq, sl_ceil_div(Sq, most));
 }
 
 sl_attention_plan sl_attention_plan_of(const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,

@@ -347,7 +347,7 @@ static sl_status run_layer_norm(bench *b, void *arg, sl_error *err)
 {
     const rows_arg *a = arg;
 
-    return sl_layer_norm_cpu(b->exec, &a->y, &a->x, NULL, NULL, &a->w, &a->w, 1e-6f, err);
+    return sl_layer_norm_cpu(b->exec, &a->y, &a->x, NULL, NULL, &a->w, &a->w, 1e-6f, 0, err);
 }
 
 static sl_status run_rms_norm(bench *b, void *arg, sl_error *err)

@@ -8,8 +8,9 @@
 
 enum { MOST_RUNS = 21, WARM_UPS = 2, MOST_REPEATS = 64 };
 #define MEMORY_BYTES ((size_t)40 * SL_GIB)
-#define SAMPLE_MS    2.0   /* short work is repeated until a sample takes this long */
-#define CASE_MS      250.0 /* samples of a case end after this much */
+#define SAMPLE_MS    2.0    /* short work is repeated until a sample takes this long */
+#define CASE_MS      250.0  /* samples of a case end after this much */
+#define LONG_MS      1000.0 /* one warm-up, and samples for twice that */
 
 /* An area that is not part of the build is NULL. */
 #pragma weak bench_gpu_small
@@ -58,12 +59,13 @@ static sl_status time_runs(bench_gpu *b, bench_gpu_run_fn *run, void *arg, timin
     int runs = 0, repeats;
     sl_status status = SL_OK;
 
-    for (int i = 0; status == SL_OK && i < WARM_UPS; i++)
+    for (int i = 0; status == SL_OK && i < WARM_UPS && first < LONG_MS; i++)
         status = sample(b, run, arg, 1, &first, err);
     if (status != SL_OK)
         return status;
     repeats = first * MOST_REPEATS < SAMPLE_MS ? MOST_REPEATS : (int)(SAMPLE_MS / first) + 1;
-    while (status == SL_OK && runs < MOST_RUNS && (runs < 3 || total < CASE_MS)) {
+    while (status == SL_OK && runs < MOST_RUNS && (runs < 3 || total < CASE_MS) &&
+           total < 2.0 * LONG_MS) {
         status = sample(b, run, arg, repeats, &times[runs], err);
         total += times[runs++] * repeats;
     }

@@ -45,7 +45,7 @@ static sl_status run_layer_norm(bench_gpu *b, void *arg, sl_error *err)
     const rows_arg *a = arg;
 
     return b->ops->layer_norm(b->exec, &a->a, &a->stream, NULL, NULL, &a->scale, &a->shift, 1e-6f,
-                              err);
+                              0, err);
 }
 
 static sl_status run_rms_norm(bench_gpu *b, void *arg, sl_error *err)
@@ -231,6 +231,7 @@ sl_status bench_gpu_small(bench_gpu *b, sl_error *err)
 typedef struct {
     sl_tensor y, x, w, bias;
     sl_tensor x8, x_scale, w8, w_scale;
+    sl_tensor xf8, xf8_scale, wf8, row_scale; /* fp8; the last is not used by the product */
     sl_act act;
 } linear_arg;
 
@@ -256,6 +257,21 @@ static sl_status run_linear_int8(bench_gpu *b, void *arg, sl_error *err)
                                a->act, err);
 }
 
+static sl_status run_quantize_fp8(bench_gpu *b, void *arg, sl_error *err)
+{
+    const linear_arg *a = arg;
+
+    return b->ops->quantize_fp8(b->exec, &a->xf8, &a->xf8_scale, &a->x, err);
+}
+
+static sl_status run_linear_fp8(bench_gpu *b, void *arg, sl_error *err)
+{
+    const linear_arg *a = arg;
+
+    return b->ops->linear_fp8(b->exec, &a->y, &a->xf8, &a->xf8_scale, &a->wf8, &a->w_scale,
+                              &a->bias, a->act, err);
+}
+
 static sl_status take_linear(bench_gpu *b, linear_arg *a, int64_t S, int64_t I, int64_t O,
                              sl_error *err)
 {
@@ -264,7 +280,7 @@ static sl_status take_linear(bench_gpu *b, linear_arg *a, int64_t S, int64_t I, 
     if (status == SL_OK)
         status = BENCH_GPU_TAKE(b, &a->w, err, SL_BF16, 2, O, I);
     if (status == SL_OK)
-        status = BENCH_GPU_TAKE(b, &a->bias, err, SL_BF16, 1, O);
+        status = BENCH_GPU_TAKE(b, &a->bias, err, SL_F32, 1, O);
     if (status == SL_OK)
         status = BENCH_GPU_TAKE(b, &a->y, err, SL_BF16, 2, S, O);
     if (status == SL_OK)
@@ -277,6 +293,32 @@ static sl_status take_linear(bench_gpu *b, linear_arg *a, int64_t S, int64_t I, 
     if (status == SL_OK)
         status = BENCH_GPU_TAKE(b, &a->w_scale, err, SL_F32, 2, sl_ceil_div(O, SL_INT8_TILE),
                                 sl_ceil_div(I, SL_INT8_TILE));
+    if (status == SL_OK)
+        status = BENCH_GPU_TAKE(b, &a->xf8, err, SL_F8_E4M3, 2, S, I);
+    if (status == SL_OK)
+        status = BENCH_GPU_TAKE(b, &a->xf8_scale, err, SL_F32, 2, I / SL_FP8_TILE, S);
+    if (status == SL_OK)
+        status = BENCH_GPU_TAKE(b, &a->wf8, err, SL_F8_E4M3, 2, O, I);
+    if (status == SL_OK)
+        status = BENCH_GPU_TAKE(b, &a->row_scale, err, SL_F32, 2, I / SL_FP8_TILE, O);
+    return status;
+}
+
+/* Codes of weights are made by rows here: loaders make them by tiles. */
+static sl_status bench_fp8(bench_gpu *b, linear_arg *a, const char *shape, double flops,
+                           double bytes, sl_error *err)
+{
+    const double elements = (double)sl_tensor_count(&a->x);
+    const bench_gpu_case quantize = { "quantize_fp8", shape, BENCH_GPU_BYTES, 0.0, 3.0 * elements };
+    const bench_gpu_case c = { "linear_fp8", shape, BENCH_GPU_8BIT, flops, bytes };
+    sl_status status = b->ops->quantize_fp8(b->exec, &a->wf8, &a->row_scale, &a->w, err);
+
+    if (status == SL_OK)
+        status = b->ops->quantize_int8(b->exec, &a->w8, &a->w_scale, &a->w, err);
+    if (status == SL_OK)
+        status = bench_gpu_measure(b, &quantize, run_quantize_fp8, a, err);
+    if (status == SL_OK)
+        status = bench_gpu_measure(b, &c, run_linear_fp8, a, err);
     return status;
 }
 
@@ -310,6 +352,8 @@ static sl_status bench_one_linear(bench_gpu *b, int64_t S, int64_t I, int64_t O,
         if (status == SL_OK)
             status = bench_gpu_measure(b, &c, run_linear_int8, &a, err);
     }
+    if (status == SL_OK)
+        status = bench_fp8(b, &a, shape, flops, moved + (double)(S * O), err);
     return end_group(b, mark, "linear", shape, status, err);
 }
 

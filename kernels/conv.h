@@ -22,7 +22,7 @@
  *           I and O 1 to 2^20, kt*kh*kw*I below 2^31
  * Dtypes    x, cache, residual, y act, all alike; w, b f32 or bf16 (cuda rounds f32
  *           ones to bf16 beside a bf16 x); sums f32, with bias and residual added
- *           before the one rounding.  pair_frames: x, y act, alike
+ *           before the one rounding.  pair_frames: x, y act, alike.  cpu: BF16 too
  * Aliasing  y may be residual, overlaps nothing else
  * Memory    panels in the exec's workspace only
  * Source    wan.md 8.1, 8.3
@@ -35,10 +35,10 @@
 #include "kernels/tensor.h"
 
 typedef struct {
-    int zero_frames;                               /* in front of the cache */
-    int stride_t, stride_hw;                       /* 1 or 2 */
-    int pad_top, pad_bottom, pad_left, pad_right;  /* zeros around each (enlarged) frame */
-    int upsample;                                  /* 1 or 2 */
+    int zero_frames;                              /* in front of the cache */
+    int stride_t, stride_hw;                      /* 1 or 2 */
+    int pad_top, pad_bottom, pad_left, pad_right; /* zeros around each (enlarged) frame */
+    int upsample;                                 /* 1 or 2 */
 } sl_conv_params;
 
 typedef sl_status sl_conv_fn(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,

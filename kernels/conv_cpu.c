@@ -10,6 +10,9 @@
  * y starts as bias + residual and the steps add to it.  Tiles and steps follow
  * from the shape of one frame, so a sequence gives the same bits in chunks as
  * in one piece.
+ *
+ * With bf16 activations every product has a panel, which the inputs are upcast
+ * into, and a tile's sums stay in the workspace until they are rounded into y.
  */
 #include "kernels/conv.h"
 
@@ -26,6 +29,7 @@
 enum {
     PANEL_FLOATS = 1 << 18,  /* small enough to stay in the second level of cache */
     UPCAST_FLOATS = 1 << 20, /* bf16 weights as f32 */
+    SUM_FLOATS = 1 << 19,    /* a tile's sums, with bf16 activations */
     TILE_ROWS_LEAST = 64,
     TILE_ROWS_MOST = 1024,
     MAX_CACHED = 2,
@@ -38,13 +42,16 @@ static const int64_t tile_flop = (int64_t)2 << 30; /* some tens of ms */
 static const int64_t max_side = (int64_t)1 << 24;  /* pixels; keeps sums far from overflow */
 static const int64_t max_frames = (int64_t)1 << 40;
 
-_Static_assert((PANEL_FLOATS + UPCAST_FLOATS) * sizeof(float) <= SL_CPU_WORKSPACE_PER_THREAD,
-               "both fit the workspace");
+_Static_assert((PANEL_FLOATS + UPCAST_FLOATS + SUM_FLOATS) * sizeof(float) <=
+                   SL_CPU_WORKSPACE_PER_THREAD,
+               "all fit the workspace");
 
 typedef struct {
-    float *y;
-    const float *x, *cache, *residual; /* cache, residual: may be NULL */
-    const sl_tensor *w, *b;            /* b: may be NULL */
+    const sl_tensor *y, *residual;  /* residual: may be NULL */
+    const unsigned char *x, *cache; /* cache: may be NULL */
+    const sl_tensor *w, *b;         /* b: may be NULL */
+    bool bf16;                      /* activations */
+    size_t bytes;                   /* of one of them */
     sl_conv_params p;
     int64_t cached; /* frames */
     int64_t H, W, I, Ho, Wo, O;
@@ -156,14 +163,25 @@ sl_status sl_conv_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
 /* --- a tile --- */
 
 /* Frame t of [zeros | cache | x]; NULL: zeros. */
-static const float *frame_at(const conv *c, int64_t t)
+static const unsigned char *frame_at(const conv *c, int64_t t)
 {
-    const int64_t frame_floats = c->H * c->W * c->I;
+    const size_t frame_bytes = (size_t)(c->H * c->W * c->I) * c->bytes;
 
     t -= c->p.zero_frames;
     if (t < 0)
         return NULL;
-    return t < c->cached ? c->cache + t * frame_floats : c->x + (t - c->cached) * frame_floats;
+    return t < c->cached ? c->cache + (size_t)t * frame_bytes
+                         : c->x + (size_t)(t - c->cached) * frame_bytes;
+}
+
+/* Inputs [from, from + count) of a line, as f32. */
+static inline void take(const conv *c, float *dst, const unsigned char *line, int64_t from,
+                        int64_t count)
+{
+    if (c->bf16)
+        sl_upcast_bf16(dst, (const uint16_t *)(const void *)line + from, count);
+    else
+        memcpy(dst, (const float *)(const void *)line + from, (size_t)count * sizeof *dst);
 }
 
 SL_MULTIARCH static void start_rows(float *y, const float *bias, const float *residual,
@@ -206,8 +224,8 @@ static void add_product(const conv *c, float *y, const float *a, int64_t a_strid
 
 /* One panel row's part of a run of taps that touches the border or reads an
  * enlarged frame: floats [from, to) of the kw*I that start at column `left`. */
-static void copy_taps(const conv *c, float *dst, const float *line, int64_t left, int64_t from,
-                      int64_t to)
+static void copy_taps(const conv *c, float *dst, const unsigned char *line, int64_t left,
+                      int64_t from, int64_t to)
 {
     for (int64_t at = from; at < to;) {
         const int64_t tap = at / c->I, channel = at % c->I;
@@ -216,8 +234,7 @@ static void copy_taps(const conv *c, float *dst, const float *line, int64_t left
         if (column < 0 || column >= c->p.upsample * c->W)
             memset(dst, 0, (size_t)count * sizeof *dst);
         else
-            memcpy(dst, line + column / c->p.upsample * c->I + channel,
-                   (size_t)count * sizeof *dst);
+            take(c, dst, line, column / c->p.upsample * c->I + channel, count);
         dst += count;
         at += count;
     }
@@ -225,8 +242,8 @@ static void copy_taps(const conv *c, float *dst, const float *line, int64_t left
 
 /* Floats [from, to) of the kw*I inputs of (frame, kernel row `row`), for
  * `count` output positions of line ho from wo on. */
-static void copy_run(const conv *c, float *dst, int64_t dst_stride, const float *frame, int64_t row,
-                     int64_t from, int64_t to, int64_t ho, int64_t wo, int64_t count)
+static void copy_run(const conv *c, float *dst, int64_t dst_stride, const unsigned char *frame,
+                     int64_t row, int64_t from, int64_t to, int64_t ho, int64_t wo, int64_t count)
 {
     const size_t size_bytes = (size_t)(to - from) * sizeof *dst;
     const int64_t at = ho * c->p.stride_hw + row - c->p.pad_top;
@@ -236,11 +253,11 @@ static void copy_run(const conv *c, float *dst, int64_t dst_stride, const float 
             memset(dst + m * dst_stride, 0, size_bytes);
         return;
     }
-    const float *line = frame + at / c->p.upsample * c->W * c->I;
+    const unsigned char *line = frame + (size_t)(at / c->p.upsample * c->W * c->I) * c->bytes;
     for (int64_t m = 0; m < count; m++, dst += dst_stride) {
         const int64_t left = (wo + m) * c->p.stride_hw - c->p.pad_left;
         if (c->p.upsample == 1 && left >= 0 && left + c->kw <= c->W)
-            memcpy(dst, line + left * c->I + from, size_bytes);
+            take(c, dst, line, left * c->I + from, to - from);
         else
             copy_taps(c, dst, line, left, from, to);
     }
@@ -269,8 +286,8 @@ static void fill_panel(const conv *c, float *panel, int64_t to, int64_t p, int64
 
 static bool is_one_pixel(const conv *c)
 {
-    return c->kh == 1 && c->kw == 1 && c->p.stride_hw == 1 && c->p.upsample == 1 && c->Ho == c->H &&
-           c->Wo == c->W;
+    return !c->bf16 && c->kh == 1 && c->kw == 1 && c->p.stride_hw == 1 && c->p.upsample == 1 &&
+           c->Ho == c->H && c->Wo == c->W;
 }
 
 static void conv_tile(void *arg, int64_t i, int thread, void *workspace)
@@ -279,17 +296,20 @@ static void conv_tile(void *arg, int64_t i, int thread, void *workspace)
     const int64_t to = i / c->tiles_per_frame, p = i % c->tiles_per_frame * c->tile_rows;
     const int64_t rows = sl_tile_length(i % c->tiles_per_frame, c->tile_rows, c->Ho * c->Wo);
     const int64_t first = (to * c->Ho * c->Wo + p) * c->O, taps = c->kh * c->kw * c->I;
-    float *y = c->y + first, *panel = workspace, *upcast = panel + PANEL_FLOATS;
+    float *panel = workspace, *upcast = panel + PANEL_FLOATS, *sums = upcast + UPCAST_FLOATS;
+    float *y = sl_target_f32(c->y, first, sums);
     int64_t a = 0; /* the first frame that is not zeros */
 
     (void)thread;
-    start_rows(y, sl_param_f32(c->b, upcast), c->residual ? c->residual + first : NULL, rows, c->O);
+    start_rows(y, sl_param_f32(c->b, upcast),
+               c->residual ? sl_load_f32(c->residual, first, rows * c->O, sums) : NULL, rows, c->O);
     while (a < c->kt && !frame_at(c, to * c->p.stride_t + a))
         a++;
     if (is_one_pixel(c)) {
         for (; a < c->kt; a++)
-            add_product(c, y, frame_at(c, to * c->p.stride_t + a) + p * c->I, c->I, rows, a * c->I,
-                        c->I, upcast);
+            add_product(c, y,
+                        (const float *)(const void *)frame_at(c, to * c->p.stride_t + a) + p * c->I,
+                        c->I, rows, a * c->I, c->I, upcast);
         return;
     }
     for (int64_t k = a * taps; k < c->K; k += c->step) {
@@ -297,6 +317,7 @@ static void conv_tile(void *arg, int64_t i, int thread, void *workspace)
         fill_panel(c, panel, to, p, rows, k, columns);
         add_product(c, y, panel, columns, rows, k, columns, upcast);
     }
+    sl_store_f32(c->y, first, rows * c->O, y);
 }
 
 /* --- conv --- */
@@ -311,7 +332,10 @@ static int64_t clamp(int64_t v, int64_t least, int64_t most)
 static void choose_tiles(conv *c)
 {
     const int64_t positions = c->Ho * c->Wo;
-    const int64_t most = clamp(tile_flop / (2 * c->K * c->O), TILE_ROWS_LEAST, TILE_ROWS_MOST);
+    int64_t most = clamp(tile_flop / (2 * c->K * c->O), TILE_ROWS_LEAST, TILE_ROWS_MOST);
+
+    if (c->bf16 && most > SUM_FLOATS / c->O)
+        most = SUM_FLOATS / c->O;
 
     c->tiles_per_frame = sl_ceil_div(positions, most);
     c->tile_rows = sl_ceil_div(positions, c->tiles_per_frame);
@@ -328,17 +352,22 @@ sl_status sl_conv_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, con
 {
     sl_status status = sl_conv_check(exec, y, x, cache, w, b, residual, params, err);
 
-    if (status == SL_OK)
-        status = SL_OP_ONLY_F32("conv", err, x);
+    if (status == SL_OK && x->dtype == SL_BF16 && y->dim[3] > SUM_FLOATS)
+        status = sl_fail(err, SL_ERR_UNIMPLEMENTED,
+                         "conv: %" PRId64 " output channels of BF16: the cpu device has room for "
+                         "%d",
+                         y->dim[3], (int)SUM_FLOATS);
     if (status != SL_OK)
         return status;
     if (sl_tensor_count(y) == 0)
         return SL_OK;
     conv c = {
-        .y = y->data,
+        .y = y,
         .x = x->data,
         .cache = cache ? cache->data : NULL,
-        .residual = residual ? residual->data : NULL,
+        .residual = residual,
+        .bf16 = x->dtype == SL_BF16,
+        .bytes = sl_dtype_bytes(x->dtype),
         .w = w,
         .b = b,
         .p = *params,
@@ -361,9 +390,10 @@ sl_status sl_conv_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, con
 /* --- pair_frames --- */
 
 typedef struct {
-    float *y;
-    const float *x;
-    int64_t positions, C; /* of one frame */
+    unsigned char *y;
+    const unsigned char *x;
+    int64_t positions; /* of one frame */
+    size_t bytes;      /* of a position of y */
 } pairs;
 
 sl_status sl_pair_frames_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
@@ -389,24 +419,25 @@ sl_status sl_pair_frames_check(sl_exec *exec, const sl_tensor *y, const sl_tenso
 static void pair_frames_tile(void *arg, int64_t i, int thread, void *workspace)
 {
     const pairs *j = arg;
-    float *y = j->y + i * j->positions * j->C;
-    const float *x = j->x + i / 2 * j->positions * 2 * j->C + i % 2 * j->C;
+    const size_t bytes = j->bytes;
+    unsigned char *y = j->y + (size_t)(i * j->positions) * bytes;
+    const unsigned char *x =
+        j->x + (size_t)(i / 2 * j->positions) * 2 * bytes + (size_t)(i % 2) * bytes;
 
     (void)thread, (void)workspace;
-    for (int64_t p = 0; p < j->positions; p++)
-        memcpy(y + p * j->C, x + p * 2 * j->C, (size_t)j->C * sizeof *y);
+    for (size_t p = 0; p < (size_t)j->positions; p++)
+        memcpy(y + p * bytes, x + p * 2 * bytes, bytes);
 }
 
 sl_status sl_pair_frames_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
 {
     sl_status status = sl_pair_frames_check(exec, y, x, err);
 
-    if (status == SL_OK)
-        status = SL_OP_ONLY_F32("pair_frames", err, x);
     if (status != SL_OK)
         return status;
-    pairs j = {
-        .y = y->data, .x = x->data, .positions = x->dim[1] * x->dim[2], .C = x->dim[3] / 2
-    };
+    pairs j = { .y = y->data,
+                .x = x->data,
+                .positions = x->dim[1] * x->dim[2],
+                .bytes = (size_t)(x->dim[3] / 2) * sl_dtype_bytes(x->dtype) };
     return sl_exec_parallel(exec, y->dim[0], pair_frames_tile, &j, err);
 }

@@ -199,18 +199,20 @@ static sl_status run_library(sl_exec *exec, sl_dnn *dnn, job *j, sl_error *err)
 
 /* --- conv --- */
 
-/* The library loads 16 bytes at once; odd shapes may leave frames off that. */
+/* The library loads 16 bytes at once; frames of odd shapes may begin elsewhere,
+ * which matters where a piece begins with another frame than the first. */
 static bool is_aligned(const job *j)
 {
+    const sl_conv_plan *plan = &j->plan;
     const int64_t in_bytes = j->c.H * j->c.W * j->c.I * 2;
     const int64_t out_bytes = j->c.Ho * j->c.Wo * j->c.O * 2;
-    const uintptr_t all =
-        (uintptr_t)j->c.x | (uintptr_t)j->c.cache | (uintptr_t)j->c.residual | (uintptr_t)j->c.y;
+    const uintptr_t all = (uintptr_t)j->c.x | (uintptr_t)j->c.cache | (uintptr_t)j->c.residual |
+                          (uintptr_t)j->c.y | (plan->pack_w ? 0 : (uintptr_t)j->c.w) |
+                          (plan->pack_b ? 0 : (uintptr_t)j->c.b);
+    const bool one_piece = plan->in_place_from == 0 ||
+                           (plan->in_place_from == j->c.To && plan->frames_each == j->c.To);
 
-    return all % 16 == 0 && (j->plan.in_place_from >= j->c.To || in_bytes % 16 == 0) &&
-           (j->plan.frames_each >= j->c.To || out_bytes % 16 == 0) &&
-           (j->plan.pack_w || (uintptr_t)j->c.w % 16 == 0) &&
-           (j->plan.pack_b || (uintptr_t)j->c.b % 16 == 0);
+    return all % 16 == 0 && (one_piece || (in_bytes % 16 == 0 && out_bytes % 16 == 0));
 }
 
 static job job_of(const sl_tensor *y, const sl_tensor *x, const sl_tensor *cache,

@@ -52,6 +52,7 @@
     X(cuEventDestroy)                                                                              \
     X(cuEventRecord)                                                                               \
     X(cuEventQuery)                                                                                \
+    X(cuEventSynchronize)                                                                          \
     X(cuEventElapsedTime)
 
 typedef struct {

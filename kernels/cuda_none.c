@@ -1,4 +1,5 @@
 /* cuda_none.c - what a build without CUDA says when it is asked for a card. */
+#include "kernels/copy_part.h"
 #include "kernels/device_backend.h"
 #include "kernels/exec.h"
 
@@ -10,6 +11,7 @@ static sl_status none_open(void **self, const sl_device_spec *spec, size_t *capa
 }
 
 const sl_device_backend sl_device_backend_cuda = { .open = none_open };
+const sl_copy_backend sl_copy_backend_cuda = { .open = NULL }; /* there is no such device */
 
 sl_status sl_exec_create_cuda(sl_exec **out, sl_device *device, const sl_numerics *numerics,
                               const atomic_uint *cancel, sl_error *err)

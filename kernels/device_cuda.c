@@ -21,6 +21,7 @@ typedef struct {
     sl_cuda_driver driver;
     CUdevice card;
     CUcontext context; /* the card's primary one, which the runtime uses too */
+    sl_pins *pins;
     int index;
     char uuid[48];
 } cuda_device;
@@ -112,8 +113,11 @@ static void cuda_close(void *self)
 
     if (!d)
         return;
-    if (d->context)
+    if (d->context) {
+        d->driver.cuCtxSetCurrent(d->context);
+        sl_pins_destroy(d->pins);
         d->driver.cuDevicePrimaryCtxRelease(d->card);
+    }
     sl_cuda_driver_close(&d->driver);
     free(d);
 }
@@ -151,6 +155,8 @@ static sl_status cuda_open(void **self, const sl_device_spec *spec, size_t *capa
     }
     if (status == SL_OK)
         status = enter(d, err);
+    if (status == SL_OK)
+        status = sl_pins_create(&d->pins, &d->driver, err);
     if (status == SL_OK)
         status = check_granule(d, err);
     if (status == SL_OK)
@@ -478,6 +484,12 @@ const sl_cuda_driver *sl_device_cuda_driver(const sl_device *device)
 {
     SL_ASSERT(sl_device_get_spec(device)->kind == SL_DEVICE_CUDA);
     return &((const cuda_device *)sl_device_backend_self(device))->driver;
+}
+
+sl_pins *sl_device_cuda_pins(const sl_device *device)
+{
+    SL_ASSERT(sl_device_get_spec(device)->kind == SL_DEVICE_CUDA);
+    return ((const cuda_device *)sl_device_backend_self(device))->pins;
 }
 
 sl_status sl_device_cuda_enter(const sl_device *device, sl_error *err)

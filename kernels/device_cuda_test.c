@@ -1,7 +1,8 @@
-/* device_cuda_test.c - the cuda device over kernels/fake_cuda.c, which the test
+/* device_cuda_test.c - the cuda device and copies over kernels/fake_cuda.c, which the test
  * is run with in the driver's place.  It shows that regions are made of the
  * right pieces and that no byte is held beyond them; what a real driver makes of
  * the calls is shown on a card, by tests/gpu. */
+#include "kernels/copy.h"
 #include "kernels/device.h"
 
 #include "base/size.h"
@@ -9,13 +10,15 @@
 
 #include <dlfcn.h>
 #include <string.h>
+#include <sys/mman.h>
 
 typedef struct {
-    size_t used, peak, reserved, contexts, registered, creates, accesses, synchronizes;
+    size_t used, peak, reserved, contexts, registered, creates, accesses, synchronizes, copies;
 } look;
 
 typedef struct {
     void (*take)(size_t bytes);
+    void (*limit_pins)(size_t bytes);
     void (*look)(look *out);
     sl_device *device;
 } fixture;
@@ -44,8 +47,10 @@ static void open_fixture(fixture *f, const char *spec_text, sl_error *err)
     if (!library || !dlsym(library, "sl_fake_cuda_look"))
         fail_msg("the fake driver is not in the library path");
     *(void **)&f->take = dlsym(library, "sl_fake_cuda_take");
+    *(void **)&f->limit_pins = dlsym(library, "sl_fake_cuda_limit_pins");
     *(void **)&f->look = dlsym(library, "sl_fake_cuda_look");
     f->take(0);
+    f->limit_pins(SIZE_MAX);
     SL_CHECK_OK(sl_device_spec_parse(spec_text, &spec, err));
     SL_CHECK_OK(sl_device_create(&f->device, &spec, err));
     look_now(f);
@@ -55,7 +60,7 @@ static void close_fixture(fixture *f)
 {
     sl_device_destroy(f->device);
     const look l = look_now(f);
-    SL_CHECK(l.used == 0 && l.reserved == 0 && l.contexts == 0);
+    SL_CHECK(l.used == 0 && l.reserved == 0 && l.contexts == 0 && l.registered == 0);
 }
 
 static sl_region *region_of(const fixture *f, size_t va_bytes, sl_error *err)
@@ -185,7 +190,131 @@ SL_TEST(what_others_took_is_said_and_changes_nothing)
     close_fixture(&f);
 }
 
+/* ---- copies ---- */
+
+#define HOST_BYTES (600 * SL_MIB + 4096) /* three parts, the last one short */
+
+static unsigned char *host_memory(void)
+{
+    unsigned char *p =
+        mmap(NULL, HOST_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    SL_CHECK(p != MAP_FAILED);
+    return p;
+}
+
+/* A mark in each MiB. */
+static void mark_each(unsigned char *data, size_t bytes, unsigned salt)
+{
+    for (size_t at = 0; at < bytes; at += SL_MIB)
+        data[at] = (unsigned char)(at / SL_MIB * 3 + salt);
+}
+
+static bool has_marks(const unsigned char *data, size_t bytes, unsigned salt)
+{
+    for (size_t at = 0; at < bytes; at += SL_MIB)
+        if (data[at] != (unsigned char)(at / SL_MIB * 3 + salt))
+            return false;
+    return true;
+}
+
+typedef struct {
+    fixture f;
+    sl_region *region;
+    sl_copy *copy;
+    unsigned char *host, *d_data;
+    atomic_uint cancel;
+} copying;
+
+static void open_copying(copying *c, sl_error *err)
+{
+    open_fixture(&c->f, "cuda:0", err);
+    atomic_init(&c->cancel, 0);
+    c->host = host_memory();
+    c->region = region_of(&c->f, HOST_BYTES, err);
+    SL_CHECK_OK(sl_region_map(c->region, HOST_BYTES, err));
+    c->d_data = sl_region_data(c->region);
+    SL_CHECK_OK(sl_copy_open(&c->copy, c->f.device, &c->cancel, err));
+}
+
+static void close_copying(copying *c)
+{
+    sl_copy_close(c->copy);
+    sl_region_destroy(c->region);
+    close_fixture(&c->f);
+    munmap(c->host, HOST_BYTES);
+}
+
+SL_TEST(what_was_offered_is_pinned_when_it_is_copied)
+{
+    copying c;
+
+    open_copying(&c, err);
+    SL_CHECK_OK(sl_host_offer(c.f.device, c.host, HOST_BYTES, err));
+    SL_CHECK(sl_host_pinned_bytes(c.f.device) == 0);
+    mark_each(c.host, HOST_BYTES, 1);
+    /* Across the edge of two parts: both are pinned, no copy spans them. */
+    SL_CHECK_OK(
+        sl_copy_push(c.copy, c.d_data + 250 * SL_MIB, c.host + 250 * SL_MIB, 10 * SL_MIB, err));
+    SL_CHECK(sl_host_pinned_bytes(c.f.device) == 512 * SL_MIB);
+    SL_CHECK_OK(sl_copy_push(c.copy, c.d_data, c.host, HOST_BYTES, err));
+    SL_CHECK_OK(sl_copy_wait(c.copy, err));
+    SL_CHECK(has_marks(c.d_data, HOST_BYTES, 1));
+    SL_CHECK(sl_host_pinned_bytes(c.f.device) == HOST_BYTES);
+    SL_CHECK(look_now(&c.f).registered == HOST_BYTES);
+    mark_each(c.d_data, HOST_BYTES, 2);
+    SL_CHECK_OK(sl_copy_pull(c.copy, c.host, c.d_data, HOST_BYTES, err));
+    SL_CHECK_OK(sl_copy_wait(c.copy, err));
+    SL_CHECK(has_marks(c.host, HOST_BYTES, 2));
+    sl_host_withdraw(c.f.device, c.host);
+    SL_CHECK(sl_host_pinned_bytes(c.f.device) == 0 && look_now(&c.f).registered == 0);
+    /* Offered again, and left to the device's end. */
+    SL_CHECK_OK(sl_host_offer(c.f.device, c.host, SL_MIB, err));
+    SL_CHECK_OK(sl_copy_push(c.copy, c.d_data, c.host, SL_MIB, err));
+    SL_CHECK(sl_host_pinned_bytes(c.f.device) == SL_MIB);
+    close_copying(&c);
+}
+
+SL_TEST(what_cannot_be_pinned_is_staged)
+{
+    copying c;
+
+    open_copying(&c, err);
+    mark_each(c.host, HOST_BYTES, 3);
+    SL_CHECK_OK(sl_copy_push(c.copy, c.d_data, c.host, 100 * SL_MIB, err)); /* no offer */
+    SL_CHECK_OK(sl_copy_wait(c.copy, err));
+    SL_CHECK(has_marks(c.d_data, 100 * SL_MIB, 3));
+    SL_CHECK(look_now(&c.f).copies == 13); /* 8 MiB each */
+    c.f.limit_pins(300 * SL_MIB);          /* one part, not two */
+    SL_CHECK_OK(sl_host_offer(c.f.device, c.host, HOST_BYTES, err));
+    SL_CHECK_OK(sl_copy_push(c.copy, c.d_data, c.host, HOST_BYTES, err));
+    SL_CHECK_OK(sl_copy_wait(c.copy, err));
+    SL_CHECK(has_marks(c.d_data, HOST_BYTES, 3));
+    SL_CHECK(sl_host_pinned_bytes(c.f.device) < HOST_BYTES);
+    mark_each(c.d_data, HOST_BYTES, 4);
+    SL_CHECK_OK(sl_copy_pull(c.copy, c.host, c.d_data, HOST_BYTES, err));
+    SL_CHECK_OK(sl_copy_wait(c.copy, err));
+    SL_CHECK(has_marks(c.host, HOST_BYTES, 4));
+    close_copying(&c);
+}
+
+SL_TEST(a_cancel_stops_copies)
+{
+    copying c;
+
+    open_copying(&c, err);
+    SL_CHECK_OK(sl_copy_push(c.copy, c.d_data, c.host, SL_MIB, err));
+    const uint64_t mark = sl_copy_mark(c.copy);
+    SL_CHECK_OK(sl_copy_wait_to(c.copy, mark, err));
+    atomic_store(&c.cancel, 1);
+    SL_CHECK_STATUS(sl_copy_push(c.copy, c.d_data, c.host, SL_MIB, err), SL_ERR_CANCELLED);
+    SL_CHECK(sl_copy_mark(c.copy) == mark);
+    close_copying(&c);
+}
+
 SL_TEST_MAIN(SL_RUN(the_whole_card_or_a_part), SL_RUN(a_card_that_the_driver_does_not_show),
              SL_RUN(pieces_are_large_where_they_can_be),
              SL_RUN(shrinking_is_exact_and_keeps_contents),
-             SL_RUN(what_others_took_is_said_and_changes_nothing))
+             SL_RUN(what_others_took_is_said_and_changes_nothing),
+             SL_RUN(what_was_offered_is_pinned_when_it_is_copied),
+             SL_RUN(what_cannot_be_pinned_is_staged), SL_RUN(a_cancel_stops_copies))

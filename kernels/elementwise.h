@@ -1,6 +1,6 @@
 /* elementwise.h - small ops on equal shapes.
  *
- * add           y = a + b; b any shape with as many elements.  cpu: b BF16 too
+ * add           y = a + b; b any shape with as many elements.  cpu: BF16 too
  * mul           y = a * b
  * gated_add     x[s, c] += y[s, c] * gate[c]; gate [C] f32
  * silu          y = x / (1 + exp(-x))

@@ -63,15 +63,19 @@ static void add_tile(void *arg, int64_t i, int thread, void *workspace)
 {
     const job *j = arg;
     const int64_t first = i * TILE, count = sl_tile_length(i, TILE, j->count);
-    float *y = (float *)j->y->data + first;
-    const float *a = (const float *)j->a->data + first;
+    float *out = workspace, *y = sl_target_f32(j->y, first, out);
+    const float *a = sl_load_f32(j->a, first, count, out + TILE);
 
-    (void)thread, (void)workspace;
+    (void)thread;
     if (j->b->dtype == SL_F32)
         add_f32(y, a, (const float *)j->b->data + first, count);
     else
         add_bf16(y, a, (const uint16_t *)j->b->data + first, count);
+    sl_store_f32(j->y, first, count, y);
 }
+
+_Static_assert((size_t)2 * TILE * sizeof(float) <= SL_CPU_WORKSPACE_PER_THREAD,
+               "two tiles fit the workspace");
 
 sl_status sl_add_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b,
                      sl_error *err)
@@ -79,8 +83,6 @@ sl_status sl_add_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *a, cons
     sl_status status = sl_add_check(exec, y, a, b, err);
     job j = { .y = y, .a = a, .b = b };
 
-    if (status == SL_OK)
-        status = SL_OP_ONLY_F32("add", err, y, a);
     if (status != SL_OK)
         return status;
     j.count = sl_tensor_count(y);

@@ -18,9 +18,11 @@ sl_numerics sl_numerics_of(sl_device_kind kind, bool exact)
 }
 
 void sl_exec_head_init(sl_exec *exec, const sl_exec_kind *kind, const sl_ops *ops,
-                       const sl_numerics *numerics, const atomic_uint *cancel)
+                       sl_device *device, const sl_numerics *numerics, const atomic_uint *cancel)
 {
-    *exec = (sl_exec){ .kind = kind, .ops = ops, .numerics = *numerics, .cancel = cancel };
+    *exec = (sl_exec){
+        .kind = kind, .ops = ops, .device = device, .numerics = *numerics, .cancel = cancel
+    };
 }
 
 void sl_exec_head_fini(sl_exec *exec)
@@ -82,7 +84,7 @@ sl_status sl_exec_create_counting(sl_exec **out, const sl_numerics *numerics, sl
         numerics = &cpu;
     sl_exec_head_init(exec, &kind_counting,
                       numerics->kind == SL_DEVICE_CPU ? &sl_ops_counting : &sl_ops_counting_cuda,
-                      numerics, NULL);
+                      NULL, numerics, NULL);
     exec->counting = true;
     *out = exec;
     return SL_OK;
@@ -151,6 +153,12 @@ sl_status sl_exec_read(sl_exec *exec, void *dst, const void *d_src, size_t size_
                        sl_error *err)
 {
     return exec->kind->read(exec, dst, d_src, size_bytes, err);
+}
+
+sl_status sl_exec_open_copy(sl_copy **out, sl_exec *exec, sl_error *err)
+{
+    SL_ASSERT(!exec->counting);
+    return sl_copy_open(out, exec->device, exec->cancel, err);
 }
 
 sl_status sl_exec_parallel(sl_exec *exec, int64_t count, sl_tile_fn fn, void *arg, sl_error *err)

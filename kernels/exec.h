@@ -25,6 +25,7 @@
 #define SL_KERNELS_EXEC_H
 
 #include "base/status.h"
+#include "kernels/copy.h"
 #include "kernels/device.h"
 #include "kernels/scratch.h"
 
@@ -93,6 +94,10 @@ sl_status sl_exec_write(sl_exec *exec, void *d_dst, const void *src, size_t size
                         sl_error *err) SL_MUST_CHECK;
 sl_status sl_exec_read(sl_exec *exec, void *dst, const void *d_src, size_t size_bytes,
                        sl_error *err) SL_MUST_CHECK;
+
+/* Bulk copies to and from the exec's device, beside its ops, which its cancel word
+ * stops too.  Not on a counting exec. */
+sl_status sl_exec_open_copy(sl_copy **out, sl_exec *exec, sl_error *err) SL_MUST_CHECK;
 
 /* For cpu ops and loaders: runs fn(arg, i, thread, workspace) for i in
  * [0, count) over the pool, i handed out dynamically but each i always doing

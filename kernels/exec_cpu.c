@@ -58,7 +58,7 @@ sl_status sl_exec_create_cpu(sl_exec **out, sl_device *device, int threads,
         status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for an execution context");
         goto done;
     }
-    sl_exec_head_init(exec, &kind_cpu, &sl_ops_cpu, &numerics, cancel);
+    sl_exec_head_init(exec, &kind_cpu, &sl_ops_cpu, device, &numerics, cancel);
     if (threads == 0)
         threads = sl_pool_online_cores();
 

@@ -322,7 +322,7 @@ sl_status sl_exec_create_cuda(sl_exec **out, sl_device *device, const sl_numeric
     e = calloc(1, sizeof *e);
     if (!e)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for an execution context");
-    sl_exec_head_init(&e->head, &kind_cuda, &sl_ops_cuda, numerics, cancel);
+    sl_exec_head_init(&e->head, &kind_cuda, &sl_ops_cuda, device, numerics, cancel);
     exec = &e->head;
     e->card = spec->index;
     status = create_stream(e, err);

@@ -23,6 +23,7 @@ typedef struct {
 struct sl_exec {
     const sl_exec_kind *kind;
     const sl_ops *ops;
+    sl_device *device; /* NULL when counting */
     sl_numerics numerics;
     bool counting;
     const atomic_uint *cancel; /* may be NULL */
@@ -32,7 +33,7 @@ struct sl_exec {
 };
 
 void sl_exec_head_init(sl_exec *exec, const sl_exec_kind *kind, const sl_ops *ops,
-                       const sl_numerics *numerics, const atomic_uint *cancel);
+                       sl_device *device, const sl_numerics *numerics, const atomic_uint *cancel);
 /* Stops the pool, then unmaps the workspace. */
 void sl_exec_head_fini(sl_exec *exec);
 

@@ -131,6 +131,55 @@ SL_TEST(copies_in_and_out)
     op_test_close(&run);
 }
 
+SL_TEST(bulk_goes_beside_the_ops)
+{
+    char there[] = "weights", back[sizeof there] = "";
+    sl_copy *copy = NULL;
+    op_test run;
+
+    op_test_open(&run, 1);
+    SL_CHECK_OK(sl_exec_open_copy(&copy, run.exec, err));
+    SL_CHECK_OK(sl_copy_push(copy, back, there, sizeof there, err));
+    SL_CHECK_OK(sl_copy_wait(copy, err));
+    SL_CHECK(strcmp(back, there) == 0);
+    atomic_store(&run.cancel, 1); /* the exec's word */
+    SL_CHECK_STATUS(sl_copy_push(copy, back, there, sizeof there, err), SL_ERR_CANCELLED);
+    sl_copy_close(copy);
+    op_test_close(&run);
+}
+
+SL_TEST(what_an_exec_counts_for)
+{
+    const sl_numerics cpu = sl_numerics_of(SL_DEVICE_CPU, false);
+    const sl_numerics cuda = sl_numerics_of(SL_DEVICE_CUDA, false);
+    const sl_numerics exact = sl_numerics_of(SL_DEVICE_CUDA, true);
+    sl_scratch scratch;
+    sl_exec *exec;
+    op_test run;
+
+    SL_CHECK(cpu.activation == SL_F32 && exact.activation == SL_F32 && cuda.activation == SL_BF16);
+    SL_CHECK(cpu.tile_tokens % 128 == 0 && cuda.tile_tokens % 128 == 0);
+    SL_CHECK_OK(sl_exec_create_counting(&exec, NULL, err));
+    SL_CHECK(sl_exec_numerics(exec)->kind == SL_DEVICE_CPU && sl_exec_scratch(exec) == NULL);
+    sl_exec_destroy(exec);
+    SL_CHECK_OK(sl_exec_create_counting(&exec, &cuda, err));
+    SL_CHECK(sl_exec_numerics(exec)->kind == SL_DEVICE_CUDA);
+    SL_CHECK(sl_exec_numerics(exec)->activation == SL_BF16);
+    SL_CHECK(sl_exec_is_counting(exec) && sl_exec_thread_count(exec) == 1);
+    sl_scratch_init_counting(&scratch);
+    sl_exec_lend_scratch(exec, &scratch);
+    SL_CHECK(sl_exec_scratch(exec) == &scratch);
+    sl_exec_lend_scratch(exec, NULL);
+    SL_CHECK(sl_exec_scratch(exec) == NULL);
+    SL_CHECK_OK(sl_exec_wait(exec, err));
+    sl_exec_destroy(exec);
+    op_test_open(&run, 1);
+    SL_CHECK(sl_exec_numerics(run.exec)->kind == SL_DEVICE_CPU);
+    atomic_store(&run.cancel, 1); /* memory may be given back all the same */
+    SL_CHECK_OK(sl_exec_wait(run.exec, err));
+    op_test_close(&run);
+}
+
 SL_TEST(counting_touches_nothing)
 {
     void *nowhere = (void *)(uintptr_t)0x1000;
@@ -151,4 +200,5 @@ SL_TEST(counting_touches_nothing)
 
 SL_TEST_MAIN(SL_RUN(runs_each_tile_once), SL_RUN(threads_share_the_work),
              SL_RUN(cancel_stops_between_tiles), SL_RUN(the_workspace_is_counted_on_the_device),
-             SL_RUN(copies_in_and_out), SL_RUN(counting_touches_nothing))
+             SL_RUN(copies_in_and_out), SL_RUN(bulk_goes_beside_the_ops),
+             SL_RUN(what_an_exec_counts_for), SL_RUN(counting_touches_nothing))

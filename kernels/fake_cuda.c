@@ -11,6 +11,7 @@
 #include <cuda.h>
 
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -36,7 +37,8 @@ typedef struct {
 static allocation allocations[SLOTS]; /* uses 0: free slot; slot 0 is never used */
 static mapping mappings[SLOTS];       /* bytes 0: free slot */
 static size_t used_bytes, peak_bytes, foreign_bytes, reserved_bytes, registered_bytes;
-static int contexts, creates, accesses, synchronizes;
+static size_t pin_limit_bytes = SIZE_MAX;
+static int contexts, creates, accesses, synchronizes, copies;
 
 /* ---- for tests ---- */
 
@@ -46,18 +48,26 @@ __attribute__((visibility("default"))) void sl_fake_cuda_take(size_t bytes)
     foreign_bytes = bytes;
 }
 
-/* used, peak, reserved address space, contexts, registered, creates, set-access
- * calls, synchronisations; resets the peak and the counts. */
-__attribute__((visibility("default"))) void sl_fake_cuda_look(size_t out[8]);
-__attribute__((visibility("default"))) void sl_fake_cuda_look(size_t out[8])
+/* How much may be registered. */
+__attribute__((visibility("default"))) void sl_fake_cuda_limit_pins(size_t bytes);
+__attribute__((visibility("default"))) void sl_fake_cuda_limit_pins(size_t bytes)
 {
-    const size_t seen[8] = { used_bytes,       peak_bytes,          reserved_bytes,
-                             (size_t)contexts, registered_bytes,    (size_t)creates,
-                             (size_t)accesses, (size_t)synchronizes };
+    pin_limit_bytes = bytes;
+}
+
+/* used, peak, reserved address space, contexts, registered, creates, set-access
+ * calls, synchronisations, copies; resets the peak and the counts. */
+__attribute__((visibility("default"))) void sl_fake_cuda_look(size_t out[9]);
+__attribute__((visibility("default"))) void sl_fake_cuda_look(size_t out[9])
+{
+    const size_t seen[9] = {
+        used_bytes,      peak_bytes,       reserved_bytes,       (size_t)contexts, registered_bytes,
+        (size_t)creates, (size_t)accesses, (size_t)synchronizes, (size_t)copies,
+    };
 
     memcpy(out, seen, sizeof seen);
     peak_bytes = used_bytes;
-    creates = accesses = synchronizes = 0;
+    creates = accesses = synchronizes = copies = 0;
 }
 
 /* ---- card and context ---- */
@@ -305,11 +315,26 @@ static struct {
     size_t bytes;
 } pins[SLOTS];
 
+/* A host range of a copy lies in one pin, or in none. */
+static bool spans_pins(const void *data, size_t bytes)
+{
+    const char *from = data, *to = from + bytes;
+
+    for (int i = 0; i < SLOTS; i++) {
+        const char *first = pins[i].at, *last = first + pins[i].bytes;
+        if (pins[i].bytes && from < last && first < to && !(from >= first && to <= last))
+            return true;
+    }
+    return false;
+}
+
 CUresult cuMemHostRegister(void *data, size_t bytes, unsigned flags)
 {
     int slot = -1;
 
     (void)flags;
+    if (bytes > pin_limit_bytes - registered_bytes)
+        return CUDA_ERROR_OUT_OF_MEMORY;
     for (int i = 0; i < SLOTS; i++) {
         if (!pins[i].bytes)
             slot = slot < 0 ? i : slot;
@@ -340,6 +365,9 @@ CUresult cuMemHostUnregister(void *data)
 CUresult cuMemcpyHtoDAsync(CUdeviceptr dst, const void *src, size_t bytes, CUstream stream)
 {
     (void)stream;
+    if (spans_pins(src, bytes))
+        return CUDA_ERROR_INVALID_VALUE;
+    copies++;
     memcpy((void *)(uintptr_t)dst, src, bytes);
     return CUDA_SUCCESS;
 }
@@ -347,6 +375,9 @@ CUresult cuMemcpyHtoDAsync(CUdeviceptr dst, const void *src, size_t bytes, CUstr
 CUresult cuMemcpyDtoHAsync(void *dst, CUdeviceptr src, size_t bytes, CUstream stream)
 {
     (void)stream;
+    if (spans_pins(dst, bytes))
+        return CUDA_ERROR_INVALID_VALUE;
+    copies++;
     memcpy(dst, (const void *)(uintptr_t)src, bytes);
     return CUDA_SUCCESS;
 }
@@ -390,6 +421,12 @@ CUresult cuEventRecord(CUevent event, CUstream stream)
 }
 
 CUresult cuEventQuery(CUevent event)
+{
+    (void)event;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuEventSynchronize(CUevent event)
 {
     (void)event;
     return CUDA_SUCCESS;

@@ -56,14 +56,16 @@ template <typename Codes, typename TY, sl_act act>
 __device__ __forceinline__ void finish_pairs(const sl_cuda_linear8 &l, const float *sum, int64_t s,
                                              int64_t o, float bias0, float bias1)
 {
-    const bool biased = l.b != NULL;
+    const float bias[2] = { bias0, bias1 };
 
 #pragma unroll
-    for (int half = 0; half < 2; half++)
+    for (int half = 0; half < 2; half++) {
+        float v[2] = { sum[2 * half], sum[2 * half + 1] };
+
+        Codes::finish(v, l.b != NULL, bias);
         if (s + 8 * half < l.S && o < l.O)
-            store_pair<TY>(l, s + 8 * half, o,
-                           sl_act_apply(Codes::finish(sum[2 * half], biased, bias0), act),
-                           sl_act_apply(Codes::finish(sum[2 * half + 1], biased, bias1), act));
+            store_pair<TY>(l, s + 8 * half, o, sl_act_apply(v[0], act), sl_act_apply(v[1], act));
+    }
 }
 
 template <typename Codes>

@@ -36,7 +36,9 @@ enum {
     W_BYTES = COLS * STEP,
     STAGE_BYTES = X_BYTES + W_BYTES,
     SWIZZLE_ALIGN = 1024,
-    SHARED_BYTES = SWIZZLE_ALIGN + STAGES * STAGE_BYTES,
+    STAGED_ROWS = 8, /* of a warp, on their way out */
+    STAGED_BYTES = STAGED_ROWS * COLS * 4,
+    SHARED_BYTES = SWIZZLE_ALIGN + STAGES * STAGE_BYTES + GROUPS * GROUP / 32 * STAGED_BYTES,
     LOADER_REGISTERS = 40,
     GROUP_REGISTERS = 232,
     TURN = 1, /* the first of GROUPS named barriers; 0 is __syncthreads */
@@ -192,24 +194,67 @@ __device__ __forceinline__ void load(const sl_cuda_linear8 &l, const CUtensorMap
     }
 }
 
+/* Four outputs of row s from column o. */
+template <typename TY>
+__device__ __forceinline__ void store_four(const sl_cuda_linear8 &l, int64_t s, int64_t o,
+                                           const float (&v)[4])
+{
+    TY *y = (TY *)l.y + s * l.O + o;
+
+    if (l.O % 4 == 0 && sizeof(TY) == 4) {
+        *(float4 *)y = make_float4(v[0], v[1], v[2], v[3]);
+    } else if (l.O % 4 == 0) {
+        *(uint2 *)y = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            if (o + i < l.O)
+                y[i] = sl_from_f32<TY>(v[i]);
+    }
+}
+
 /* A thread's numbers lie at rows lane / 4 and 8 below of its warp's 16, in columns
- * 8 j + lane % 4 * 2 and the next. */
+ * 8 j + lane % 4 * 2 and the next.  They go through shared memory, eight rows at a
+ * time, so that a warp writes whole rows; columns are swapped there by 8 or 16 so
+ * that four rows meet no bank twice. */
 template <typename Codes, typename TY, sl_act act>
 __device__ __forceinline__ void store(const sl_cuda_linear8 &l, const float (&sum)[PARTS][NUMBERS],
-                                      int64_t s0, int64_t o0)
+                                      float *staged, int64_t s0, int64_t o0)
 {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x % GROUP / 32;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x % GROUP / 32, row = lane / 4;
+    const int64_t o = o0 + lane * 4;
+    float bias[4];
 
 #pragma unroll
-    for (int j = 0; j < COLS / 8; j++) {
-        const int64_t o = o0 + 8 * j + lane % 4 * 2;
-        const float bias0 = bias_at<Codes>(l, o), bias1 = bias_at<Codes>(l, o + 1);
+    for (int i = 0; i < 4; i++)
+        bias[i] = bias_at<Codes>(l, o + i);
 #pragma unroll
-        for (int part = 0; part < PARTS; part++)
-            finish_pairs<Codes, TY, act>(l, &sum[part][4 * j],
-                                         s0 + part * PART_ROWS + warp * 16 + lane / 4, o, bias0,
-                                         bias1);
-    }
+    for (int part = 0; part < PARTS; part++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int64_t s = s0 + part * PART_ROWS + warp * 16 + half * 8;
+
+            __syncwarp();
+#pragma unroll
+            for (int j = 0; j < COLS / 8; j++) {
+                const int col = (8 * j + lane % 4 * 2) ^ (row % 4 * 8);
+                *(float2 *)(staged + row * COLS + col) =
+                    make_float2(sum[part][4 * j + 2 * half], sum[part][4 * j + 2 * half + 1]);
+            }
+            __syncwarp();
+#pragma unroll 2
+            for (int r = 0; r < STAGED_ROWS; r++) {
+                const float4 d = *(float4 *)(staged + r * COLS + (lane * 4 ^ r % 4 * 8));
+                float v[4] = { d.x, d.y, d.z, d.w };
+
+                Codes::finish(v, l.b != NULL, bias);
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    v[i] = sl_act_apply(v[i], act);
+                if (s + r < l.S && o < l.O)
+                    store_four<TY>(l, s + r, o, v);
+            }
+        }
 }
 
 /* One tile's sums; x is the group's half of the first stage. */
@@ -263,7 +308,7 @@ __device__ __forceinline__ void compute_tile(const sl_cuda_linear8 &l, float (&s
 
 template <typename Codes, typename TY>
 __device__ __forceinline__ void compute(const sl_cuda_linear8 &l, uint32_t ring, barriers *b,
-                                        int group, int row_tiles, int col_tiles)
+                                        float *staged, int group, int row_tiles, int col_tiles)
 {
     place at = { 0, 0 };
 
@@ -277,11 +322,11 @@ __device__ __forceinline__ void compute(const sl_cuda_linear8 &l, uint32_t ring,
         const int64_t s0 = (int64_t)row * ROWS + group * GROUP_ROWS, o0 = (int64_t)col * COLS;
         compute_tile<Codes>(l, sum, ring, b, at, group, s0, col);
         if (l.act == SL_ACT_NONE)
-            store<Codes, TY, SL_ACT_NONE>(l, sum, s0, o0);
+            store<Codes, TY, SL_ACT_NONE>(l, sum, staged, s0, o0);
         else if (l.act == SL_ACT_GELU_TANH)
-            store<Codes, TY, SL_ACT_GELU_TANH>(l, sum, s0, o0);
+            store<Codes, TY, SL_ACT_GELU_TANH>(l, sum, staged, s0, o0);
         else
-            store<Codes, TY, SL_ACT_SILU>(l, sum, s0, o0);
+            store<Codes, TY, SL_ACT_SILU>(l, sum, staged, s0, o0);
     }
     if (group == 0)
         turn_wait(0); /* what group 1 gave last */
@@ -297,8 +342,8 @@ __global__ void __launch_bounds__(THREADS, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ barriers b;
-    const uint32_t ring =
-        (shared_address(shared) + SWIZZLE_ALIGN - 1) & ~(uint32_t)(SWIZZLE_ALIGN - 1);
+    const uint32_t start = shared_address(shared);
+    const uint32_t ring = (start + SWIZZLE_ALIGN - 1) & ~(uint32_t)(SWIZZLE_ALIGN - 1);
     const int row_tiles = (int)((l.S + ROWS - 1) / ROWS);
     const int col_tiles = (int)((l.O + COLS - 1) / COLS);
 
@@ -317,7 +362,10 @@ __global__ void __launch_bounds__(THREADS, 1)
             load(l, &x_map, &w_map, ring, &b, row_tiles, col_tiles);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"((int)GROUP_REGISTERS));
-        compute<Codes, TY>(l, ring, &b, (int)threadIdx.x / GROUP - 1, row_tiles, col_tiles);
+        unsigned char *staged = shared + (ring - start) + STAGES * STAGE_BYTES +
+                                (threadIdx.x - GROUP) / 32 * STAGED_BYTES;
+        compute<Codes, TY>(l, ring, &b, (float *)staged, (int)threadIdx.x / GROUP - 1, row_tiles,
+                           col_tiles);
     }
 #else
     (void)l, (void)x_map, (void)w_map;

@@ -7,6 +7,9 @@
  *               the workspace, where all rows of the tile use it.
  *
  * Tiles and steps follow from the shape, so the order of every sum does too.
+ *
+ * bf16 activations always go by tiles: x is upcast a step at a time, and what a tile
+ * sums up stays in the workspace until it is rounded into y.
  */
 #include "kernels/linear.h"
 
@@ -14,6 +17,8 @@
 #include "kernels/gemm.h"
 #include "kernels/op_check.h"
 #include "kernels/vmath.h"
+
+#include <string.h>
 
 enum {
     FEW_ROWS = 8,             /* S below this: dot products */
@@ -26,13 +31,20 @@ enum {
     STEP = 768,        /* of I; the cancel word is polled in between */
 };
 
-_Static_assert((size_t)TILE_COLS *STEP * sizeof(float) <= SL_CPU_WORKSPACE_PER_THREAD,
-               "an upcast block fits the workspace");
+/* One thread's workspace. */
+typedef struct {
+    float w[TILE_COLS * STEP]; /* [cols, step], upcast */
+    float x[TILE_ROWS * STEP]; /* [rows, step], upcast */
+    float y[TILE_ROWS * TILE_COLS];
+} tile_space;
+
+_Static_assert(sizeof(tile_space) <= SL_CPU_WORKSPACE_PER_THREAD, "a tile fits the workspace");
 
 typedef struct {
     const sl_exec *exec;
-    float *y;
-    const float *x;
+    float *y;       /* or bf16 */
+    const float *x; /* or bf16 */
+    bool x_bf16, y_bf16;
     const void *w;
     const void *b; /* NULL: none */
     sl_dtype w_dtype, b_dtype;
@@ -177,35 +189,53 @@ SL_MULTIARCH static void upcast(float *out, const uint16_t *w, int64_t n)
         out[i] = sl_bf16_to_f32(w[i]);
 }
 
+SL_MULTIARCH static void round_row(uint16_t *out, const float *y, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = sl_bf16_from_f32(y[i]);
+}
+
 static void gemm_tile(void *arg, int64_t i, int thread, void *workspace)
 {
     const linear *l = arg;
     const int64_t o = i / l->row_tiles * l->tile_cols, s = i % l->row_tiles * l->tile_rows;
     const int64_t cols = o + l->tile_cols < l->O ? l->tile_cols : l->O - o;
     const int64_t rows = s + l->tile_rows < l->S ? l->tile_rows : l->S - s;
-    float *y = l->y + s * l->O + o;
-    float *block = workspace; /* [cols, step] */
+    tile_space *space = workspace;
+    float *y = l->y_bf16 ? space->y : l->y + s * l->O + o;
+    const int64_t ldy = l->y_bf16 ? cols : l->O;
 
     (void)thread;
+    for (int64_t r = 0; r < rows && l->I == 0; r++)
+        memset(y + r * ldy, 0, (size_t)cols * sizeof *y);
     for (int64_t at = 0; at < l->I; at += STEP) {
         const int64_t step = at + STEP < l->I ? STEP : l->I - at;
-        const float *w = (const float *)l->w + o * l->I + at;
-        int64_t ldw = l->I;
+        const float *w = (const float *)l->w + o * l->I + at, *x = l->x + s * l->I + at;
+        int64_t ldw = l->I, ldx = l->I;
 
         if (sl_exec_cancelled(l->exec))
             return;
         if (l->w_dtype == SL_BF16) {
             const uint16_t *w16 = (const uint16_t *)l->w + o * l->I + at;
             for (int64_t c = 0; c < cols; c++)
-                upcast(block + c * step, w16 + c * l->I, step);
-            w = block;
+                upcast(space->w + c * step, w16 + c * l->I, step);
+            w = space->w;
             ldw = step;
         }
-        sl_gemm_nt(rows, cols, step, 1.0f, l->x + s * l->I + at, l->I, w, ldw, at ? 1.0f : 0.0f, y,
-                   l->O);
+        if (l->x_bf16) {
+            const uint16_t *x16 = (const uint16_t *)(const void *)l->x + s * l->I + at;
+            for (int64_t r = 0; r < rows; r++)
+                upcast(space->x + r * step, x16 + r * l->I, step);
+            x = space->x;
+            ldx = step;
+        }
+        sl_gemm_nt(rows, cols, step, 1.0f, x, ldx, w, ldw, at ? 1.0f : 0.0f, y, ldy);
     }
-    for (int64_t r = 0; r < rows; r++)
-        finish_row(l, y + r * l->O, o, cols);
+    for (int64_t r = 0; r < rows; r++) {
+        finish_row(l, y + r * ldy, o, cols);
+        if (l->y_bf16)
+            round_row((uint16_t *)(void *)l->y + (s + r) * l->O + o, y + r * ldy, cols);
+    }
 }
 
 /* The largest tiles that still make TILES_WANTED, so that threads stay busy. */
@@ -232,8 +262,6 @@ sl_status sl_linear_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, c
     sl_status status = sl_linear_check(exec, y, x, w, b, act, err);
     linear l = { .exec = exec, .act = act };
 
-    if (status == SL_OK)
-        status = SL_OP_ONLY_F32("linear", err, y, x);
     if (status != SL_OK)
         return status;
     l.y = y->data;
@@ -242,10 +270,13 @@ sl_status sl_linear_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, c
     l.w_dtype = w->dtype;
     l.b = b ? b->data : NULL;
     l.b_dtype = b ? b->dtype : SL_F32;
+    l.x_bf16 = x->dtype == SL_BF16;
+    l.y_bf16 = y->dtype == SL_BF16;
     l.S = x->dim[0];
     l.I = x->dim[1];
     l.O = w->dim[0];
     if (l.S == 0 || l.O == 0)
         return sl_exec_parallel(exec, 0, NULL, NULL, err);
-    return l.S < FEW_ROWS || l.I == 0 ? run_dots(exec, &l, err) : run_gemm(exec, &l, err);
+    const bool few = l.S < FEW_ROWS && !l.x_bf16 && !l.y_bf16;
+    return few ? run_dots(exec, &l, err) : run_gemm(exec, &l, err);
 }

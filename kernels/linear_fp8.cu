@@ -163,9 +163,13 @@ struct fp8_codes {
         return b;
     }
 
-    static __device__ __forceinline__ float finish(float d, bool biased, float b)
+    template <int count>
+    static __device__ __forceinline__ void finish(float (&v)[count], bool biased,
+                                                  const float (&b)[count])
     {
-        return biased ? d + b : d;
+#pragma unroll
+        for (int i = 0; i < count; i++)
+            v[i] = biased ? v[i] + b[i] : v[i];
     }
 };
 

@@ -210,10 +210,19 @@ struct int8_codes {
         return sl_round_bf16(b);
     }
 
-    static __device__ __forceinline__ float finish(float d, bool biased, float b)
+    /* Pairs, in the arithmetic of bf16: a sum of two of its numbers is rounded once. */
+    template <int count>
+    static __device__ __forceinline__ void finish(float (&v)[count], bool biased,
+                                                  const float (&b)[count])
     {
-        d = sl_round_bf16(d);
-        return biased ? sl_round_bf16(__fadd_rn(d, b)) : d;
+#pragma unroll
+        for (int i = 0; i < count; i += 2) {
+            __nv_bfloat162 pair = __floats2bfloat162_rn(v[i], v[i + 1]);
+            if (biased)
+                pair = __hadd2(pair, __floats2bfloat162_rn(b[i], b[i + 1]));
+            v[i] = __low2float(pair);
+            v[i + 1] = __high2float(pair);
+        }
     }
 };
 

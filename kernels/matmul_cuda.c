@@ -8,7 +8,7 @@
 
 enum { PLANS = 128, MAX_ALIGN = 256 };
 
-_Static_assert(sizeof(sl_cuda_matmul_key) == 3 * 8 + 10 * 4, "keys have no padding");
+_Static_assert(sizeof(sl_cuda_matmul_key) == 3 * 8 + 8 * 4, "keys have no padding");
 _Static_assert(SL_CUDA_MATMUL_BYTES <= SL_CUDA_WORKSPACE_BYTES, "a part of the workspace");
 
 struct sl_cuda_matmul {
@@ -91,12 +91,6 @@ static cublasStatus_t describe(sl_cuda_matmul *m)
         FIRST(status, set_pointer(m->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
                                   (const void *)(uintptr_t)k->bias_align));
         FIRST(status, set_int(m->desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, k->bias));
-    }
-    if (k->block_scales) {
-        FIRST(status, set_int(m->desc, CUBLASLT_MATMUL_DESC_A_SCALE_MODE,
-                              CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F));
-        FIRST(status, set_int(m->desc, CUBLASLT_MATMUL_DESC_B_SCALE_MODE,
-                              CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F));
     }
     FIRST(status, cublasLtMatrixLayoutCreate(&m->w, (cudaDataType_t)k->operands, (uint64_t)k->I,
                                              (uint64_t)k->O, k->I));
@@ -203,18 +197,13 @@ sl_status sl_cuda_matmul_get(sl_cuda_matmul **out, sl_exec *exec, const sl_cuda_
 }
 
 sl_status sl_cuda_matmul_run(sl_exec *exec, const sl_cuda_matmul *m, void *y, const void *x,
-                             const void *w, const void *bias, const float *x_scale,
-                             const float *w_scale, sl_error *err)
+                             const void *w, const void *bias, sl_error *err)
 {
     const float one = 1.0f, zero = 0.0f;
     cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
 
     if (m->key.bias != SL_CUDA_MATMUL_NO_BIAS)
         FIRST(status, set_pointer(m->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias));
-    if (m->key.block_scales) {
-        FIRST(status, set_pointer(m->desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, w_scale));
-        FIRST(status, set_pointer(m->desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, x_scale));
-    }
     FIRST(status, cublasLtMatmul(sl_cuda_blas(exec), m->desc, &one, w, m->w, x, m->x, &zero, y,
                                  m->y, y, m->y, &m->algo, sl_cuda_workspace(exec),
                                  SL_CUDA_MATMUL_BYTES, sl_cuda_stream(exec)));

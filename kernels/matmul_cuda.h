@@ -1,5 +1,5 @@
 /* matmul_cuda.h - y [S, O] = x [S, I] . w [O, I]^T by cuBLASLt, with what its
- * epilogue can do; for linear_cuda.c and linear_fp8_cuda.c.
+ * epilogue can do; for linear_cuda.c.
  *
  * An algorithm is chosen once for a key, by the library's heuristics alone (the
  * first that fits SL_CUDA_MATMUL_BYTES), and kept with the exec, so that equal
@@ -23,9 +23,7 @@ typedef struct {
     int32_t operands, y;
     int32_t bias; /* or SL_CUDA_MATMUL_NO_BIAS */
     int32_t gelu;
-    int32_t block_scales;                          /* fp8: x by 1 x 128, w by 128 x 128 */
     int32_t x_align, w_align, y_align, bias_align; /* bytes; sl_cuda_alignment */
-    int32_t zero;
 } sl_cuda_matmul_key;
 
 typedef struct sl_cuda_matmul sl_cuda_matmul;
@@ -36,9 +34,8 @@ int32_t sl_cuda_alignment(const void *p);
 /* *out NULL: the library has nothing for this key on this card. */
 sl_status sl_cuda_matmul_get(sl_cuda_matmul **out, sl_exec *exec, const sl_cuda_matmul_key *key,
                              sl_error *err) SL_MUST_CHECK;
-/* Queues it.  bias, x_scale and w_scale as the key says, else NULL. */
+/* Queues it.  bias: NULL unless the key has one. */
 sl_status sl_cuda_matmul_run(sl_exec *exec, const sl_cuda_matmul *m, void *y, const void *x,
-                             const void *w, const void *bias, const float *x_scale,
-                             const float *w_scale, sl_error *err) SL_MUST_CHECK;
+                             const void *w, const void *bias, sl_error *err) SL_MUST_CHECK;
 
 #endif

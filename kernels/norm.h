@@ -2,15 +2,18 @@
  *
  * layer_norm    y = (x - mean) / sqrt(var + eps) [* w + b] [* (1 + scale) + shift]
  *               var is the biased variance.  w, b both or neither [C];
- *               scale, shift both or neither [C].  Source: wan.md 4.5.
+ *               scale, shift both or neither [C].  padding, 0 or more, is what
+ *               TurboDiffusion's kernel adds by mistake: so many zeros behind the
+ *               row deviate from the mean, too, but do not count in the divisor:
+ *               var + padding / C * mean^2.  Source: wan.md 4.5.
  * rms_norm      y = x / sqrt(mean(x^2) + eps) * w.  Source: wan.md 4.5, 3.3.
  * channel_norm  y = x / max(||x||_2, 1e-12) * sqrt(C) * gamma, then silu if
  *               `silu`: the VAE's RMS_norm.  Source: wan.md 8.1.
  *
  * Shapes    x, y [..., C] of any rank (rows = all leading dims), C 1 to 2^19;
  *           parameters [C] (or any shape with C elements)
- * Dtypes    x, y act, any mix, but alike in channel_norm; parameters f32 or bf16;
- *           sums in f32 or better
+ * Dtypes    x, y act, any mix, but alike in channel_norm (cpu: BF16 too there);
+ *           parameters f32 or bf16; sums in f32 or better
  * Aliasing  y may be x if it has its dtype
  */
 #ifndef SL_KERNELS_NORM_H
@@ -22,7 +25,8 @@
 
 typedef sl_status sl_layer_norm_fn(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
                                    const sl_tensor *w, const sl_tensor *b, const sl_tensor *scale,
-                                   const sl_tensor *shift, float eps, sl_error *err);
+                                   const sl_tensor *shift, float eps, int64_t padding,
+                                   sl_error *err);
 typedef sl_status sl_rms_norm_fn(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
                                  const sl_tensor *w, float eps, sl_error *err);
 typedef sl_status sl_channel_norm_fn(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,

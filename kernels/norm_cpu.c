@@ -24,7 +24,9 @@ typedef struct {
     const sl_tensor *params[PARAMS]; /* NULL: absent */
     int64_t rows, C, tile_rows;
     float eps;
+    int64_t padding; /* of layer_norm */
     bool silu;
+    bool bf16; /* y and x are, by channel_norm alone */
 } job;
 
 typedef struct {
@@ -128,7 +130,7 @@ enum { LN_W, LN_B, LN_SCALE, LN_SHIFT };
 
 sl_status sl_layer_norm_check(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
                               const sl_tensor *w, const sl_tensor *b, const sl_tensor *scale,
-                              const sl_tensor *shift, float eps, sl_error *err)
+                              const sl_tensor *shift, float eps, int64_t padding, sl_error *err)
 {
     const param params[] = { { "w", w }, { "b", b }, { "scale", scale }, { "shift", shift } };
 
@@ -136,6 +138,9 @@ sl_status sl_layer_norm_check(sl_exec *exec, const sl_tensor *y, const sl_tensor
     if (!w != !b)
         return sl_fail(err, SL_ERR_INVALID, "layer_norm: %s, expected both or neither of w and b",
                        w ? "w without b" : "b without w");
+    if (padding < 0)
+        return sl_fail(err, SL_ERR_INVALID, "layer_norm: padding %" PRId64 ", expected 0 or more",
+                       padding);
     if (!scale != !shift)
         return sl_fail(err, SL_ERR_INVALID,
                        "layer_norm: %s, expected both or neither of scale and shift",
@@ -144,10 +149,10 @@ sl_status sl_layer_norm_check(sl_exec *exec, const sl_tensor *y, const sl_tensor
 }
 
 SL_MULTIARCH static void layer_norm_row(float *y, const float *x, const float *const params[PARAMS],
-                                        int64_t C, float eps)
+                                        int64_t C, float eps, int64_t padding)
 {
     const double mean = sum_of(x, C) / (double)C;
-    const double var = sum_squares(x, mean, C) / (double)C;
+    const double var = (sum_squares(x, mean, C) + (double)padding * mean * mean) / (double)C;
     const float center = (float)mean, factor = (float)(1.0 / sqrt(var + (double)eps));
     const float *w = params[LN_W], *b = params[LN_B];
     const float *scale = params[LN_SCALE], *shift = params[LN_SHIFT];
@@ -177,14 +182,15 @@ static void layer_norm_tile(void *arg, int64_t i, int thread, void *workspace)
     (void)thread;
     load_params(j, workspace, params);
     for (int64_t s = first; s < end; s++)
-        layer_norm_row(j->y + s * j->C, j->x + s * j->C, params, j->C, j->eps);
+        layer_norm_row(j->y + s * j->C, j->x + s * j->C, params, j->C, j->eps,
+                       j->padding);
 }
 
 sl_status sl_layer_norm_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
                             const sl_tensor *w, const sl_tensor *b, const sl_tensor *scale,
-                            const sl_tensor *shift, float eps, sl_error *err)
+                            const sl_tensor *shift, float eps, int64_t padding, sl_error *err)
 {
-    sl_status status = sl_layer_norm_check(exec, y, x, w, b, scale, shift, eps, err);
+    sl_status status = sl_layer_norm_check(exec, y, x, w, b, scale, shift, eps, padding, err);
 
     if (status == SL_OK)
         status = SL_OP_ONLY_F32("layer_norm", err, y, x);
@@ -196,6 +202,7 @@ sl_status sl_layer_norm_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *
     j.params[LN_SCALE] = scale;
     j.params[LN_SHIFT] = shift;
     j.eps = eps;
+    j.padding = padding;
     return run(exec, &j, layer_norm_tile, err);
 }
 
@@ -292,8 +299,17 @@ static void channel_norm_tile(void *arg, int64_t i, int thread, void *workspace)
 
     (void)thread;
     load_params(j, workspace, params);
-    channel_norm_rows(j->y + first * j->C, j->x + first * j->C, params[0],
-                      sl_tile_length(i, j->tile_rows, j->rows), j->C, j->silu);
+    if (!j->bf16) {
+        channel_norm_rows(j->y + first * j->C, j->x + first * j->C, params[0],
+                          sl_tile_length(i, j->tile_rows, j->rows), j->C, j->silu);
+        return;
+    }
+    float *row = (float *)workspace + j->C; /* behind the one parameter */
+    for (int64_t s = first; s < first + sl_tile_length(i, j->tile_rows, j->rows); s++) {
+        sl_upcast_bf16(row, (const uint16_t *)(const void *)j->x + s * j->C, j->C);
+        channel_norm_rows(row, row, params[0], 1, j->C, j->silu);
+        sl_round_bf16((uint16_t *)(void *)j->y + s * j->C, row, j->C);
+    }
 }
 
 sl_status sl_channel_norm_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
@@ -301,12 +317,11 @@ sl_status sl_channel_norm_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor
 {
     sl_status status = sl_channel_norm_check(exec, y, x, gamma, silu, err);
 
-    if (status == SL_OK)
-        status = SL_OP_ONLY_F32("channel_norm", err, y, x);
     if (status != SL_OK)
         return status;
     job j = job_over(y, x);
     j.params[0] = gamma;
     j.silu = silu;
+    j.bf16 = x->dtype == SL_BF16;
     return run(exec, &j, channel_norm_tile, err);
 }

@@ -25,16 +25,17 @@ static sl_norm_call call_over(const sl_tensor *y, const sl_tensor *x,
 
 sl_status sl_layer_norm_cuda(sl_exec *exec, const sl_tensor *y, const sl_tensor *x,
                              const sl_tensor *w, const sl_tensor *b, const sl_tensor *scale,
-                             const sl_tensor *shift, float eps, sl_error *err)
+                             const sl_tensor *shift, float eps, int64_t padding, sl_error *err)
 {
     const sl_tensor *const params[SL_NORM_PARAMS] = { w, b, scale, shift };
-    sl_status status = sl_layer_norm_check(exec, y, x, w, b, scale, shift, eps, err);
+    sl_status status = sl_layer_norm_check(exec, y, x, w, b, scale, shift, eps, padding, err);
 
     if (status == SL_OK)
         status = sl_cuda_begin(exec, err);
     if (status != SL_OK)
         return status;
-    const sl_norm_call call = call_over(y, x, params, eps);
+    sl_norm_call call = call_over(y, x, params, eps);
+    call.padding = (float)padding;
     return sl_cuda_end(exec, "layer_norm", sl_cuda_layer_norm(sl_cuda_stream(exec), &call), err);
 }
 

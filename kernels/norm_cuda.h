@@ -23,6 +23,7 @@ typedef struct {
     sl_dtype param_dtype[SL_NORM_PARAMS]; /* F32 or BF16 */
     int64_t rows, C;
     float eps;
+    float padding; /* layer_norm's */
 } sl_norm_call;
 
 cudaError_t sl_cuda_layer_norm(cudaStream_t stream, const sl_norm_call *call);

@@ -99,7 +99,7 @@ static sl_status run_layer_norm(op_test *t, const operands *x, const sl_tensor *
                                 bool modulated, sl_error *err)
 {
     return sl_layer_norm_cpu(t->exec, y, &x->x, affine ? &x->w : NULL, affine ? &x->b : NULL,
-                             modulated ? &x->scale : NULL, modulated ? &x->shift : NULL, 1e-6f,
+                             modulated ? &x->scale : NULL, modulated ? &x->shift : NULL, 1e-6f, 0,
                              err);
 }
 
@@ -123,6 +123,36 @@ SL_TEST(layer_norm_matches_the_formula)
 }
 
 /* A large common offset: sums in f32 would lose the variance. */
+/* The reference's kernel over a row padded with zeros, its mean that of the row. */
+SL_TEST(layer_norm_counts_padding)
+{
+    const shape c = { .S = 3, .C = 12 };
+    enum { PADDED = 16 };
+    operands x = make(&c, SL_F32);
+    op_test t;
+
+    op_test_open(&t, 1);
+    SL_CHECK_OK(sl_layer_norm_cpu(t.exec, &x.y, &x.x, NULL, NULL, NULL, NULL, 1e-6f, PADDED - 12,
+                                  err));
+    double *want = alloc_like(&x.x);
+    for (int64_t s = 0; s < c.S; s++) {
+        double mean = 0.0, sum = 0.0;
+        for (int64_t i = 0; i < c.C; i++)
+            mean += op_test_get(&x.x, s * c.C + i) / (double)c.C;
+        for (int64_t i = 0; i < PADDED; i++)
+            sum += pow((i < c.C ? op_test_get(&x.x, s * c.C + i) : 0.0) - mean, 2.0);
+        for (int64_t i = 0; i < c.C; i++)
+            want[s * c.C + i] =
+                (op_test_get(&x.x, s * c.C + i) - mean) / sqrt(sum / (double)c.C + 1e-6);
+    }
+    check_close(&x.y, want, &c);
+    SL_CHECK_STATUS(
+        sl_layer_norm_cpu(t.exec, &x.y, &x.x, NULL, NULL, NULL, NULL, 1e-6f, -1, err),
+        SL_ERR_INVALID);
+    drop(&x);
+    op_test_close(&t);
+}
+
 SL_TEST(layer_norm_survives_an_offset)
 {
     const shape c = { 3, 5120 };
@@ -221,7 +251,7 @@ SL_TEST(any_rank_and_parameter_shape)
     SL_CHECK_OK(sl_channel_norm_cpu(t.exec, &y, &x, &gamma, true, err));
     for (int64_t i = 0; i < 192; i++)
         SL_CHECK(isfinite(op_test_get(&y, i)));
-    SL_CHECK_OK(sl_layer_norm_cpu(t.exec, &y, &x, NULL, NULL, &scale, &scale, 1e-6f, err));
+    SL_CHECK_OK(sl_layer_norm_cpu(t.exec, &y, &x, NULL, NULL, &scale, &scale, 1e-6f, 0, err));
     SL_CHECK_OK(sl_rms_norm_cpu(t.exec, &y, &x, &gamma, 1e-6f, err));
     op_test_close(&t);
     op_test_free(&x);
@@ -284,13 +314,13 @@ SL_TEST(refuses_what_the_contract_excludes)
         SL_CHECK_STATUS(sl_channel_norm_cpu(t.exec, bad[i].y, bad[i].x, bad[i].w, true, err),
                         SL_ERR_INVALID);
         SL_CHECK_STATUS(sl_layer_norm_cpu(t.exec, bad[i].y, bad[i].x, bad[i].w, bad[i].w, NULL,
-                                          NULL, 1e-6f, err),
+                                          NULL, 1e-6f, 0, err),
                         SL_ERR_INVALID);
     }
-    SL_CHECK_STATUS(sl_layer_norm_cpu(t.exec, &x.y, &x.x, &x.w, NULL, NULL, NULL, 1e-6f, err),
+    SL_CHECK_STATUS(sl_layer_norm_cpu(t.exec, &x.y, &x.x, &x.w, NULL, NULL, NULL, 1e-6f, 0, err),
                     SL_ERR_INVALID);
     SL_CHECK(strstr(err->message, "w without b") != NULL);
-    SL_CHECK_STATUS(sl_layer_norm_cpu(t.exec, &x.y, &x.x, NULL, NULL, NULL, &x.shift, 1e-6f, err),
+    SL_CHECK_STATUS(sl_layer_norm_cpu(t.exec, &x.y, &x.x, NULL, NULL, NULL, &x.shift, 1e-6f, 0, err),
                     SL_ERR_INVALID);
     SL_CHECK(strstr(err->message, "shift without scale") != NULL);
     SL_CHECK(op_test_is_poison(&x.y));
@@ -304,12 +334,13 @@ SL_TEST(check_touches_no_memory)
     const sl_tensor x = sl_tensor_of(nowhere, SL_F32, 2, 32760, 1536);
     const sl_tensor w = sl_tensor_of(NULL, SL_BF16, 1, 1536);
 
-    SL_CHECK_OK(sl_layer_norm_check(NULL, &x, &x, &w, &w, &w, &w, 1e-6f, err));
+    SL_CHECK_OK(sl_layer_norm_check(NULL, &x, &x, &w, &w, &w, &w, 1e-6f, 0, err));
     SL_CHECK_OK(sl_rms_norm_check(NULL, &x, &x, &w, 1e-6f, err));
     SL_CHECK_OK(sl_channel_norm_check(NULL, &x, &x, &w, true, err));
 }
 
-SL_TEST_MAIN(SL_RUN(layer_norm_matches_the_formula), SL_RUN(layer_norm_survives_an_offset),
+SL_TEST_MAIN(SL_RUN(layer_norm_matches_the_formula), SL_RUN(layer_norm_counts_padding),
+             SL_RUN(layer_norm_survives_an_offset),
              SL_RUN(rms_norm_matches_the_formula), SL_RUN(channel_norm_matches_the_formula),
              SL_RUN(any_rank_and_parameter_shape), SL_RUN(threads_do_not_change_a_bit),
              SL_RUN(refuses_what_the_contract_excludes), SL_RUN(check_touches_no_memory))

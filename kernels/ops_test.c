@@ -16,6 +16,7 @@ SL_TEST(tables_are_complete)
 {
     check_complete(&sl_ops_cpu);
     check_complete(&sl_ops_counting);
+    check_complete(&sl_ops_counting_cuda);
     SL_CHECK(sl_ops_cpu.linear != sl_ops_counting.linear);
 }
 

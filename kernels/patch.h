@@ -18,7 +18,8 @@
  * known_mask        y [C, T, h, w]: 1 in frame 0, 0 in all others.
  *                   Source: wan.md 4.8
  *
- * Dtypes act, any mix, unless stated; known_mask f32.
+ * Dtypes act, any mix, unless stated; known_mask f32.  cpu: BF16 too, but in
+ * patchify and unpatchify.
  */
 #ifndef SL_KERNELS_PATCH_H
 #define SL_KERNELS_PATCH_H

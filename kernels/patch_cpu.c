@@ -9,6 +9,9 @@
 
 enum { RGB_TILE = 1 << 16, F32 = SL_BIT(SL_F32) };
 
+_Static_assert((size_t)RGB_TILE * sizeof(float) <= SL_CPU_WORKSPACE_PER_THREAD,
+               "a tile fits the workspace");
+
 typedef struct {
     const sl_tensor *y, *x, *scale, *shift;
     int64_t C, T, h, w; /* of the latent */
@@ -184,21 +187,35 @@ sl_status sl_frames_to_latent_check(sl_exec *exec, const sl_tensor *y, const sl_
     return check_frames("frames_to_latent", "y", y, "x", x, scale, shift, first, err);
 }
 
+static float get_act(const sl_tensor *t, int64_t i)
+{
+    return t->dtype == SL_F32 ? ((const float *)t->data)[i]
+                              : sl_bf16_to_f32(((const uint16_t *)t->data)[i]);
+}
+
+static void set_act(const sl_tensor *t, int64_t i, float value)
+{
+    if (t->dtype == SL_F32)
+        ((float *)t->data)[i] = value;
+    else
+        ((uint16_t *)t->data)[i] = sl_bf16_from_f32(value);
+}
+
 /* Tile: one row of pixels, i = frame * h + row. */
 static void latent_to_frames_tile(void *arg, int64_t i, int thread, void *workspace)
 {
     const job *j = arg;
     const int64_t t = j->first + i / j->h, row = i % j->h;
-    float *y = (float *)j->y->data + i * j->w * j->C;
+    const int64_t y = i * j->w * j->C;
     const float *scale = j->scale ? j->scale->data : NULL;
     const float *shift = j->shift ? j->shift->data : NULL;
 
     (void)thread, (void)workspace;
     for (int64_t c = 0; c < j->C; c++) {
-        const float *x = (const float *)j->x->data + ((c * j->T + t) * j->h + row) * j->w;
+        const int64_t x = ((c * j->T + t) * j->h + row) * j->w;
         const float a = scale ? scale[c] : 1.0f, b = shift ? shift[c] : 0.0f;
         for (int64_t k = 0; k < j->w; k++)
-            y[k * j->C + c] = x[k] * a + b;
+            set_act(j->y, y + k * j->C + c, get_act(j->x, x + k) * a + b);
     }
 }
 
@@ -208,8 +225,6 @@ sl_status sl_latent_to_frames_cpu(sl_exec *exec, const sl_tensor *y, const sl_te
 {
     sl_status status = sl_latent_to_frames_check(exec, y, x, scale, shift, first, err);
 
-    if (status == SL_OK)
-        status = SL_OP_ONLY_F32("latent_to_frames", err, y, x);
     if (status != SL_OK)
         return status;
     job j = frames_job(y, x, x, scale, shift, first);
@@ -220,16 +235,16 @@ static void frames_to_latent_tile(void *arg, int64_t i, int thread, void *worksp
 {
     const job *j = arg;
     const int64_t t = j->first + i / j->h, row = i % j->h;
-    const float *x = (const float *)j->x->data + i * j->w * j->C;
+    const int64_t x = i * j->w * j->C;
     const float *scale = j->scale ? j->scale->data : NULL;
     const float *shift = j->shift ? j->shift->data : NULL;
 
     (void)thread, (void)workspace;
     for (int64_t c = 0; c < j->C; c++) {
-        float *y = (float *)j->y->data + ((c * j->T + t) * j->h + row) * j->w;
+        const int64_t y = ((c * j->T + t) * j->h + row) * j->w;
         const float a = scale ? scale[c] : 1.0f, b = shift ? shift[c] : 0.0f;
         for (int64_t k = 0; k < j->w; k++)
-            y[k] = (x[k * j->C + c] - b) * a;
+            set_act(j->y, y + k, (get_act(j->x, x + k * j->C + c) - b) * a);
     }
 }
 
@@ -239,8 +254,6 @@ sl_status sl_frames_to_latent_cpu(sl_exec *exec, const sl_tensor *y, const sl_te
 {
     sl_status status = sl_frames_to_latent_check(exec, y, x, scale, shift, first, err);
 
-    if (status == SL_OK)
-        status = SL_OP_ONLY_F32("frames_to_latent", err, y, x);
     if (status != SL_OK)
         return status;
     job j = frames_job(y, x, y, scale, shift, first);
@@ -322,10 +335,11 @@ SL_MULTIARCH static void to_u8(uint8_t *restrict y, const float *restrict x, int
 static void frames_to_rgb_tile(void *arg, int64_t i, int thread, void *workspace)
 {
     const job *j = arg;
+    const int64_t count = sl_tile_length(i, RGB_TILE, sl_tensor_count(j->x));
 
-    (void)thread, (void)workspace;
-    to_u8((uint8_t *)j->y->data + i * RGB_TILE, (const float *)j->x->data + i * RGB_TILE,
-          sl_tile_length(i, RGB_TILE, sl_tensor_count(j->x)));
+    (void)thread;
+    to_u8((uint8_t *)j->y->data + i * RGB_TILE, sl_load_f32(j->x, i * RGB_TILE, count, workspace),
+          count);
 }
 
 sl_status sl_frames_to_rgb_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
@@ -333,8 +347,6 @@ sl_status sl_frames_to_rgb_cpu(sl_exec *exec, const sl_tensor *y, const sl_tenso
     sl_status status = sl_frames_to_rgb_check(exec, y, x, err);
     job j = { .y = y, .x = x };
 
-    if (status == SL_OK)
-        status = SL_OP_ONLY_F32("frames_to_rgb", err, x);
     if (status != SL_OK)
         return status;
     return sl_exec_parallel(exec, sl_ceil_div(sl_tensor_count(x), RGB_TILE), frames_to_rgb_tile, &j,
@@ -350,10 +362,12 @@ SL_MULTIARCH static void from_u8(float *restrict y, const uint8_t *restrict x, i
 static void rgb_to_frames_tile(void *arg, int64_t i, int thread, void *workspace)
 {
     const job *j = arg;
+    const int64_t count = sl_tile_length(i, RGB_TILE, sl_tensor_count(j->x));
+    float *y = sl_target_f32(j->y, i * RGB_TILE, workspace);
 
-    (void)thread, (void)workspace;
-    from_u8((float *)j->y->data + i * RGB_TILE, (const uint8_t *)j->x->data + i * RGB_TILE,
-            sl_tile_length(i, RGB_TILE, sl_tensor_count(j->x)));
+    (void)thread;
+    from_u8(y, (const uint8_t *)j->x->data + i * RGB_TILE, count);
+    sl_store_f32(j->y, i * RGB_TILE, count, y);
 }
 
 sl_status sl_rgb_to_frames_cpu(sl_exec *exec, const sl_tensor *y, const sl_tensor *x, sl_error *err)
@@ -361,8 +375,6 @@ sl_status sl_rgb_to_frames_cpu(sl_exec *exec, const sl_tensor *y, const sl_tenso
     sl_status status = sl_rgb_to_frames_check(exec, y, x, err);
     job j = { .y = y, .x = x };
 
-    if (status == SL_OK)
-        status = SL_OP_ONLY_F32("rgb_to_frames", err, y);
     if (status != SL_OK)
         return status;
     return sl_exec_parallel(exec, sl_ceil_div(sl_tensor_count(x), RGB_TILE), rgb_to_frames_tile, &j,

@@ -27,6 +27,11 @@ typedef struct {
 typedef sl_status sl_rope_table_fn(sl_exec *exec, const sl_tensor *table, sl_error *err);
 typedef sl_status sl_rope_fn(sl_exec *exec, const sl_tensor *x, const sl_tensor *table,
                              sl_grid grid, sl_error *err);
+
+/* The same table in host memory, with all of it in f64 and one rounding at the end:
+ * Wan's own (wan.md 4.4). */
+void sl_rope_table_f64(float *table, int64_t max_pos, int64_t pairs);
+
 sl_rope_table_fn sl_rope_table_cpu, sl_rope_table_cuda, sl_rope_table_check;
 sl_rope_fn sl_rope_cpu, sl_rope_cuda, sl_rope_check;
 

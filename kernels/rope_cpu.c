@@ -39,20 +39,43 @@ sl_status sl_rope_table_check(sl_exec *exec, const sl_tensor *table, sl_error *e
     return check_table("rope_table", table, err);
 }
 
+/* Pair j is the i-th of so many of its axis. */
+static void find_in_axis(int64_t pairs, int64_t j, int64_t *i, int64_t *axis_pairs)
+{
+    int64_t split[3];
+    int axis = 0;
+
+    split_pairs(pairs, split);
+    for (*i = j; axis < 2 && *i >= split[axis]; axis++)
+        *i -= split[axis];
+    *axis_pairs = split[axis];
+}
+
+void sl_rope_table_f64(float *table, int64_t max_pos, int64_t pairs)
+{
+    for (int64_t j = 0; j < pairs; j++) {
+        int64_t i, axis_pairs;
+        find_in_axis(pairs, j, &i, &axis_pairs);
+        const double frequency = pow(10000.0, -(double)i / (double)axis_pairs);
+        for (int64_t pos = 0; pos < max_pos; pos++) {
+            float *entry = table + (pos * pairs + j) * 2;
+            entry[0] = (float)cos((double)pos * frequency);
+            entry[1] = (float)sin((double)pos * frequency);
+        }
+    }
+}
+
 /* Tile: all positions of pair j.  Each step is rounded to f32, as the networks
  * were trained: the exponent 2i/m, the power, its inverse, the angle. */
 static void table_tile(void *arg, int64_t j, int thread, void *workspace)
 {
     const sl_tensor *table = arg;
     const int64_t pairs = table->dim[1];
-    int64_t axis_pairs[3], i = j;
+    int64_t i, axis_pairs;
 
     (void)thread, (void)workspace;
-    split_pairs(pairs, axis_pairs);
-    int axis = 0;
-    while (axis < 2 && i >= axis_pairs[axis])
-        i -= axis_pairs[axis++];
-    const float exponent = (float)i / (float)axis_pairs[axis];
+    find_in_axis(pairs, j, &i, &axis_pairs);
+    const float exponent = (float)i / (float)axis_pairs;
     const float frequency = 1.0f / (float)pow(10000.0, (double)exponent);
 
     for (int64_t pos = 0; pos < table->dim[0]; pos++) {

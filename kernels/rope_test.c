@@ -51,6 +51,25 @@ SL_TEST(table_matches_the_formula)
     op_test_close(&t);
 }
 
+SL_TEST(the_f64_table_is_the_formula_rounded_once)
+{
+    enum { D = 128 };
+    float *table = malloc(sizeof *table * SL_ROPE_MAX_POS * D);
+
+    SL_CHECK(table != NULL);
+    sl_rope_table_f64(table, SL_ROPE_MAX_POS, D / 2);
+    for (int64_t pos = 0; pos < SL_ROPE_MAX_POS; pos++)
+        for (int64_t j = 0; j < D / 2; j++) {
+            const float *entry = table + (pos * (D / 2) + j) * 2;
+            int64_t i, m;
+            axis_of(D, j, &i, &m);
+            const double angle = (double)pos * pow(10000.0, -2.0 * (double)i / (double)m);
+            SL_CHECK(fabs((double)entry[0] - cos(angle)) <= 0x1p-24);
+            SL_CHECK(fabs((double)entry[1] - sin(angle)) <= 0x1p-24);
+        }
+    free(table);
+}
+
 SL_TEST(pairs_split_22_21_21)
 {
     int64_t pairs[3], i, m;
@@ -173,6 +192,7 @@ SL_TEST(check_touches_no_memory)
     SL_CHECK_OK(sl_rope_check(NULL, &x, &table, grid, err));
 }
 
-SL_TEST_MAIN(SL_RUN(table_matches_the_formula), SL_RUN(pairs_split_22_21_21),
+SL_TEST_MAIN(SL_RUN(table_matches_the_formula),
+             SL_RUN(the_f64_table_is_the_formula_rounded_once), SL_RUN(pairs_split_22_21_21),
              SL_RUN(rope_matches_the_formula), SL_RUN(threads_do_not_change_a_bit),
              SL_RUN(refuses_what_the_contract_excludes), SL_RUN(check_touches_no_memory))

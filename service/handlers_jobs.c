@@ -199,6 +199,22 @@ static sl_status wait_for_news(sl_service *s, sl_rpc_call *call,
     return status;
 }
 
+/* A copy: the job's own is replaced while the reply is packed. */
+static sl_status add_preview(const sl_job *job, const Sluice__V1__WatchJobRequest *request,
+                             Sluice__V1__WatchJobReply *reply, sl_arena *arena, sl_error *err)
+{
+    if (!request->preview || !job->preview || job->preview->step <= request->preview_after_step)
+        return SL_OK;
+    reply->preview = sl_rpc_new(arena, &sluice__v1__preview__descriptor);
+    uint8_t *rgb = sl_arena_alloc(arena, job->preview->rgb.len);
+    if (!reply->preview || !rgb)
+        return out_of_memory(err);
+    memcpy(rgb, job->preview->rgb.data, job->preview->rgb.len);
+    *reply->preview = *job->preview;
+    reply->preview->rgb.data = rgb;
+    return SL_OK;
+}
+
 sl_status sl_handle_watch_job(void *service, sl_rpc_call *call, sl_error *err)
 {
     sl_service *s = service;
@@ -213,6 +229,8 @@ sl_status sl_handle_watch_job(void *service, sl_rpc_call *call, sl_error *err)
     sl_status status = wait_for_news(s, call, request, &job, err);
     if (status == SL_OK)
         status = add_events(job, request->after_seq, reply, call->arena, err);
+    if (status == SL_OK)
+        status = add_preview(job, request, reply, call->arena, err);
     if (status == SL_OK)
         status = show_job(s, call, job, &reply->job, err);
     pthread_mutex_unlock(&s->lock);

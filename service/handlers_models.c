@@ -238,10 +238,13 @@ static sl_status make_load(sl_rpc_call *call, const sl_model_info *info,
                            const Sluice__V1__LoadModelRequest *request, load_spec *out,
                            sl_error *err)
 {
-    const sl_precision precision = sl_precision_from_pb(request->precision);
+    const sl_precision precision = sl_request_precision(request->precision, info);
     unsigned components = 0;
-    sl_status status = SL_OK;
+    sl_error why = { .status = SL_OK };
+    sl_status status = sl_request_check_precision(precision, info, &why);
 
+    if (status != SL_OK)
+        return sl_rpc_fail_field(call, "precision", "int8", err, "%s", why.message);
     for (int k = 0; k < SL_COMPONENT_COUNT && status == SL_OK; k++) {
         const sl_component_kind kind = (sl_component_kind)k;
         if (!is_wanted(request->components, request->n_components, kind)

@@ -50,6 +50,7 @@ void sl_job_spec_fini(sl_job_spec *spec)
 
 static void destroy_job(sl_job *job)
 {
+    free(job->preview);
     sl_job_spec_fini(&job->spec);
     free(job->events);
     for (int i = 0; i < job->line_count; i++)

@@ -103,6 +103,7 @@ typedef struct {
     int line_count;
 
     int attempt_base;     /* attempts of earlier processes */
+    Sluice__V1__Preview *preview; /* the latest, one malloc; NULL: none */
     bool cancel_asked;    /* whatever becomes of it */
     bool withdrawn;       /* never acknowledged: goes without a trace when it ends */
     bool stored;          /* the store has it */

@@ -13,6 +13,8 @@ sl_precision sl_precision_from_pb(Sluice__V1__Precision precision)
         return SL_PRECISION_F32;
     case SLUICE__V1__PRECISION__INT8:
         return SL_PRECISION_INT8;
+    case SLUICE__V1__PRECISION__FP8:
+        return SL_PRECISION_FP8;
     default:
         return SL_PRECISION_BF16;
     }
@@ -25,6 +27,8 @@ Sluice__V1__Precision sl_precision_to_pb(sl_precision precision)
         return SLUICE__V1__PRECISION__F32;
     case SL_PRECISION_INT8:
         return SLUICE__V1__PRECISION__INT8;
+    case SL_PRECISION_FP8:
+        return SLUICE__V1__PRECISION__FP8;
     default:
         return SLUICE__V1__PRECISION__BF16;
     }
@@ -73,6 +77,24 @@ static_assert(SLUICE__V1__LAYER_NORM__EXACT == SL_LAYER_NORM_EXACT + 1 &&
               "norms on the wire");
 
 /* --- from the wire --- */
+
+sl_precision sl_request_precision(Sluice__V1__Precision precision, const sl_model_info *info)
+{
+    if (!precision && info->layout == SL_LAYOUT_TURBO_QUANT)
+        return SL_PRECISION_INT8;
+    return sl_precision_from_pb(precision);
+}
+
+sl_status sl_request_check_precision(sl_precision precision, const sl_model_info *info,
+                                     sl_error *err)
+{
+    if (info->layout == SL_LAYOUT_TURBO_QUANT && precision != SL_PRECISION_INT8)
+        return sl_fail(err, SL_ERR_INVALID,
+                       "the linears of model \"%s\" are int8 in its files, which %s cannot be made "
+                       "of; the nearest is int8",
+                       info->name, sl_precision_name(precision));
+    return SL_OK;
+}
 
 static void set_int(int *out, int32_t value)
 {
@@ -128,6 +150,7 @@ sl_t2v_request sl_request_read(const Sluice__V1__GenerateRequest *pb, const sl_m
     out.attention = info->sparse_tuned ? SL_ATTENTION_SLA : SL_ATTENTION_DENSE;
     out.dialect = distilled ? SL_DIALECT_TURBO : SL_DIALECT_OFFICIAL;
     read_fields(&out, pb);
+    out.precision = sl_request_precision(pb->precision, info);
     return out;
 }
 

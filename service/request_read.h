@@ -26,6 +26,12 @@ sl_t2v_request sl_request_read_stored(const Sluice__V1__GenerateRequest *pb);
 void sl_request_write(Sluice__V1__GenerateRequest *pb, const sl_t2v_request *request,
                       const sl_arch *arch);
 
+/* As what the weights are kept: what is asked for, else int8 where the checkpoint's linears
+ * are, else bf16.  SL_ERR_INVALID: such a checkpoint is wanted as anything else. */
+sl_precision sl_request_precision(Sluice__V1__Precision precision, const sl_model_info *info);
+sl_status sl_request_check_precision(sl_precision precision, const sl_model_info *info,
+                                     sl_error *err) SL_MUST_CHECK;
+
 /* What is wrong with a request. */
 typedef struct {
     const char *field; /* static; NULL: no single one */

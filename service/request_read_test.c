@@ -31,6 +31,22 @@ SL_TEST(defaults_are_the_checkpoints)
     SL_CHECK(r.mode == SL_SAMPLER_SDE && r.steps == 4 && r.attention == SL_ATTENTION_DENSE);
 }
 
+SL_TEST(int8_files_stay_int8)
+{
+    sl_model_info info = info_of("wan2.1-t2v-14b", true, false);
+    Sluice__V1__GenerateRequest pb = SLUICE__V1__GENERATE_REQUEST__INIT;
+
+    SL_CHECK(sl_request_read(&pb, &info).precision == SL_PRECISION_BF16);
+    info.layout = SL_LAYOUT_TURBO_QUANT;
+    info.name = "quant";
+    SL_CHECK(sl_request_read(&pb, &info).precision == SL_PRECISION_INT8);
+    pb.precision = SLUICE__V1__PRECISION__BF16;
+    const sl_precision asked = sl_request_read(&pb, &info).precision;
+    SL_CHECK(asked == SL_PRECISION_BF16);
+    SL_CHECK_STATUS(sl_request_check_precision(asked, &info, err), SL_ERR_INVALID);
+    SL_CHECK_OK(sl_request_check_precision(SL_PRECISION_INT8, &info, err));
+}
+
 SL_TEST(what_is_given_is_taken)
 {
     const sl_model_info info = info_of("wan2.2-i2v-a14b", true, false);
@@ -134,6 +150,7 @@ SL_TEST(the_field_at_fault_is_named)
     for (size_t i = 0; i < SL_COUNT(bad); i++) {
         if (!bad[i].pb.negative_prompt)
             bad[i].pb.negative_prompt = (char *)"";
+        bad[i].pb.latent_of = (char *)"";
         const sl_t2v_request r = sl_request_read(&bad[i].pb, bad[i].info);
         sl_request_problem problem;
         sl_error why = { .status = SL_OK };
@@ -147,5 +164,6 @@ SL_TEST(the_field_at_fault_is_named)
     }
 }
 
-SL_TEST_MAIN(SL_RUN(defaults_are_the_checkpoints), SL_RUN(what_is_given_is_taken),
+SL_TEST_MAIN(SL_RUN(defaults_are_the_checkpoints), SL_RUN(int8_files_stay_int8),
+             SL_RUN(what_is_given_is_taken),
              SL_RUN(written_and_read_again_is_the_same), SL_RUN(the_field_at_fault_is_named))

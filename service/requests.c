@@ -53,12 +53,17 @@ sl_status sl_request_need(const sl_model_info *info, sl_component_kind kind,
 /* --- from the wire --- */
 
 static sl_status check_numbers(sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb,
-                               const sl_t2v_request *request, const sl_arch *arch, sl_error *err)
+                               const sl_t2v_request *request, const sl_model_info *info,
+                               sl_error *err)
 {
     sl_error why = { .status = SL_OK };
     sl_request_problem problem;
-    const sl_status status = sl_request_check(pb, request, arch, &problem, &why);
+    sl_status status = sl_request_check(pb, request, info->arch, &problem, &why);
 
+    if (status == SL_OK && sl_request_check_precision(request->precision, info, &why) != SL_OK) {
+        status = why.status;
+        problem = (sl_request_problem){ .field = "precision", .nearest = "int8" };
+    }
     if (status == SL_OK)
         return SL_OK;
     if (status != SL_ERR_INVALID || !problem.field)
@@ -284,7 +289,7 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
         status = sl_input_size(call, request, info->arch, to_run && !spec.latent_of[0],
                                &spec.request, err);
     if (status == SL_OK)
-        status = check_numbers(call, request, &spec.request, info->arch, err);
+        status = check_numbers(call, request, &spec.request, info, err);
     if (status == SL_OK)
         status = read_texts(s, call, model, request, to_run, &spec, err);
     if (status == SL_OK)

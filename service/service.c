@@ -304,6 +304,7 @@ static void do_run(sl_service *s, const sl_core_action *action)
     run.lane = action->lane;
     fill_sampling(&run, &job->spec);
     run.part = (int32_t)request->part;
+    run.preview = job->spec.preview;
     if (request->part == SL_PART_DECODE)
         run.source_path = source;
     else if (job->spec.arch.task == SL_TASK_I2V)
@@ -658,6 +659,41 @@ static void on_step(sl_service *s, const Sluice__Worker__Step *step)
     sl_jobs_move(s->jobs, job, STATE(DENOISING), "step %d of %d", step->step, step->step_count);
 }
 
+/* Of jobs that have ended: whoever watched has had the time to see them. */
+static void forget_previews(sl_service *s)
+{
+    for (int i = 0; i < sl_jobs_count(s->jobs); i++) {
+        sl_job *job = sl_jobs_get(s->jobs, i);
+        if (sl_job_has_ended(job)) {
+            free(job->preview);
+            job->preview = NULL;
+        }
+    }
+}
+
+/* Shown with the event of its step, which follows. */
+static void on_preview(sl_service *s, const Sluice__Worker__Preview *from)
+{
+    running_job *run;
+    sl_job *job = running_of(s, from->job_id, &run);
+
+    if (!job || from->width < 1 || from->height < 1
+        || from->rgb.len != 3 * (size_t)from->width * (size_t)from->height)
+        return;
+    forget_previews(s);
+    Sluice__V1__Preview *preview = malloc(sizeof *preview + from->rgb.len);
+    if (!preview)
+        return;
+    sluice__v1__preview__init(preview);
+    preview->step = from->step;
+    preview->width = from->width;
+    preview->height = from->height;
+    preview->rgb = (ProtobufCBinaryData){ from->rgb.len, (uint8_t *)(preview + 1) };
+    memcpy(preview + 1, from->rgb.data, from->rgb.len);
+    free(job->preview);
+    job->preview = preview;
+}
+
 static void on_decoded(sl_service *s, const Sluice__Worker__Decoded *decoded)
 {
     running_job *run;
@@ -814,6 +850,10 @@ static void on_event(void *arg, uint64_t generation, const Sluice__Worker__Event
         break;
     case SLUICE__WORKER__EVENT__KIND_DECODED:
         on_decoded(s, event->decoded);
+        break;
+    case SLUICE__WORKER__EVENT__KIND_PREVIEW:
+        on_preview(s, event->preview);
+        moved = false; /* until its step */
         break;
     default:
         moved = false; /* a pong */

@@ -27,6 +27,7 @@ static void send_hello(sl_worker *worker)
     Sluice__Worker__Hello hello = SLUICE__WORKER__HELLO__INIT;
 
     hello.pid = getpid();
+    hello.device_uuid = (char *)(uintptr_t)sl_device_uuid(worker->device);
     hello.threads = sl_exec_thread_count(worker->lanes[worker->job_lane_first].exec);
     hello.lanes = worker->lane_count - worker->job_lane_first;
     event.kind_case = SLUICE__WORKER__EVENT__KIND_HELLO;
@@ -186,9 +187,11 @@ static sl_status start(sl_worker *worker, const options *o, sl_error *err)
     if (status == SL_OK)
         status = sl_device_spec_parse(o->device, &spec, err);
     if (status == SL_OK)
-        status = sl_device_create(&worker->device, &spec, err);
+        status = sl_worker_open_device(worker, &spec, err);
     if (status == SL_OK)
         status = sl_worker_init_lanes(worker, o->lanes, o->threads, err);
+    if (status == SL_OK)
+        status = sl_worker_settle_card(worker, err);
     if (status == SL_OK)
         status = sl_worker_start_lanes(worker, err);
     return status;
@@ -213,6 +216,7 @@ static void fini_worker(sl_worker *worker)
     sl_worker_forget_all(worker);
     sl_worker_fini_lanes(worker);
     sl_device_destroy(worker->device);
+    sl_worker_close_card(worker);
     sl_channel_destroy(worker->channel);
     pthread_cond_destroy(&worker->arrived);
     pthread_mutex_destroy(&worker->lock);

@@ -16,6 +16,7 @@
  *
  *   worker.c         start, the main thread
  *   worker_lane.c    lanes: queues, commands, their measured memory
+ *   worker_card.c    what a card holds beside the arena
  *   worker_tell.c    events
  *   worker_load.c    Load, Unload, Trim: components on the device
  *   worker_host.c    HostSegments, HostFill, HostForget: images in host memory
@@ -32,6 +33,7 @@
 #include "engine/model/model_dir.h"
 #include "kernels/device.h"
 #include "kernels/exec.h"
+#include "kernels/nvml.h"
 #include "service/channel.h"
 
 #include <pthread.h>
@@ -96,10 +98,21 @@ typedef struct {
     size_t peak_bytes;       /* mapped on the device at most, since its command began */
 } sl_lane;
 
-enum { SL_WORKER_MAX_LANES = 16 };
+enum { SL_WORKER_MAX_LANES = 16, SL_WORKER_EXIT_DEVICE = 5 };
+
+/* Fixed after the start. */
+typedef struct {
+    int index;
+    sl_nvml *nvml;            /* NULL: not available */
+    int own_pid;              /* as the library tells it; 0: not seen */
+    size_t total_bytes;
+    size_t free_before_bytes; /* without any process's bytes */
+    size_t reserve_bytes;
+} sl_card;
 
 struct sl_worker {
     sl_device *device;
+    sl_card card; /* of a cuda device */
     sl_channel *channel;
     int lane_count;     /* all of them */
     int job_lane_first; /* 0: the loader's lane runs jobs too */
@@ -118,6 +131,20 @@ struct sl_worker {
     bool quit;
     sl_resident *residents; /* the loader's lane alone adds and removes */
 };
+
+/* ---- worker_card.c ---- */
+
+/* Before the lanes; sl_worker_settle_card after them, when every handle is made. */
+sl_status sl_worker_open_device(sl_worker *worker, const sl_device_spec *spec,
+                                sl_error *err) SL_MUST_CHECK;
+sl_status sl_worker_settle_card(sl_worker *worker, sl_error *err) SL_MUST_CHECK;
+void sl_worker_close_card(sl_worker *worker); /* after the device */
+/* The fields that a card has; takes a millisecond. */
+void sl_worker_measure_card(sl_worker *worker, Sluice__Worker__Memory *out);
+size_t sl_worker_driver_free(sl_worker *worker); /* 0 on cpu */
+/* Logs if the driver's free bytes did not follow the arena's mapped ones. */
+void sl_worker_check_residue(sl_worker *worker, const char *what, size_t free_before,
+                             size_t mapped_before, size_t mapped_after);
 
 /* ---- worker_tell.c ---- */
 
@@ -148,6 +175,10 @@ void sl_worker_go(sl_worker *worker, const Sluice__Worker__Go *go);
 bool sl_worker_stop_lanes(sl_worker *worker);
 /* A job lane's thread: waits for the Go of a phase.  False: the job is to stop. */
 bool sl_worker_await_go(sl_lane *lane, int phase, size_t *size_bytes);
+/* Any lane's thread, after SL_ERR_DEVICE: the context is lost, and only a new
+ * process gets another.  Removes partial outputs, logs and exits; the daemon sees
+ * the end, starts a worker and admits the job again. */
+__attribute__((noreturn)) void sl_worker_die(sl_worker *worker, const sl_error *why);
 /* After stop_lanes; also after an init or a start that did not succeed. */
 void sl_worker_fini_lanes(sl_worker *worker);
 

@@ -36,12 +36,14 @@ static const char *name_of(const Sluice__Worker__ComponentKey *key)
     return sl_component_name((sl_component_kind)key->component);
 }
 
-static void free_mapping(sl_host_mapping *image)
+static void free_mapping(sl_worker *worker, sl_host_mapping *image)
 {
     if (!image)
         return;
-    if (image->base)
+    if (image->base) {
+        sl_host_withdraw(worker->device, image->base);
         munmap(image->base, image->mapped_bytes);
+    }
     free(image->model);
     free(image);
 }
@@ -51,7 +53,7 @@ void sl_worker_forget_all(sl_worker *worker)
     while (worker->images) {
         sl_host_mapping *image = worker->images;
         worker->images = image->next;
-        free_mapping(image);
+        free_mapping(worker, image);
     }
 }
 
@@ -140,8 +142,11 @@ sl_status sl_worker_host_segments(sl_worker *worker, const Sluice__Worker__HostS
     image->image_bytes = (size_t)message->image_bytes;
     image->filled = message->filled;
     status = map_segments(image, message, fds, err);
+    /* Pinned when it is first copied, and for as long as it is mapped. */
+    if (status == SL_OK)
+        status = sl_host_offer(worker->device, image->base, image->mapped_bytes, err);
     if (status != SL_OK) {
-        free_mapping(image);
+        free_mapping(worker, image);
         return sl_error_prefix(err, "could not map the image of %s of \"%s\"",
                                name_of(message->key), message->key->model);
     }
@@ -236,7 +241,7 @@ sl_status sl_worker_host_forget(sl_worker *worker, const Sluice__Worker__HostFor
         return sl_fail(err, SL_ERR_PRECONDITION, "the image of %s of \"%s\" is in use",
                        name_of(message->key), message->key->model);
     *at = image->next;
-    free_mapping(image);
+    free_mapping(worker, image);
     return SL_OK;
 }
 

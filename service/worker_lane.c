@@ -2,6 +2,7 @@
 #include "service/worker.h"
 
 #include "base/clock.h"
+#include "base/log.h"
 
 #include <errno.h>
 #include <string.h>
@@ -129,14 +130,21 @@ static void perform(sl_lane *lane, sl_queued *q)
 
     sl_worker_begin_change(lane);
     done.before_bytes = begin_measuring(lane);
+    done.driver_free_before_bytes = sl_worker_driver_free(lane->worker);
     if (q->cancelled || q->preempted) {
         status = sl_fail(&error, SL_ERR_CANCELLED, "cancelled before it started");
         done.preempted = !q->cancelled;
     } else {
         status = do_command(lane, q, &result, &done, &error);
     }
+    if (status == SL_ERR_DEVICE)
+        sl_worker_die(lane->worker, &error);
     close_fds(q);
     done.after_bytes = end_measuring(lane);
+    done.driver_free_after_bytes = sl_worker_driver_free(lane->worker);
+    if (lane->worker->lane_count == 1 || q->command->kind_case != SLUICE__WORKER__COMMAND__KIND_RUN)
+        sl_worker_check_residue(lane->worker, "a command", done.driver_free_before_bytes,
+                                done.before_bytes, done.after_bytes);
     done.status = (int32_t)status;
     done.message = status == SL_OK ? (char *)"" : error.message;
     done.peak_bytes = lane->peak_bytes;
@@ -145,6 +153,19 @@ static void perform(sl_lane *lane, sl_queued *q)
     event.kind_case = SLUICE__WORKER__EVENT__KIND_DONE;
     event.done = &done;
     sl_worker_send(lane->worker, lane, &event, true);
+}
+
+void sl_worker_die(sl_worker *worker, const sl_error *why)
+{
+    char quoted[2 * SL_ERROR_MESSAGE_BYTES];
+
+    sl_log(SL_LOG_ERROR, "worker_device_fault", "pid=%d message=%s", (int)getpid(),
+           sl_log_quote(quoted, sizeof quoted, why->message));
+    pthread_mutex_lock(&worker->lock);
+    for (int i = 0; i < worker->lane_count; i++)
+        if (worker->lanes[i].partial)
+            unlink(worker->lanes[i].partial);
+    _exit(SL_WORKER_EXIT_DEVICE);
 }
 
 static void *lane_thread(void *arg)
@@ -170,7 +191,12 @@ static sl_status init_lane(sl_worker *worker, int threads, sl_error *err)
     sl_lane *lane = &worker->lanes[worker->lane_count];
 
     lane->worker = worker;
-    sl_status status = sl_exec_create_cpu(&lane->exec, worker->device, threads, &lane->cancel, err);
+    const sl_device_kind kind = sl_device_get_spec(worker->device)->kind;
+    const sl_numerics numerics = sl_numerics_of(kind, false);
+    const sl_status status =
+        kind == SL_DEVICE_CPU
+            ? sl_exec_create_cpu(&lane->exec, worker->device, threads, &lane->cancel, err)
+            : sl_exec_create_cuda(&lane->exec, worker->device, &numerics, &lane->cancel, err);
     worker->lane_count++; /* from now on fini looks at it */
     return status;
 }

@@ -7,6 +7,7 @@
 #include "engine/model/model_dir.h"
 #include "engine/pipeline/latent_file.h"
 #include "engine/pipeline/latent_output.h"
+#include "engine/pipeline/preview.h"
 #include "engine/pipeline/t2v.h"
 #include "kernels/scratch.h"
 
@@ -265,6 +266,33 @@ static sl_status on_step(void *arg, int step, int step_count, const sl_tensor *l
     return check_stop(j, err);
 }
 
+static sl_status on_guess(void *arg, int step, double sigma, const sl_tensor *x,
+                          const sl_tensor *velocity, sl_error *err)
+{
+    job *j = arg;
+    Sluice__Worker__Event event = SLUICE__WORKER__EVENT__INIT;
+    Sluice__Worker__Preview message = SLUICE__WORKER__PREVIEW__INIT;
+    sl_preview *preview = malloc(sizeof *preview);
+    sl_status status = SL_OK;
+
+    if (!preview)
+        return SL_OK; /* a picture less */
+    status = sl_preview_make(preview, j->lane->exec, x, velocity, sigma, err);
+    if (status == SL_OK) {
+        message.job_id = j->run->job_id;
+        message.step = step + 1;
+        message.width = preview->width;
+        message.height = preview->height;
+        message.rgb.data = preview->rgb;
+        message.rgb.len = 3 * (size_t)preview->width * (size_t)preview->height;
+        event.kind_case = SLUICE__WORKER__EVENT__KIND_PREVIEW;
+        event.preview = &message;
+        sl_worker_send(j->lane->worker, j->lane, &event, false);
+    }
+    free(preview);
+    return status;
+}
+
 static sl_status on_frames(void *arg, const uint8_t *rgb, int first, int count, sl_error *err)
 {
     job *j = arg;
@@ -495,9 +523,11 @@ static void unmap_activations(job *j)
 
 static sl_status walk(job *j, sl_t2v_result *result, sl_error *err)
 {
-    const sl_t2v_events events = {
-        .arg = j, .on_phase = on_phase, .on_step = on_step, .on_frames = on_frames
-    };
+    const sl_t2v_events events = { .arg = j,
+                                   .on_phase = on_phase,
+                                   .on_step = on_step,
+                                   .on_guess = j->run->preview ? on_guess : NULL,
+                                   .on_frames = on_frames };
 
     if (j->steps_done > 0)
         return sl_t2v_resume(j->lane->exec, &j->scratch, &j->components, j->arch, &j->request,

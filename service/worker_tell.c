@@ -84,8 +84,10 @@ void sl_worker_send(sl_worker *worker, sl_lane *lane, Sluice__Worker__Event *eve
 
     if (with_resident) { /* takes some milliseconds */
         /* Both change while a job runs; the arena first, so that rss is not less. */
-        memory.rss_arena_bytes = sl_device_resident_bytes(worker->device);
+        if (sl_device_get_spec(worker->device)->kind == SL_DEVICE_CPU)
+            memory.rss_arena_bytes = sl_device_resident_bytes(worker->device);
         memory.rss_bytes = resident_set_bytes();
+        sl_worker_measure_card(worker, &memory);
     }
     pthread_mutex_lock(&worker->telling);
     measure(worker, tells, &memory);

@@ -46,7 +46,7 @@ typedef struct {
     bool soft, full, hard, now, off, once, follow, dry_run, no_pin, table;
     int64_t width, height, frames, steps, limit, threads, priority; /* 0: not given */
     int64_t deadline_ns, older_than_ns;                             /* 0: not given */
-    const char *image, *sizing, *negative, *vae_precision, *dialect, *layer_norm;
+    const char *preview, *image, *sizing, *negative, *vae_precision, *dialect, *layer_norm;
     double sigma_max, shift, guidance, guidance_low, boundary, topk; /* 0: not given */
     uint64_t seed;
     const char *args[CLI_MAX_ARGS];

@@ -35,6 +35,8 @@ Sluice__V1__Precision cli_wire_precision(sl_precision precision)
         return SLUICE__V1__PRECISION__F32;
     case SL_PRECISION_INT8:
         return SLUICE__V1__PRECISION__INT8;
+    case SL_PRECISION_FP8:
+        return SLUICE__V1__PRECISION__FP8;
     default:
         return SLUICE__V1__PRECISION__BF16;
     }
@@ -115,6 +117,8 @@ sl_status cli_fill_asked(const cli *c, const sl_model_info *info, sl_variants_as
     if (!request.vae_precision)
         asked->request.vae_precision =
             sl_t2v_vae_precision_default(asked->kind, asked->request.precision);
+    if (info && sl_request_check_precision(asked->request.precision, info, err) != SL_OK)
+        return err->status;
     return sl_request_check(&request, &asked->request, asked->arch, &problem, err);
 }
 

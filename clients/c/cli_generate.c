@@ -118,6 +118,7 @@ static sl_status fill_request(cli *c, Sluice__V1__GenerateRequest *request, cons
     request->prompt = o->arg_count > 0 ? (char *)o->args[0] : request->prompt;
     if (o->negative)
         request->negative_prompt = (char *)o->negative;
+    request->preview = o->preview != NULL;
     request->seed = o->seed;
     request->priority = (int32_t)o->priority;
     request->deadline_ns = o->deadline_ns;

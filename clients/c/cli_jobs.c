@@ -49,8 +49,23 @@ static void show_progress(const cli *c, const Sluice__V1__Job *job)
                           sl_clock_wall_ns() - job->submitted_ns);
 }
 
+/* A picture that cannot be written is told once and left out: the job goes on. */
+static void take_preview(cli *c, const Sluice__V1__Preview *preview, int *last_step)
+{
+    sl_error err = { .status = SL_OK };
+
+    if (!preview)
+        return;
+    *last_step = preview->step;
+    if (cli_write_preview(c->opt.preview, preview, &err) != SL_OK) {
+        fprintf(stderr, "no preview: %s\n", err.message);
+        c->opt.preview = NULL;
+    }
+}
+
 sl_status cli_follow(cli *c, const char *job_id, uint64_t *seq, Sluice__V1__Job **out)
 {
+    int preview_step = 0;
     sl_status status = SL_OK;
 
     for (;;) {
@@ -59,6 +74,8 @@ sl_status cli_follow(cli *c, const char *job_id, uint64_t *seq, Sluice__V1__Job 
 
         request.job_id = (char *)job_id;
         request.after_seq = *seq;
+        request.preview = c->opt.preview != NULL;
+        request.preview_after_step = preview_step;
         request.wait_ns = c->progress ? SHORT_WAIT_NS : LONG_WAIT_NS;
         status =
             cli_call_watch_job(c, &request, request.wait_ns + cli_timeout_ns(c, ANSWER_NS), &reply);
@@ -75,6 +92,7 @@ sl_status cli_follow(cli *c, const char *job_id, uint64_t *seq, Sluice__V1__Job 
             break;
         }
         show_progress(c, reply->job);
+        take_preview(c, reply->preview, &preview_step);
         if (cli_job_ended(reply->job)) {
             *out = reply->job;
             reply->job = NULL; /* handed to the caller */

@@ -19,6 +19,9 @@ sl_status cli_follow(cli *c, const char *job_id, uint64_t *seq,
 sl_status cli_fetch_to(cli *c, const char *job_id, const char *path,
                        sl_fetch_result *out) SL_MUST_CHECK;
 cJSON *cli_json_output(const char *path, const sl_fetch_result *result);
+/* A PNG that appears whole. */
+sl_status cli_write_preview(const char *path, const Sluice__V1__Preview *preview,
+                            sl_error *err) SL_MUST_CHECK;
 /* "<job>.mp4"; returns buf or a constant. */
 const char *cli_output_name(const Sluice__V1__Job *job, char *buf, size_t buf_bytes);
 

@@ -56,7 +56,7 @@ static sl_status parse_release(cli *c, Sluice__V1__Release *out)
 static sl_status parse_precision(cli *c, Sluice__V1__Precision *out)
 {
     if (c->opt.precision && !cli_precision_of(c->opt.precision, out))
-        return sl_fail(&c->err, SL_ERR_INVALID, "unknown precision \"%s\": bf16, int8 or f32",
+        return sl_fail(&c->err, SL_ERR_INVALID, "unknown precision \"%s\": bf16, int8, fp8 or f32",
                        c->opt.precision);
     return SL_OK;
 }

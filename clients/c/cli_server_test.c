@@ -456,7 +456,7 @@ SL_TEST(budget_says_what_is_wrong)
     expect(NULL, BUDGET_14B "--device cuda:0", 1, PARTS("is not known here"));
     expect(NULL, BUDGET_14B "--device gpu", 1, PARTS("gpu"));
     expect(NULL, BUDGET_14B "--attention full", 1, PARTS("dense, sla or sagesla"));
-    expect(NULL, BUDGET_14B "--precision fp4", 1, PARTS("f32, bf16 or int8"));
+    expect(NULL, BUDGET_14B "--precision fp4", 1, PARTS("f32, bf16, int8 or fp8"));
     expect(NULL, BUDGET_14B "--streaming x", 1, PARTS("auto, off or on"));
     expect(NULL, "budget --table --model nothing", 1, PARTS("nothing"));
 }

@@ -65,6 +65,8 @@ const char *cli_precision_text(Sluice__V1__Precision precision)
         return "bf16";
     case SLUICE__V1__PRECISION__INT8:
         return "int8";
+    case SLUICE__V1__PRECISION__FP8:
+        return "fp8";
     default:
         return "default";
     }
@@ -78,6 +80,8 @@ bool cli_precision_of(const char *text, Sluice__V1__Precision *out)
         *out = SLUICE__V1__PRECISION__BF16;
     else if (strcmp(text, "int8") == 0)
         *out = SLUICE__V1__PRECISION__INT8;
+    else if (strcmp(text, "fp8") == 0)
+        *out = SLUICE__V1__PRECISION__FP8;
     else
         return false;
     return true;

@@ -115,6 +115,8 @@ typedef struct {
     const sl_ckpt *ckpt;        /* source of all tensors, or NULL */
     bool to_image;              /* base is host memory that others will read whole */
     sl_fill fill;
+    sl_weight_visitor *write; /* instead of a source, or NULL */
+    void *write_arg;
 } filler;
 
 /* Sets the tensor's data; returns its offset in the image. */
@@ -147,7 +149,7 @@ static sl_status fill_from_file(filler *f, const sl_weight_spec *spec, size_t at
         return sl_fill_zero(&f->fill, spec->slot->data, sl_tensor_bytes(spec->slot), err);
     found = sl_weight_match(f->ckpt, spec, why, sizeof why);
     SL_ASSERT(found); /* the check went through the same list */
-    if (spec->form == SL_FORM_INT8)
+    if (spec->form == SL_FORM_CODES)
         return sl_fill_int8(&f->fill, f->ckpt, found, spec->slot, spec->scale, err);
     return sl_fill_tensor(&f->fill, f->ckpt, found, spec->slot, err);
 }
@@ -160,6 +162,8 @@ static sl_status fill_visitor(void *arg, const sl_weight_spec *spec, sl_error *e
     if (spec->form == SL_FORM_FILE_ONLY)
         return SL_OK;
     at = place(f, spec);
+    if (f->write)
+        return f->write(f->write_arg, spec, err);
     if (f->ckpt)
         return fill_from_file(f, spec, at, err);
     if (f->stream && spec->block < 0 && !spec->by_row)
@@ -259,12 +263,12 @@ sl_status sl_component_load(sl_component **out, const sl_component_spec *spec, s
     if (status != SL_OK)
         goto done;
     f.base = (uintptr_t)sl_region_data(component->region);
-    status = sl_fill_init(&f.fill, exec, false, err);
+    status = sl_fill_init(&f.fill, device, exec, err);
     if (status == SL_OK)
         status = sl_component_visit(&component->weights, spec, asked_layout(ckpt), fill_visitor, &f,
                                     err);
     if (status == SL_OK)
-        status = sl_exec_wait(exec, err);
+        status = sl_fill_wait(&f.fill, err);
     if (status != SL_OK)
         goto done;
     SL_ASSERT(sl_granules(f.image_used_bytes) == need);
@@ -301,7 +305,7 @@ sl_status sl_component_fill_image(void *image, size_t image_bytes, const sl_comp
     if (status == SL_OK)
         status = check_file(spec, ckpt, &unexpected, err);
     if (status == SL_OK)
-        status = sl_fill_init(&f.fill, exec, true, err);
+        status = sl_fill_init(&f.fill, NULL, exec, err);
     if (status == SL_OK)
         status = sl_component_visit(NULL, spec, asked_layout(ckpt), fill_visitor, &f, err);
     sl_fill_fini(&f.fill);
@@ -340,11 +344,11 @@ sl_status sl_component_load_image(sl_component **out, const sl_component_spec *s
     if (status != SL_OK)
         goto done;
     f.base = (uintptr_t)sl_region_data(component->region);
-    status = sl_fill_init(&f.fill, exec, false, err);
+    status = sl_fill_init(&f.fill, device, exec, err);
     if (status != SL_OK)
         goto done;
     if (streamed)
-        status = sl_weight_stream_create(&component->stream, &layout, image,
+        status = sl_weight_stream_create(&component->stream, device, &layout, image,
                                          (void *)(f.base + layout.fixed_bytes), err);
     else
         status = sl_fill_copy(&f.fill, (void *)f.base, image, image_bytes, err);
@@ -354,7 +358,7 @@ sl_status sl_component_load_image(sl_component **out, const sl_component_spec *s
     status =
         sl_component_visit(&component->weights, spec, SL_LAYOUT_OFFICIAL, fill_visitor, &f, err);
     if (status == SL_OK)
-        status = sl_exec_wait(exec, err);
+        status = sl_fill_wait(&f.fill, err);
     if (status == SL_OK && streamed)
         status = start_stream(component, err);
     if (status != SL_OK)
@@ -367,6 +371,35 @@ done:
     if (status != SL_OK)
         sl_error_prefix(err, "could not load %s from its image", sl_component_name(spec->kind));
     sl_fill_fini(&f.fill);
+    sl_component_destroy(component);
+    return status;
+}
+
+sl_status sl_component_create_filled(sl_component **out, const sl_component_spec *spec,
+                                     sl_device *device, sl_exec *exec, sl_weight_visitor *fill,
+                                     void *arg, sl_error *err)
+{
+    filler f = { .write = fill, .write_arg = arg };
+    sl_component *component = NULL;
+    sl_component_layout layout;
+    sl_status status = sl_component_layout_make(&layout, spec, err);
+
+    SL_ASSERT(spec->mode == SL_MODE_RESIDENT);
+    if (status == SL_OK)
+        status = new_component(&component, spec, err);
+    if (status == SL_OK)
+        status = map_region(component, device, region_bytes(&layout, spec->mode), err);
+    if (status == SL_OK) {
+        f.base = (uintptr_t)sl_region_data(component->region);
+        status = sl_component_visit(&component->weights, spec, SL_LAYOUT_OFFICIAL, fill_visitor, &f,
+                                    err);
+    }
+    if (status == SL_OK)
+        status = sl_exec_wait(exec, err);
+    if (status == SL_OK) {
+        *out = component;
+        component = NULL;
+    }
     sl_component_destroy(component);
     return status;
 }

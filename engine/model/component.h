@@ -64,7 +64,7 @@ size_t sl_component_pass_bytes(const sl_component_spec *spec);
  * Fails before mapping anything if a tensor is missing or has another shape;
  * the message names it, with expected and found.  Unexpected tensors are
  * counted (sl_component_unexpected).  f32, f16, bf16 and f64 in the file are all
- * accepted and converted (RNE), for INT8 also quantised; int8 linears of a file
+ * accepted and converted (RNE), for INT8 and FP8 also quantised; int8 linears of a file
  * are taken as they are, and by INT8 alone (else SL_ERR_INVALID).  exec's cancel
  * word stops it between tensors. */
 sl_status sl_component_load(sl_component **out, const sl_component_spec *spec, sl_device *device,
@@ -82,6 +82,12 @@ sl_status sl_component_fill_image(void *image, size_t image_bytes, const sl_comp
 sl_status sl_component_load_image(sl_component **out, const sl_component_spec *spec,
                                   sl_device *device, sl_exec *exec, const void *image,
                                   size_t image_bytes, sl_error *err) SL_MUST_CHECK;
+
+/* Resident, each tensor written by `fill`, whose slot has its place: for weights that
+ * come from no file.  Waits for what fill has queued. */
+sl_status sl_component_create_filled(sl_component **out, const sl_component_spec *spec,
+                                     sl_device *device, sl_exec *exec, sl_weight_visitor *fill,
+                                     void *arg, sl_error *err) SL_MUST_CHECK;
 
 /* The same with made-up addresses and no memory: for counting a plan.  Its
  * mapped bytes are 0. */

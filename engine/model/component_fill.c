@@ -1,16 +1,17 @@
 /* component_fill.c - see component_fill.h.
  *
- * A tensor is cut in tiles, each the work of one thread.  On a card as many tiles
- * as the buffer holds make a group; groups are filled and written in turn.
+ * A tensor is cut in tiles, each the work of one thread.  For a card as many tiles
+ * as a buffer holds make a group; groups are filled and copied in turn.
  */
 #include "engine/model/component_fill.h"
 
 #include "engine/model/convert.h"
+#include "kernels/linear_fp8.h"
 #include "kernels/linear_int8.h"
 
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 /* Elements of one tile of work: some milliseconds from a disk, and small enough
  * for a thread's workspace in any dtype.  Smaller tiles of several threads break
@@ -23,24 +24,60 @@
 /* Enough tiles of the largest kind to keep some sixteen threads busy. */
 #define BUFFER_BYTES ((size_t)64 << 20)
 
-sl_status sl_fill_init(sl_fill *out, sl_exec *exec, bool to_image, sl_error *err)
+sl_status sl_fill_init(sl_fill *out, sl_device *device, sl_exec *exec, sl_error *err)
 {
-    sl_fill fill = { .exec = exec };
+    sl_fill fill = { .exec = exec, .device = device };
+    sl_status status = SL_OK;
 
-    if (!to_image && sl_exec_numerics(exec)->kind != SL_DEVICE_CPU) {
-        fill.buffer = aligned_alloc(SL_SCRATCH_ALIGN, BUFFER_BYTES);
-        if (!fill.buffer)
-            return sl_fail(err, SL_ERR_NO_MEMORY,
-                           "out of memory for %zu bytes on their way to the device", BUFFER_BYTES);
+    if (!device || sl_device_get_spec(device)->kind == SL_DEVICE_CPU) {
+        *out = fill;
+        return SL_OK;
     }
-    *out = fill;
-    return SL_OK;
+    for (int i = 0; i < SL_FILL_BUFFERS && status == SL_OK; i++) {
+        void *buffer =
+            mmap(NULL, BUFFER_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+        if (buffer == MAP_FAILED) {
+            status = sl_fail_errno(err, "could not map %zu bytes on their way to the device",
+                                   BUFFER_BYTES);
+            break;
+        }
+        fill.buffers[i] = buffer;
+        status = sl_host_offer(device, buffer, BUFFER_BYTES, err);
+    }
+    if (status == SL_OK)
+        status = sl_exec_open_copy(&fill.copy, exec, err);
+    if (status == SL_OK)
+        *out = fill;
+    else
+        sl_fill_fini(&fill);
+    return status;
 }
 
 void sl_fill_fini(sl_fill *fill)
 {
-    free(fill->buffer);
-    fill->buffer = NULL;
+    sl_copy_close(fill->copy);
+    for (int i = 0; i < SL_FILL_BUFFERS; i++)
+        if (fill->buffers[i]) {
+            sl_host_withdraw(fill->device, fill->buffers[i]);
+            munmap(fill->buffers[i], BUFFER_BYTES);
+        }
+    *fill = (sl_fill){ .exec = NULL };
+}
+
+sl_status sl_fill_wait(sl_fill *fill, sl_error *err)
+{
+    return fill->copy ? sl_copy_wait(fill->copy, err) : SL_OK;
+}
+
+/* A buffer whose last copy is done. */
+static sl_status take_buffer(sl_fill *fill, int *out, sl_error *err)
+{
+    const int i = fill->next;
+
+    fill->next = (i + 1) % SL_FILL_BUFFERS;
+    *out = i;
+    return sl_copy_wait_to(fill->copy, fill->copied[i], err);
 }
 
 /* ---- tensors of a file ---- */
@@ -122,8 +159,12 @@ static void quantize_tile(void *arg, int64_t i, int thread, void *workspace)
         }
         sl_convert(rounded + r * I, SL_BF16, some, from->dtype, count * I);
     }
-    sl_quantize_int8_rows((int8_t *)t->out + i * t->tile_elements,
-                          (float *)(void *)t->scales + i * t->scale_count, rounded, rows, I, space);
+    float *scales = (float *)(void *)t->scales + i * t->scale_count;
+    if (t->to->dtype == SL_F8_E4M3)
+        sl_quantize_fp8_rows((uint8_t *)t->out + i * t->tile_elements, scales, rounded, rows, I);
+    else
+        sl_quantize_int8_rows((int8_t *)t->out + i * t->tile_elements, scales, rounded, rows, I,
+                              space);
 }
 
 /* Tiles [first, first + count) into host memory. */
@@ -142,7 +183,7 @@ static sl_status run_tiles(sl_exec *exec, transfer *t, sl_tile_fn fn, int64_t fi
     return status;
 }
 
-/* By way of the buffer: scales in front, codes behind them. */
+/* By way of the buffers: scales in front, codes behind them. */
 static sl_status run_groups(sl_fill *fill, transfer *t, sl_tile_fn fn, const sl_tensor *scale,
                             int64_t tiles, sl_error *err)
 {
@@ -156,20 +197,25 @@ static sl_status run_groups(sl_fill *fill, transfer *t, sl_tile_fn fn, const sl_
     for (int64_t first = 0; first < tiles && status == SL_OK; first += most) {
         const int64_t count = tiles - first < most ? tiles - first : most;
         const size_t at = (size_t)first * tile_bytes, left = total_bytes - at;
+        const size_t bytes = left < (size_t)count * tile_bytes ? left : (size_t)count * tile_bytes;
         const size_t front =
             ((size_t)count * scale_bytes + SL_SCRATCH_ALIGN - 1) & ~(SL_SCRATCH_ALIGN - 1);
+        int buffer = 0;
 
-        t->scales = fill->buffer;
-        t->out = fill->buffer + front;
+        status = take_buffer(fill, &buffer, err);
+        if (status != SL_OK)
+            break;
+        t->scales = fill->buffers[buffer];
+        t->out = fill->buffers[buffer] + front;
         status = run_tiles(fill->exec, t, fn, first, count, err);
         if (status == SL_OK)
-            status = sl_exec_write(
-                fill->exec, (unsigned char *)t->to->data + at, t->out,
-                left < (size_t)count * tile_bytes ? left : (size_t)count * tile_bytes, err);
+            status =
+                sl_copy_push(fill->copy, (unsigned char *)t->to->data + at, t->out, bytes, err);
         if (status == SL_OK && scale)
-            status = sl_exec_write(fill->exec,
-                                   (unsigned char *)scale->data + (size_t)first * scale_bytes,
-                                   t->scales, (size_t)count * scale_bytes, err);
+            status =
+                sl_copy_push(fill->copy, (unsigned char *)scale->data + (size_t)first * scale_bytes,
+                             t->scales, (size_t)count * scale_bytes, err);
+        fill->copied[buffer] = sl_copy_mark(fill->copy);
     }
     return status;
 }
@@ -180,7 +226,7 @@ static sl_status run_transfer(sl_fill *fill, transfer *t, sl_tile_fn fn, const s
     const int64_t tiles = (t->count + t->tile_elements - 1) / t->tile_elements;
 
     sl_ckpt_will_need(t->ckpt, t->from);
-    if (fill->buffer)
+    if (fill->copy)
         return run_groups(fill, t, fn, scale, tiles, err);
     t->out = t->to->data;
     t->scales = scale ? scale->data : NULL;
@@ -236,15 +282,19 @@ static void copy_tile(void *arg, int64_t i, int thread, void *workspace)
         memset(c->to + first, 0, count);
 }
 
+static sl_status run_copy(sl_fill *fill, copy_job *c, sl_error *err)
+{
+    return sl_exec_parallel(fill->exec,
+                            (int64_t)((c->size_bytes + COPY_TILE_BYTES - 1) / COPY_TILE_BYTES),
+                            copy_tile, c, err);
+}
+
 sl_status sl_fill_copy(sl_fill *fill, void *to, const void *from, size_t size_bytes, sl_error *err)
 {
     copy_job c = { .to = to, .from = from, .size_bytes = size_bytes };
 
-    if (fill->buffer)
-        return sl_exec_write(fill->exec, to, from, size_bytes, err);
-    return sl_exec_parallel(fill->exec,
-                            (int64_t)((size_bytes + COPY_TILE_BYTES - 1) / COPY_TILE_BYTES),
-                            copy_tile, &c, err);
+    return fill->copy ? sl_copy_push(fill->copy, to, from, size_bytes, err)
+                      : run_copy(fill, &c, err);
 }
 
 sl_status sl_fill_zero(sl_fill *fill, void *to, size_t size_bytes, sl_error *err)
@@ -252,15 +302,19 @@ sl_status sl_fill_zero(sl_fill *fill, void *to, size_t size_bytes, sl_error *err
     copy_job c = { .to = to, .size_bytes = size_bytes };
     sl_status status = SL_OK;
 
-    if (!fill->buffer)
-        return sl_exec_parallel(fill->exec,
-                                (int64_t)((size_bytes + COPY_TILE_BYTES - 1) / COPY_TILE_BYTES),
-                                copy_tile, &c, err);
-    memset(fill->buffer, 0, size_bytes < BUFFER_BYTES ? size_bytes : BUFFER_BYTES);
+    if (!fill->copy)
+        return run_copy(fill, &c, err);
     for (size_t at = 0; at < size_bytes && status == SL_OK; at += BUFFER_BYTES) {
-        const size_t left = size_bytes - at;
-        status = sl_exec_write(fill->exec, (unsigned char *)to + at, fill->buffer,
-                               left < BUFFER_BYTES ? left : BUFFER_BYTES, err);
+        const size_t left = size_bytes - at, bytes = left < BUFFER_BYTES ? left : BUFFER_BYTES;
+        int buffer = 0;
+
+        status = take_buffer(fill, &buffer, err);
+        if (status != SL_OK)
+            break;
+        memset(fill->buffers[buffer], 0, bytes);
+        status =
+            sl_copy_push(fill->copy, (unsigned char *)to + at, fill->buffers[buffer], bytes, err);
+        fill->copied[buffer] = sl_copy_mark(fill->copy);
     }
     return status;
 }

@@ -2,8 +2,8 @@
  * converted on the way, into host memory or onto a card.
  *
  * Where the destination is host memory (an image, or the cpu device) threads
- * write into it directly.  A card is filled by way of a buffer of host memory:
- * threads fill that, then it is written.
+ * write into it directly.  A card is filled by way of two buffers of host memory:
+ * while one is copied to it, threads fill the other.
  *
  * Private to engine/model.
  * Threads: one at a time; the work itself is spread over the exec's pool.
@@ -13,16 +13,26 @@
 
 #include "engine/ckpt/ckpt.h"
 #include "engine/model/weights.h"
+#include "kernels/copy.h"
 #include "kernels/exec.h"
+
+enum { SL_FILL_BUFFERS = 2 };
 
 typedef struct {
     sl_exec *exec;
-    unsigned char *buffer; /* NULL: destinations are host memory */
+    sl_device *device;
+    sl_copy *copy; /* NULL: destinations are host memory */
+    unsigned char *buffers[SL_FILL_BUFFERS];
+    uint64_t copied[SL_FILL_BUFFERS]; /* behind it the buffer may be filled anew */
+    int next;
 } sl_fill;
 
-/* to_image: whatever the exec's device, destinations are host memory. */
-sl_status sl_fill_init(sl_fill *out, sl_exec *exec, bool to_image, sl_error *err) SL_MUST_CHECK;
-void sl_fill_fini(sl_fill *fill); /* a zeroed one is fine */
+/* device: the exec's, which is filled; NULL: destinations are host memory. */
+sl_status sl_fill_init(sl_fill *out, sl_device *device, sl_exec *exec, sl_error *err) SL_MUST_CHECK;
+/* Waits for copies under way.  A zeroed one is fine. */
+void sl_fill_fini(sl_fill *fill);
+/* All that was filled is there. */
+sl_status sl_fill_wait(sl_fill *fill, sl_error *err) SL_MUST_CHECK;
 
 /* All of a tensor of the file, converted to the dtype of `to`, and to channels
  * last where `to` has rank 5. */

@@ -4,6 +4,8 @@
 #include "base/test.h"
 #include "engine/model/convert.h"
 #include "engine/model/stream.h"
+#include "kernels/e4m3.h"
+#include "kernels/linear_fp8.h"
 #include "kernels/linear_int8.h"
 
 #include <stdlib.h>
@@ -87,10 +89,10 @@ static float file_value(const sl_ckpt_tensor *t, int64_t i)
     return value;
 }
 
-/* Whether a golden transformer can be kept so: int8 needs multiples of 128. */
+/* Whether a golden transformer can be kept so: codes need multiples of 128. */
 static bool is_kept(const sl_dit_config *config, int precision)
 {
-    return precision != SL_PRECISION_INT8 || config->ffn_dim % SL_INT8_TILE == 0;
+    return !sl_precision_has_codes((sl_precision)precision) || config->ffn_dim % SL_INT8_TILE == 0;
 }
 
 static float device_value(const sl_tensor *t, int64_t i)
@@ -104,7 +106,7 @@ typedef struct {
     const unsigned char *base; /* where the loaded component lies */
     size_t used_bytes;
     int64_t tensors;
-    const float *scale; /* of the int8 tensor to come */
+    const float *scale; /* of the codes to come */
 } compare;
 
 /* The rule of wan.md 6 for one tile, from the file's floats. */
@@ -124,17 +126,38 @@ static void check_int8_tile(const sl_ckpt_tensor *found, const int8_t *codes, fl
     SL_CHECK(scale == amax / 128.0f);
 }
 
+/* Two nearest e4m3 numbers are at most 1/8 apart, or 2^-9 of the scale. */
+static void check_fp8_tile(const sl_ckpt_tensor *found, const uint8_t *codes, float scale,
+                           int64_t row, int64_t col, int64_t I)
+{
+    float amax = 1e-8f;
+
+    for (int pass = 0; pass < 2; pass++)
+        for (int64_t r = row; r < row + SL_FP8_TILE; r++)
+            for (int64_t c = col; c < col + SL_FP8_TILE; c++) {
+                const float v = sl_bf16_to_f32(sl_bf16_from_f32(file_value(found, r * I + c)));
+                const float off = fabsf(sl_e4m3_to_f32(codes[r * I + c]) * scale - v);
+                amax = fmaxf(amax, fabsf(v));
+                SL_CHECK(pass == 0 || off <= fmaxf(fabsf(v) / 16.0f, scale * 0x1p-10f) * 1.001f);
+            }
+    SL_CHECK(scale == amax / 448.0f);
+}
+
 /* Codes lie behind their scales, which the visitor was shown before. */
-static void compare_int8(compare *c, const sl_ckpt_tensor *found, const sl_tensor *device)
+static void compare_codes(compare *c, const sl_ckpt_tensor *found, const sl_tensor *device)
 {
     const int64_t O = device->dim[0], I = device->dim[1];
 
-    SL_CHECK(device->dtype == SL_I8 && c->scale != NULL);
+    SL_CHECK(c->scale != NULL);
     for (int64_t row = 0; row < O; row += SL_INT8_TILE)
-        for (int64_t col = 0; col < I; col += SL_INT8_TILE)
-            check_int8_tile(found, device->data,
-                            c->scale[row / SL_INT8_TILE * (I / SL_INT8_TILE) + col / SL_INT8_TILE],
-                            row, col, I);
+        for (int64_t col = 0; col < I; col += SL_INT8_TILE) {
+            const float scale =
+                c->scale[row / SL_INT8_TILE * (I / SL_INT8_TILE) + col / SL_INT8_TILE];
+            if (device->dtype == SL_I8)
+                check_int8_tile(found, device->data, scale, row, col, I);
+            else
+                check_fp8_tile(found, device->data, scale, row, col, I);
+        }
 }
 
 /* Slots are laid out in visiting order, 256 bytes aligned: so the visitor knows
@@ -151,9 +174,9 @@ static sl_status compare_visitor(void *arg, const sl_weight_spec *spec, sl_error
     device.data = (void *)(uintptr_t)(c->base + c->used_bytes);
     c->used_bytes += (sl_tensor_bytes(&device) + 255) & ~(size_t)255;
     c->tensors++;
-    if (spec->form == SL_FORM_INT8) {
+    if (spec->form == SL_FORM_CODES) {
         SL_CHECK(found != NULL);
-        compare_int8(c, found, &device);
+        compare_codes(c, found, &device);
         return SL_OK;
     }
     if (!found) { /* scales of what is quantised, or no file of this layout has it */
@@ -214,9 +237,9 @@ SL_TEST(golden_dit_loads_in_every_precision)
             compare c = { .ckpt = ckpt, .base = w->patch.w.data };
             SL_CHECK_OK(sl_dit_visit(NULL, &spec.config.dit, SL_LAYOUT_OFFICIAL, spec.precision,
                                      compare_visitor, &c, err));
-            SL_CHECK(c.tensors ==
-                     cases[i].tensors +
-                         (p == SL_PRECISION_INT8 ? 10 * spec.config.dit.num_layers : 0));
+            SL_CHECK(c.tensors == cases[i].tensors + (sl_precision_has_codes(spec.precision)
+                                                          ? 10 * spec.config.dit.num_layers
+                                                          : 0));
             SL_CHECK(w->patch.w.rank == 2 && w->patch.w.dim[1] == 64);
             SL_CHECK(w->head_modulation.rank == 2 && w->head_modulation.dim[0] == 2);
             SL_CHECK(w->blocks[0].ffn0.b.dtype == SL_F32);
@@ -319,6 +342,8 @@ SL_TEST(plan_of_the_real_models)
     SL_CHECK(sl_component_plan_bytes(&bf16) <= bf16_bytes + parameters / 500 + slack);
     const size_t saved = sl_component_plan_bytes(&bf16) - sl_component_plan_bytes(&int8);
     SL_CHECK(saved <= linears - scales * 4 + slack && saved + slack >= linears - scales * 4);
+    const sl_component_spec fp8 = sl_component_spec_of(arch, SL_COMPONENT_DIT, SL_PRECISION_FP8);
+    SL_CHECK(sl_component_plan_bytes(&fp8) == sl_component_plan_bytes(&int8));
 }
 
 SL_TEST(refusals_name_the_tensor_and_map_nothing)

@@ -233,6 +233,7 @@ static const char *const precision_names[SL_PRECISION_COUNT] = {
     [SL_PRECISION_F32] = "f32",
     [SL_PRECISION_BF16] = "bf16",
     [SL_PRECISION_INT8] = "int8",
+    [SL_PRECISION_FP8] = "fp8",
 };
 
 static const char *const attention_names[SL_ATTENTION_COUNT] = {
@@ -291,12 +292,17 @@ bool sl_precision_parse(const char *text, sl_precision *out)
     return true;
 }
 
+bool sl_precision_has_codes(sl_precision precision)
+{
+    return precision == SL_PRECISION_INT8 || precision == SL_PRECISION_FP8;
+}
+
 sl_precision sl_component_precision(sl_component_kind kind, sl_precision precision)
 {
     const bool transformer =
         kind == SL_COMPONENT_DIT || kind == SL_COMPONENT_DIT_HIGH || kind == SL_COMPONENT_DIT_LOW;
 
-    return precision == SL_PRECISION_INT8 && !transformer ? SL_PRECISION_BF16 : precision;
+    return sl_precision_has_codes(precision) && !transformer ? SL_PRECISION_BF16 : precision;
 }
 
 const char *sl_attention_name(sl_attention_mode mode)
@@ -409,12 +415,12 @@ sl_status sl_dit_precision_check(const sl_dit_config *config, sl_precision preci
     } widths[] = { { "dim", config->dim }, { "ffn_dim", config->ffn_dim } };
     enum { TILE = 128, MOST = 24576 }; /* rows of 128 by that fit a loader's buffer */
 
-    for (size_t i = 0; i < SL_COUNT(widths) && precision == SL_PRECISION_INT8; i++)
+    for (size_t i = 0; i < SL_COUNT(widths) && sl_precision_has_codes(precision); i++)
         if (widths[i].value % TILE != 0 || widths[i].value > MOST)
-            return sl_fail(
-                err, SL_ERR_INVALID,
-                "diffusion transformer: %s is %lld: int8 needs a multiple of %d up to %d",
-                widths[i].name, (long long)widths[i].value, (int)TILE, (int)MOST);
+            return sl_fail(err, SL_ERR_INVALID,
+                           "diffusion transformer: %s is %lld: %s needs a multiple of %d up to %d",
+                           widths[i].name, (long long)widths[i].value, sl_precision_name(precision),
+                           (int)TILE, (int)MOST);
     return SL_OK;
 }
 

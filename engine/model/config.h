@@ -35,12 +35,15 @@ typedef enum {
     SL_PRECISION_F32,
     SL_PRECISION_BF16,
     SL_PRECISION_INT8, /* the ten linears of a transformer's block; the rest bf16 */
+    SL_PRECISION_FP8,  /* the same linears, in e4m3 */
     SL_PRECISION_COUNT
 } sl_precision;
 
-const char *sl_precision_name(sl_precision precision); /* "f32", "bf16", "int8" */
+const char *sl_precision_name(sl_precision precision); /* "f32", "bf16", "int8", "fp8" */
 bool sl_precision_parse(const char *text, sl_precision *out);
-/* As what a component is kept when a model is: INT8 is for transformers alone. */
+/* Whether the ten linears of a block are codes of 8 bits with scales of their own. */
+bool sl_precision_has_codes(sl_precision precision);
+/* As what a component is kept when a model is: codes are for transformers alone. */
 sl_precision sl_component_precision(sl_component_kind kind, sl_precision precision);
 
 /* What self-attention computes.  SLA and SageSLA need a checkpoint that was tuned
@@ -122,7 +125,7 @@ bool sl_arch_has_component(const sl_arch *arch, sl_component_kind kind);
 
 sl_status sl_dit_config_check(const sl_dit_config *config, sl_error *err) SL_MUST_CHECK;
 /* Whether a transformer that passed its check can be kept and run so: tiles of
- * 128 for INT8, heads of up to 128 for SLA.  ratio: key blocks kept, above 0, at
+ * 128 for INT8 and FP8, heads of up to 128 for SLA.  ratio: key blocks kept, above 0, at
  * most 1; not looked at for DENSE. */
 sl_status sl_dit_precision_check(const sl_dit_config *config, sl_precision precision,
                                  sl_error *err) SL_MUST_CHECK;

@@ -1,14 +1,15 @@
 /* stream.c - see stream.h.
  *
  * The thread copies in chunks and looks between them whether its block is
- * still wanted, so that a walk that begins anew waits for no stale copy.  On a
- * card the chunks become copies on a stream of their own, and the end of a
- * block an event that get waits for.
+ * still wanted, so that a walk that begins anew waits for no stale copy.  Chunks of
+ * one slot are in order whatever block they are of; a block is there when its last
+ * one is.
  */
 #include "engine/model/stream.h"
 
 #include "base/clock.h"
 #include "engine/model/component_layout.h"
+#include "kernels/copy.h"
 
 #include <inttypes.h>
 #include <pthread.h>
@@ -41,6 +42,7 @@ struct sl_weight_stream {
     binding *bindings; /* in the order of the blocks */
     int64_t binding_count;
     int64_t first_binding[SL_MAX_LAYERS + 1]; /* of block i; the count behind the last */
+    sl_copy *copy;                            /* the thread's */
     pthread_t thread;
     bool started;
 
@@ -54,6 +56,7 @@ struct sl_weight_stream {
     const sl_exec *walker;      /* whose pass is open */
     const sl_exec *last_walker; /* lets others go first */
     int waiting;                /* execs in begin */
+    sl_error failure;           /* of the thread, which has then ended */
     bool quit;
 };
 
@@ -74,26 +77,36 @@ static slot *due_slot(sl_weight_stream *s)
     return NULL;
 }
 
-/* Lock held before and after; not while bytes are copied. */
+/* Lock held before and after; not while bytes are copied.  A failure is told to
+ * whoever asks for a block. */
 static void fill_slot(sl_weight_stream *s, slot *to)
 {
     const int64_t block = to->wanted;
     const unsigned char *from = s->image + s->layout.block_first[block];
     const size_t size_bytes = s->layout.block_bytes[block];
+    sl_error error = { .status = SL_OK };
 
     to->held = NONE;
     for (size_t copied = 0; copied < size_bytes;) {
         const size_t left = size_bytes - copied;
         const size_t count = left < CHUNK_BYTES ? left : CHUNK_BYTES;
+        sl_status status;
 
         pthread_mutex_unlock(&s->lock);
-        memcpy(to->data + copied, from + copied, count);
+        status = sl_copy_push(s->copy, to->data + copied, from + copied, count, &error);
+        if (status == SL_OK && copied + count == size_bytes)
+            status = sl_copy_wait(s->copy, &error);
         pthread_mutex_lock(&s->lock);
+        if (status != SL_OK) {
+            s->failure = error;
+            break;
+        }
         copied += count;
         if (s->quit || to->wanted != block || (copied < size_bytes && due_slot(s) != to))
             return;
     }
-    to->held = block;
+    if (s->failure.status == SL_OK)
+        to->held = block;
     pthread_cond_broadcast(&s->arrived);
 }
 
@@ -102,7 +115,7 @@ static void *stream_main(void *arg)
     sl_weight_stream *s = arg;
 
     pthread_mutex_lock(&s->lock);
-    while (!s->quit) {
+    while (!s->quit && s->failure.status == SL_OK) {
         slot *to = due_slot(s);
 
         if (to)
@@ -181,17 +194,26 @@ sl_status sl_block_pass_get(sl_block_pass *pass, int64_t i, sl_error *err)
 {
     sl_weight_stream *s = pass->stream;
     bool cancelled = false;
+    sl_status status;
     slot *ready;
 
     if (!s)
         return SL_OK;
     SL_ASSERT(i >= 0 && i < s->layout.block_count);
+    status = sl_exec_wait(pass->exec, err); /* the other slot is overwritten from now on */
+    if (status != SL_OK)
+        return status;
     pthread_mutex_lock(&s->lock);
     SL_ASSERT(s->walker == pass->exec);
     ready = request_block(s, i);
-    while (!cancelled && is_due(ready))
+    while (!cancelled && is_due(ready) && s->failure.status == SL_OK)
         cancelled = !wait_on(s, &s->arrived, pass->exec);
+    status = s->failure.status;
+    if (status != SL_OK && err)
+        *err = s->failure;
     pthread_mutex_unlock(&s->lock);
+    if (status != SL_OK)
+        return sl_error_prefix(err, "could not stream block %" PRId64, i);
     if (cancelled)
         return sl_fail(err, SL_ERR_CANCELLED, "cancelled");
     for (int64_t b = s->first_binding[i]; b < s->first_binding[i + 1]; b++)
@@ -202,9 +224,12 @@ sl_status sl_block_pass_get(sl_block_pass *pass, int64_t i, sl_error *err)
 void sl_block_pass_end(sl_block_pass *pass)
 {
     sl_weight_stream *s = pass->stream;
+    sl_error ignored = { .status = SL_OK };
 
     if (!s)
         return;
+    /* A lost device is found again by whatever comes next. */
+    (void)!sl_exec_wait(pass->exec, &ignored);
     pthread_mutex_lock(&s->lock);
     SL_ASSERT(s->walker == pass->exec);
     s->walker = NULL;
@@ -228,10 +253,12 @@ static void init_conditions(sl_weight_stream *s)
     pthread_condattr_destroy(&attr);
 }
 
-sl_status sl_weight_stream_create(sl_weight_stream **out, const sl_component_layout *layout,
-                                  const void *image, void *d_slots, sl_error *err)
+sl_status sl_weight_stream_create(sl_weight_stream **out, sl_device *device,
+                                  const sl_component_layout *layout, const void *image,
+                                  void *d_slots, sl_error *err)
 {
     sl_weight_stream *s = calloc(1, sizeof *s);
+    sl_status status;
 
     SL_ASSERT(layout->block_count > 0);
     if (s)
@@ -240,6 +267,12 @@ sl_status sl_weight_stream_create(sl_weight_stream **out, const sl_component_lay
         free(s);
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for streaming %" PRId64 " blocks",
                        layout->block_count);
+    }
+    status = sl_copy_open(&s->copy, device, NULL, err);
+    if (status != SL_OK) {
+        free(s->bindings);
+        free(s);
+        return status;
     }
     init_conditions(s);
     s->layout = *layout;
@@ -294,6 +327,7 @@ void sl_weight_stream_destroy(sl_weight_stream *stream)
     pthread_mutex_unlock(&stream->lock);
     if (stream->started)
         pthread_join(stream->thread, NULL);
+    sl_copy_close(stream->copy);
     pthread_cond_destroy(&stream->turn);
     pthread_cond_destroy(&stream->arrived);
     pthread_cond_destroy(&stream->work);

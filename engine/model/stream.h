@@ -14,7 +14,9 @@
  *
  * Networks walk like this in either mode; without a stream, and on a counting
  * exec, nothing happens.  get points the tensors of weights->blocks[i] to the
- * slot, and may overwrite the block before: its ops must be done.
+ * slot, and lets the block before be overwritten: it waits until the ops that the
+ * exec has queued are done.  On a card the copies have a queue of their own, so that
+ * the next block comes while this one is computed with.
  *
  * Slot states, with the function that makes each move (wanted and held are
  * block numbers):
@@ -44,15 +46,16 @@ sl_status sl_block_pass_begin(sl_block_pass *pass, sl_weight_stream *stream, sl_
                               sl_error *err) SL_MUST_CHECK;
 /* Any order is right; the order of the blocks is fast. */
 sl_status sl_block_pass_get(sl_block_pass *pass, int64_t i, sl_error *err) SL_MUST_CHECK;
-void sl_block_pass_end(sl_block_pass *pass); /* a zeroed pass is fine */
+void sl_block_pass_end(sl_block_pass *pass); /* waits as get does; a zeroed pass is fine */
 
 /* For the component only. */
 
 struct sl_component_layout; /* component_layout.h; copied */
 
-/* image: the component's; d_slots: room for two slots. */
-sl_status sl_weight_stream_create(sl_weight_stream **out, const struct sl_component_layout *layout,
-                                  const void *image, void *d_slots, sl_error *err) SL_MUST_CHECK;
+/* image: the component's; d_slots: room for two slots on the device. */
+sl_status sl_weight_stream_create(sl_weight_stream **out, sl_device *device,
+                                  const struct sl_component_layout *layout, const void *image,
+                                  void *d_slots, sl_error *err) SL_MUST_CHECK;
 /* Each tensor of each block once, in order, with its offset in the image: the
  * stream sets its data from now on. */
 void sl_weight_stream_add(sl_weight_stream *stream, int64_t block, sl_tensor *tensor,

@@ -58,7 +58,7 @@ static void open_fixture(fixture *f, int64_t block_count)
         for (size_t at = 0; at < BLOCK_BYTES; at++)
             f->image[f->layout.block_first[i] + at] = pattern(i, at);
     }
-    SL_CHECK_OK(sl_weight_stream_create(&f->stream, &f->layout, f->image, f->slots, err));
+    SL_CHECK_OK(sl_weight_stream_create(&f->stream, f->device, &f->layout, f->image, f->slots, err));
     for (int64_t i = 0; i < block_count; i++)
         for (int t = 0; t < TENSORS; t++)
             sl_weight_stream_add(f->stream, i, &f->tensors[i][t],

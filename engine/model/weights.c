@@ -9,7 +9,7 @@ typedef struct {
     sl_error *err;
     sl_layout layout;
     sl_dtype linear;        /* device dtype of linear weights */
-    bool int8;              /* but of the ten of a block, which are I8 */
+    sl_dtype codes;         /* but of the ten of a block; SL_F32: these too */
     sl_dtype file_default;  /* dtype in the file unless a tensor says otherwise */
     char prefix[96];        /* "blocks.3.self_attn." */
     int64_t block;          /* -1: outside of the blocks */
@@ -27,7 +27,9 @@ static walk walk_begin(sl_weight_visitor *visitor, void *arg, sl_layout layout,
         .err = err,
         .layout = layout,
         .linear = precision == SL_PRECISION_F32 ? SL_F32 : SL_BF16,
-        .int8 = precision == SL_PRECISION_INT8,
+        .codes = precision == SL_PRECISION_INT8  ? SL_I8
+                 : precision == SL_PRECISION_FP8 ? SL_F8_E4M3
+                                                 : SL_F32,
         .file_default = file_default,
         .block = -1,
     };
@@ -96,20 +98,20 @@ static void linear(walk *w, sl_affine *slot, const char *name, int64_t out, int6
     vector(w, &slot->b, full, w->file_default, out);
 }
 
-/* The codes and scales of a linear in I8, from such a file or from floats. */
-static void int8_weight(walk *w, sl_affine *slot, const char *name, int64_t out, int64_t in)
+/* The codes and scales of a linear: int8 from such a file, or from floats. */
+static void code_weight(walk *w, sl_affine *slot, const char *name, int64_t out, int64_t in)
 {
     const int64_t scales[] = { (out + 127) / 128, (in + 127) / 128 };
-    const bool from_int8 = w->layout == SL_LAYOUT_TURBO_QUANT;
+    const bool from_codes = w->layout == SL_LAYOUT_TURBO_QUANT;
     char full[96];
 
     snprintf(full, sizeof full, "%s.scale", name);
-    emit(w, &slot->scale, full, SL_F32, from_int8 ? SL_FORM_PLAIN : SL_FORM_DEVICE_ONLY,
+    emit(w, &slot->scale, full, SL_F32, from_codes ? SL_FORM_PLAIN : SL_FORM_DEVICE_ONLY,
          sl_tensor_make(NULL, SL_F32, 2, scales), 2, scales);
-    snprintf(full, sizeof full, from_int8 ? "%s.int8_weight" : "%s.weight", name);
-    w->scale = from_int8 ? NULL : &slot->scale;
-    emit(w, &slot->w, full, from_int8 ? SL_I8 : w->file_default,
-         from_int8 ? SL_FORM_PLAIN : SL_FORM_INT8, sl_tensor_of(NULL, SL_I8, 2, out, in), 2,
+    snprintf(full, sizeof full, from_codes ? "%s.int8_weight" : "%s.weight", name);
+    w->scale = from_codes ? NULL : &slot->scale;
+    emit(w, &slot->w, full, from_codes ? SL_I8 : w->file_default,
+         from_codes ? SL_FORM_PLAIN : SL_FORM_CODES, sl_tensor_of(NULL, w->codes, 2, out, in), 2,
          (const int64_t[]){ out, in });
     w->scale = NULL;
 }
@@ -117,14 +119,15 @@ static void int8_weight(walk *w, sl_affine *slot, const char *name, int64_t out,
 /* One of the ten linears of a block that the quantised export replaces. */
 static void block_linear(walk *w, sl_affine *slot, const char *name, int64_t out, int64_t in)
 {
+    const bool of_codes = w->layout == SL_LAYOUT_TURBO_QUANT;
     char full[96];
 
-    if (w->layout != SL_LAYOUT_TURBO_QUANT && !w->int8) {
+    if (!of_codes && w->codes == SL_F32) {
         linear(w, slot, name, out, in);
         return;
     }
-    if (w->int8) {
-        int8_weight(w, slot, name, out, in);
+    if (!of_codes || w->codes == SL_I8) {
+        code_weight(w, slot, name, out, in);
     } else {
         snprintf(full, sizeof full, "%s.int8_weight", name);
         file_only(w, full, SL_I8, out, in);

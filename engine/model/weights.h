@@ -21,7 +21,7 @@
 
 typedef struct {
     sl_tensor w, b;  /* b.data NULL where the network has none */
-    sl_tensor scale; /* w is I8: its scales, one for 128 x 128 (kernels/linear_int8.h) */
+    sl_tensor scale; /* w is I8 or F8_E4M3: its scales, one for 128 x 128 */
 } sl_affine;
 
 typedef struct {
@@ -111,7 +111,7 @@ typedef enum {
 typedef enum {
     SL_FORM_PLAIN,         /* copied, perhaps to another dtype and a flatter shape */
     SL_FORM_CHANNELS_LAST, /* [O, I, (kt,) kh, kw] to [O, kt, kh, kw, I] */
-    SL_FORM_INT8,          /* floats, quantised to I8 and, in the slot before, its scales */
+    SL_FORM_CODES,         /* floats, quantised to I8 or F8_E4M3; the slot before: scales */
     SL_FORM_DEVICE_ONLY,   /* not in such files: zero, unless the file has it all the same */
     SL_FORM_FILE_ONLY,     /* in the file, not used by this execution (int8 linears) */
 } sl_form;
@@ -126,7 +126,7 @@ typedef struct {
     bool by_row;            /* a large table of which a run reads some rows only */
     sl_tensor *slot;        /* NULL for FILE_ONLY; else: visitor sets data; dtype, rank
                                and dim are the device form, already filled in */
-    const sl_tensor *scale; /* of INT8: the slot of its scales, visited before */
+    const sl_tensor *scale; /* of CODES: the slot of its scales, visited before */
 } sl_weight_spec;
 
 typedef sl_status sl_weight_visitor(void *arg, const sl_weight_spec *spec, sl_error *err);

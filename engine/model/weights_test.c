@@ -226,7 +226,7 @@ static sl_status device_visitor(void *arg, const sl_weight_spec *spec, sl_error 
     }
     const sl_tensor *want = &d->slots[d->at++];
     SL_CHECK(spec->slot->dtype == want->dtype && sl_tensor_same_shape(spec->slot, want));
-    if (spec->form == SL_FORM_INT8) /* the slot before holds the scales */
+    if (spec->form == SL_FORM_CODES) /* the slot before holds the scales */
         SL_CHECK(sl_tensor_same_shape(spec->scale, want - 1));
     return SL_OK;
 }
@@ -249,7 +249,7 @@ SL_TEST(device_forms_are_the_same_for_every_layout)
                                      &d, err));
             SL_CHECK(d.at == d.count);
         }
-        SL_CHECK(d.count == (p == SL_PRECISION_INT8 ? 1185 : 885));
+        SL_CHECK(d.count == (sl_precision_has_codes((sl_precision)p) ? 1185 : 885));
     }
 }
 
@@ -330,6 +330,8 @@ SL_TEST(table_rows_are_consistent)
     }
     SL_CHECK(!sl_attention_parse("sparse", &(sl_attention_mode){ 0 }));
     SL_CHECK(sl_component_precision(SL_COMPONENT_VAE, SL_PRECISION_INT8) == SL_PRECISION_BF16);
+    SL_CHECK(sl_component_precision(SL_COMPONENT_VAE, SL_PRECISION_FP8) == SL_PRECISION_BF16);
+    SL_CHECK(sl_component_precision(SL_COMPONENT_DIT, SL_PRECISION_FP8) == SL_PRECISION_FP8);
     SL_CHECK(sl_component_precision(SL_COMPONENT_DIT_LOW, SL_PRECISION_INT8) == SL_PRECISION_INT8);
     SL_CHECK(!sl_component_parse("DIT", &(sl_component_kind){ 0 }));
     SL_CHECK(!sl_precision_parse("", &(sl_precision){ 0 }));
@@ -365,6 +367,8 @@ SL_TEST(bad_configs_are_refused)
     SL_CHECK_OK(sl_dit_precision_check(&dit, SL_PRECISION_INT8, err));
     dit.ffn_dim = 500;
     SL_CHECK_STATUS(sl_dit_precision_check(&dit, SL_PRECISION_INT8, err), SL_ERR_INVALID);
+    sl_error_clear(err);
+    SL_CHECK_STATUS(sl_dit_precision_check(&dit, SL_PRECISION_FP8, err), SL_ERR_INVALID);
     SL_CHECK_OK(sl_dit_precision_check(&dit, SL_PRECISION_BF16, err));
     t5.vocab = 0;
     SL_CHECK_STATUS(sl_t5_config_check(&t5, err), SL_ERR_INVALID);

@@ -15,6 +15,7 @@
 #include "kernels/ops.h"
 
 #include <math.h>
+#include <stdlib.h>
 
 /* What one evaluation works with; set up by sl_dit_forward. */
 typedef struct {
@@ -27,6 +28,7 @@ typedef struct {
     const sl_tap *tap;
     sl_dtype act; /* of activations */
     sl_grid grid;
+    int64_t padding; /* of the blocks' norms */
     int64_t S;       /* tokens */
     int64_t tile;    /* tokens of a tile: enough rows for a full-speed matrix product, few
                         enough that a tile of the FFN's hidden layer stays small */
@@ -145,11 +147,12 @@ done:
 /* LN(x rows) * (1 + scale) + shift, with rows `scale` and `shift` of a table. */
 static sl_status modulated_norm(forward *f, const sl_tensor *y, const sl_tensor *x,
                                 const sl_tensor *table, int64_t shift_row, int64_t scale_row,
-                                sl_error *err)
+                                int64_t padding, sl_error *err)
 {
     const sl_tensor shift = table_row(table, shift_row), scale = table_row(table, scale_row);
 
-    return f->ops->layer_norm(f->exec, y, x, NULL, NULL, &scale, &shift, f->config->eps, err);
+    return f->ops->layer_norm(f->exec, y, x, NULL, NULL, &scale, &shift, f->config->eps, padding,
+                              err);
 }
 
 /* One linear of a block on rows that no other needs. */
@@ -183,7 +186,7 @@ static sl_status project_qkv(forward *f, const sl_dit_attention *w, const sl_ten
         const sl_tensor k_rows = sl_tensor_rows(k, first, count);
         const sl_tensor v_rows = sl_tensor_rows(v, first, count);
 
-        SL_TRY(modulated_norm(f, &a, &x, &f->m, 0, 1, err));
+        SL_TRY(modulated_norm(f, &a, &x, &f->m, 0, 1, f->padding, err));
         SL_TRY(sl_dit_rows_make(&rows, f->exec, f->scratch, &a, &w->q, err));
         SL_TRY(sl_dit_apply(f->exec, &q_rows, &rows, &w->q, SL_ACT_NONE, err));
         SL_TRY(ops->rms_norm(f->exec, &q_rows, &q_rows, &w->norm_q, f->config->eps, err));
@@ -261,7 +264,7 @@ static sl_status cross_attention(forward *f, const sl_dit_block *block, int64_t 
         const sl_tensor q = sl_tensor_rows(&q_tile, 0, count);
 
         SL_TRY(ops->layer_norm(f->exec, &a, &x, &block->norm3.w, &block->norm3.b, NULL, NULL,
-                               f->config->eps, err));
+                               f->config->eps, f->padding, err));
         SL_TRY(apply(f, &q, &a, &w->q, SL_ACT_NONE, err));
         SL_TRY(ops->rms_norm(f->exec, &q, &q, &w->norm_q, f->config->eps, err));
         SL_TRY(ops->attention(f->exec, &q, &q, &f->text->k[layer], &f->text->v[layer], NULL,
@@ -291,7 +294,7 @@ static sl_status feed_forward(forward *f, const sl_dit_block *block, sl_error *e
         const sl_tensor a = sl_tensor_rows(&norm_tile, 0, count);
         const sl_tensor hidden = sl_tensor_rows(&hidden_tile, 0, count);
 
-        SL_TRY(modulated_norm(f, &a, &x, &f->m, 3, 4, err));
+        SL_TRY(modulated_norm(f, &a, &x, &f->m, 3, 4, f->padding, err));
         SL_TRY(apply(f, &hidden, &a, &block->ffn0, SL_ACT_GELU_TANH, err));
         SL_TRY(apply(f, &a, &hidden, &block->ffn2, SL_ACT_NONE, err));
         SL_TRY(ops->gated_add(f->exec, &x, &a, &gate, err));
@@ -326,7 +329,7 @@ static sl_status run_head(forward *f, const sl_dit_weights *weights, const sl_te
         const sl_tensor a = sl_tensor_rows(&tile, 0, count);
         const sl_tensor y = sl_tensor_rows(&out, first, count);
 
-        SL_TRY(modulated_norm(f, &a, &x, &m, 0, 1, err));
+        SL_TRY(modulated_norm(f, &a, &x, &m, 0, 1, 0, err));
         SL_TRY(ops->linear(f->exec, &y, &a, &weights->head.w, &weights->head.b, SL_ACT_NONE, err));
     }
     SL_TRY(ops->unpatchify(f->exec, velocity, &out, err));
@@ -353,6 +356,34 @@ static sl_status check_shapes(const sl_dit_config *config, const sl_tensor *late
                    (long long)config->out_dim);
 }
 
+/* To the next power of two, as the reference's kernel has its rows. */
+static int64_t norm_padding(const sl_dit_config *config, const sl_dit_attention_options *options)
+{
+    int64_t padded = 1;
+
+    if (!options || options->norm != SL_LAYER_NORM_TURBO_COMPAT)
+        return 0;
+    while (padded < config->dim)
+        padded *= 2;
+    return padded - config->dim;
+}
+
+static sl_status make_table(forward *f, sl_error *err)
+{
+    const sl_tensor *table = &f->table;
+
+    if (!f->attention || f->attention->dialect != SL_DIALECT_OFFICIAL)
+        return f->ops->rope_table(f->exec, table, err);
+    float *host = malloc(sl_tensor_bytes(table));
+    if (!host)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a table of rotary angles");
+    sl_rope_table_f64(host, table->dim[0], table->dim[1]);
+    const sl_status status =
+        sl_exec_write(f->exec, table->data, host, sl_tensor_bytes(table), err);
+    free(host);
+    return status;
+}
+
 sl_status sl_dit_forward(sl_exec *exec, sl_scratch *scratch, const sl_dit_weights *weights,
                          const sl_dit_config *config, const sl_dit_text *text,
                          const sl_dit_attention_options *attention, double t,
@@ -373,6 +404,7 @@ sl_status sl_dit_forward(sl_exec *exec, sl_scratch *scratch, const sl_dit_weight
         .tap = tap,
         .act = sl_exec_numerics(exec)->activation,
         .tile = sl_exec_numerics(exec)->tile_tokens,
+        .padding = norm_padding(config, attention),
     };
 
     SL_TRY(check_shapes(config, latent, velocity, err));
@@ -386,7 +418,7 @@ sl_status sl_dit_forward(sl_exec *exec, sl_scratch *scratch, const sl_dit_weight
     SL_TRY(sl_scratch_tensor(scratch, &f.e0, err, SL_F32, 2, 6, D));
     SL_TRY(sl_scratch_tensor(scratch, &f.m, err, SL_F32, 2, 6, D));
 
-    SL_TRY(f.ops->rope_table(exec, &f.table, err));
+    SL_TRY(make_table(&f, err));
     SL_TRY(embed_tokens(&f, weights, latent, err));
     SL_TRY(embed_time(&f, weights, t, err));
     sl_tap_show(exec, tap, "patch", &f.x);

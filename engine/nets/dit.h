@@ -20,9 +20,11 @@ typedef struct {
     sl_tensor k[SL_MAX_LAYERS], v[SL_MAX_LAYERS]; /* [text_len, D], as activations are */
 } sl_dit_text;
 
-/* How self-attention is computed. */
+/* How self-attention is computed, and what else of the arithmetic is a choice. */
 typedef struct {
     sl_attention_mode mode;
+    sl_dialect dialect;
+    sl_layer_norm_mode norm; /* of the blocks; the head's is exact (wan.md 4.5) */
     double topk_ratio;        /* of the key blocks, how many each query block keeps */
     int64_t block_q, block_k; /* rows; 0: those of the mode */
     /* NULL: which are kept is computed.  Else for each layer a lut of kernels/sla.h,
@@ -38,7 +40,7 @@ sl_status sl_dit_prepare(sl_exec *exec, sl_scratch *scratch, const sl_dit_weight
 
 /* velocity [out_dim, T, h, w] and latent [in_dim, T, h, w] f32; h, w even; t as
  * the network takes it: 1000 * t rounded to bf16 by the caller.  attention NULL:
- * dense.
+ * dense, turbo, exact.
  * Taps: "patch", "e", "e0", "block0", "block1", ... */
 sl_status sl_dit_forward(sl_exec *exec, sl_scratch *scratch, const sl_dit_weights *weights,
                          const sl_dit_config *config, const sl_dit_text *text,

@@ -18,6 +18,10 @@ sl_status sl_dit_rows_make(sl_dit_rows *out, sl_exec *exec, sl_scratch *scratch,
         SL_TRY(sl_scratch_tensor(scratch, &rows.scale, err, SL_F32, 2, sl_ceil_div(S, SL_INT8_TILE),
                                  sl_ceil_div(I, SL_INT8_TILE)));
         SL_TRY(sl_exec_ops(exec)->quantize_int8(exec, &rows.codes, &rows.scale, x, err));
+    } else if (like->w.dtype == SL_F8_E4M3) {
+        SL_TRY(sl_scratch_tensor(scratch, &rows.codes, err, SL_F8_E4M3, 2, S, I));
+        SL_TRY(sl_scratch_tensor(scratch, &rows.scale, err, SL_F32, 2, I / SL_FP8_TILE, S));
+        SL_TRY(sl_exec_ops(exec)->quantize_fp8(exec, &rows.codes, &rows.scale, x, err));
     }
     *out = rows;
 done:
@@ -32,6 +36,9 @@ sl_status sl_dit_apply(sl_exec *exec, const sl_tensor *y, const sl_dit_rows *row
     if (affine->w.dtype == SL_I8)
         return ops->linear_int8(exec, y, &rows->codes, &rows->scale, &affine->w, &affine->scale,
                                 &affine->b, act, err);
+    if (affine->w.dtype == SL_F8_E4M3)
+        return ops->linear_fp8(exec, y, &rows->codes, &rows->scale, &affine->w, &affine->scale,
+                               &affine->b, act, err);
     return ops->linear(exec, y, &rows->x, &affine->w, &affine->b, act, err);
 }
 

@@ -1,4 +1,4 @@
-/* dit_part.h - parts of the diffusion transformer: linears that may be int8, and
+/* dit_part.h - parts of the diffusion transformer: linears that may be int8 or fp8, and
  * attention over kept blocks.
  *
  * Private to engine/nets.

@@ -128,6 +128,35 @@ static double distance(const double *a, const double *b, int64_t count)
     return sqrt(difference / norm);
 }
 
+/* Codes of 8 bits lose some hundredths, and each kind others. */
+SL_TEST(eight_bits_stay_near)
+{
+    static const sl_precision precisions[] = { SL_PRECISION_F32, SL_PRECISION_INT8,
+                                               SL_PRECISION_FP8 };
+    const sl_arch arch = wide_arch(1);
+    sl_t2v_request request = sl_t2v_request_default(&arch);
+    double *state[SL_COUNT(precisions)];
+    fixture f;
+
+    request.steps = 1;
+    for (size_t i = 0; i < SL_COUNT(precisions); i++) {
+        open_fixture(&f, &arch, precisions[i]);
+        request.precision = precisions[i];
+        state[i] = final_state(&f, &request);
+        close_fixture(&f);
+    }
+    const int64_t count = sl_t2v_latent_shape(&request, &arch, NULL);
+    for (size_t i = 1; i < SL_COUNT(precisions); i++) {
+        const double off = distance(state[i], state[0], count);
+        if (!(off > 1e-6 && off < 0.05))
+            fail_msg("%s is %g from f32", sl_precision_name(precisions[i]), off);
+        for (size_t j = 1; j < i; j++)
+            SL_CHECK(distance(state[i], state[j], count) > 1e-6);
+    }
+    for (size_t i = 0; i < SL_COUNT(precisions); i++)
+        free(state[i]);
+}
+
 /* Sparse attention is another video of the same kind; 8 bits are close to it. */
 SL_TEST(attention_modes_are_told_apart)
 {
@@ -278,7 +307,8 @@ SL_TEST(refuses_what_cannot_be_sampled)
 }
 
 SL_TEST_MAIN(SL_RUN(plans_are_exact_with_every_accelerator),
-             SL_RUN(streamed_int8_gives_the_same_frames), SL_RUN(attention_modes_are_told_apart),
+             SL_RUN(streamed_int8_gives_the_same_frames), SL_RUN(eight_bits_stay_near),
+             SL_RUN(attention_modes_are_told_apart),
              SL_RUN(guidance_leads_away_from_the_negative_prompt),
              SL_RUN(unipc_goes_on_behind_any_step), SL_RUN(unipc_takes_both_experts),
              SL_RUN(refuses_what_cannot_be_sampled))

@@ -197,9 +197,6 @@ static sl_status check_dialect(const sl_t2v_request *request, sl_error *err)
     if ((int)request->layer_norm < 0 || request->layer_norm >= SL_LAYER_NORM_COUNT)
         return sl_fail(err, SL_ERR_INVALID, "layer_norm %d: expected exact or turbo-compat",
                        (int)request->layer_norm);
-    if (request->layer_norm != SL_LAYER_NORM_EXACT)
-        return sl_fail(err, SL_ERR_UNIMPLEMENTED, "layer_norm %s is not there yet",
-                       sl_layer_norm_name(request->layer_norm));
     if (request->vae_precision == SL_PRECISION_BF16 && request->precision == SL_PRECISION_F32)
         return sl_fail(err, SL_ERR_INVALID,
                        "a VAE that computes in bf16 has bf16 weights: precision f32 keeps them in "
@@ -224,9 +221,9 @@ static sl_status check_execution(const sl_t2v_request *request, const sl_arch *a
 
     if ((int)request->precision < 0 || request->precision >= SL_PRECISION_COUNT)
         return sl_fail(err, SL_ERR_INVALID,
-                       "precision %d: expected f32 (%d), bf16 (%d) or int8 (%d)",
+                       "precision %d: expected f32 (%d), bf16 (%d), int8 (%d) or fp8 (%d)",
                        (int)request->precision, (int)SL_PRECISION_F32, (int)SL_PRECISION_BF16,
-                       (int)SL_PRECISION_INT8);
+                       (int)SL_PRECISION_INT8, (int)SL_PRECISION_FP8);
     SL_TRY(sl_dit_precision_check(&arch->dit, request->precision, err));
     SL_TRY(sl_dit_attention_check(&arch->dit, request->attention, request->topk_ratio, err));
     SL_TRY(check_dialect(request, err));
@@ -292,8 +289,7 @@ done:
 
 int64_t sl_t2v_latent_shape(const sl_t2v_request *request, const sl_arch *arch, int64_t dim[4])
 {
-    const int64_t states =
-        request->part == SL_PART_DECODE ? 1 : sl_sampling_states(request->mode);
+    const int64_t states = request->part == SL_PART_DECODE ? 1 : sl_sampling_states(request->mode);
     const int64_t shape[4] = { arch->dit.out_dim * states,
                                1 + (request->frames - 1) / frames_per_latent(arch),
                                request->height / SL_LATENT_PIXELS,

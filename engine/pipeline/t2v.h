@@ -149,6 +149,10 @@ typedef struct {
      * the first z_dim rows are the sample and the others, of UNIPC, its memory */
     sl_status (*on_step)(void *arg, int step, int step_count, const sl_tensor *latent,
                          sl_error *err);
+    /* before step i moves the sample x [z_dim, T, h, w] f64 along velocity, f32, both in device
+     * memory: the video is foreseen as x - sigma * velocity.  NULL costs nothing */
+    sl_status (*on_guess)(void *arg, int step, double sigma, const sl_tensor *x,
+                          const sl_tensor *velocity, sl_error *err);
     /* count frames of RGB24, host memory, valid during the call */
     sl_status (*on_frames)(void *arg, const uint8_t *rgb, int first, int count, sl_error *err);
 } sl_t2v_events;

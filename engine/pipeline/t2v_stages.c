@@ -112,8 +112,11 @@ static sl_status draw_noise(denoiser *d, int draw, sl_error *err)
 static sl_status forward(denoiser *d, const expert *e, const sl_dit_text *text, int i,
                          const sl_tensor *velocity, sl_error *err)
 {
-    const sl_dit_attention_options attention = { .mode = d->walk->request->attention,
-                                                 .topk_ratio = d->walk->request->topk_ratio };
+    const sl_t2v_request *request = d->walk->request;
+    const sl_dit_attention_options attention = { .mode = request->attention,
+                                                 .dialect = request->dialect,
+                                                 .norm = request->layer_norm,
+                                                 .topk_ratio = request->topk_ratio };
 
     return sl_dit_forward(d->exec, d->scratch, sl_component_dit(e->dit),
                           &sl_component_get_spec(e->dit)->config.dit, text, &attention,
@@ -156,12 +159,23 @@ done:
     return status;
 }
 
+static sl_status tell_guess(denoiser *d, int i, sl_error *err)
+{
+    const sl_t2v_events *events = d->walk->events;
+    const double sigma = d->sampling.is_unipc ? d->sampling.unipc.sigma[i] : d->sampling.rcm.t[i];
+
+    if (!events || !events->on_guess || sl_exec_is_counting(d->exec))
+        return SL_OK;
+    return events->on_guess(events->arg, i, sigma, &d->x, &d->velocity, err);
+}
+
 static sl_status denoise_step(denoiser *d, const expert *e, int i, sl_error *err)
 {
     sl_status status = SL_OK;
     char stage[80];
 
     SL_TRY(evaluate(d, e, i, err));
+    SL_TRY(tell_guess(d, i, err));
     SL_TRY(move(d, i, err));
     snprintf(stage, sizeof stage, "denoising step %d of %d", i + 1, d->sampling.step_count);
     SL_TRY(check_finite(d->exec, d->latent, stage, err));

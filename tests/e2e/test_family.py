@@ -2,8 +2,10 @@
 attention and precision, and in each case the plan is what was used."""
 import json
 import os
+import shutil
 import struct
 import subprocess
+import zipfile
 import zlib
 
 from harness import BUILD, PATIENCE, SLUICE, Daemon, check_sums, made_once, run, synth, wait_for
@@ -19,6 +21,105 @@ def make_models(root):
 
 def models():
     return made_once("e2e-family", make_models)
+
+
+def read_safetensors(path):
+    """{name: (dtype, shape, bytes)}"""
+    with open(path, "rb") as f:
+        header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+        data = f.read()
+    header.pop("__metadata__", None)
+    return {name: (t["dtype"], t["shape"], data[slice(*t["data_offsets"])])
+            for name, t in header.items()}
+
+
+def to_bf16(tensor):
+    """Of f32; made-up weights are exact in it."""
+    _, shape, data = tensor
+    out = bytearray(len(data) // 2)
+    out[0::2], out[1::2] = data[2::4], data[3::4]
+    assert not any(data[0::4]) and not any(data[1::4])
+    return "BF16", shape, bytes(out)
+
+
+def write_pth(path, tensors):
+    """What torch.save makes of a state dict: a zip with a pickle and the storages."""
+    def text(word):
+        return b"X" + struct.pack("<I", len(word)) + word.encode()
+
+    def integer(value):
+        return b"J" + struct.pack("<i", value)
+
+    def numbers(values):
+        return b"(" + b"".join(integer(v) for v in values) + b"t"
+    storage = {"F32": "FloatStorage", "BF16": "BFloat16Storage"}
+    pickle = b"\x80\x02ccollections\nOrderedDict\n)R("
+    for key, (name, (dtype, shape, data)) in enumerate(tensors.items()):
+        count = len(data) // (4 if dtype == "F32" else 2)
+        strides = [1] * len(shape)
+        for i in range(len(shape) - 2, -1, -1):
+            strides[i] = strides[i + 1] * shape[i + 1]
+        pickle += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage") + \
+            f"ctorch\n{storage[dtype]}\n".encode() + text(str(key)) + text("cpu") + \
+            integer(count) + b"tQ" + integer(0) + numbers(shape) + numbers(strides) + \
+            b"\x89ccollections\nOrderedDict\n)RtR"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as z:
+        z.writestr("archive/data.pkl", pickle + b"u.")
+        for key, (_, _, data) in enumerate(tensors.values()):
+            z.writestr(f"archive/data/{key}", data)
+        z.writestr("archive/version", "3\n")
+
+
+def to_turbo(tensors):
+    """The layout of TurboDiffusion's files: bf16 but for the blocks' norms, a patch
+    embedding in two dimensions, and a projection for sparse attention."""
+    out = {}
+    for name, tensor in tensors.items():
+        dtype, shape, data = tensor
+        if name == "patch_embedding.weight":
+            tensor = dtype, [shape[0], len(data) // 4 // shape[0]], data
+        is_norm = ".norm" in name
+        out[name] = tensor if is_norm else to_bf16(tensor)
+    heads = tensors["blocks.0.modulation"][1][2] // 128
+    assert heads == 2
+    for i in range(sum(name.endswith("ffn.0.bias") for name in tensors)):
+        local = f"blocks.{i}.self_attn.attn_op.local_attn.proj_l."
+        weight = [(7 * k + i) % 11 - 5 for k in range(128 * 128)]
+        out[local + "weight"] = "BF16", [128, 128], b"".join(
+            struct.pack("<f", w / 64)[2:] for w in weight)
+        out[local + "bias"] = "BF16", [128], bytes(256)
+    return out
+
+
+def rewrite(source, target, write):
+    """A copy of a model with other transformer files, and without the mark of made-up ones."""
+    for folder, _, names in os.walk(source):
+        to = os.path.join(target, os.path.relpath(folder, source))
+        os.makedirs(to, exist_ok=True)
+        for name in names:
+            path = os.path.join(folder, name)
+            if name == "diffusion_pytorch_model.safetensors":
+                write(to, read_safetensors(path))
+            elif name.endswith((".safetensors", ".model")) or name == "config.json":
+                shutil.copy(path, to)
+
+
+def make_layouts(root):
+    for name in (T2V, I2V):
+        synth("tiny-" + name, os.path.join(root, "made-up-" + name), 3)
+        made_up, turbo = (os.path.join(root, kind + name) for kind in ("made-up-", "turbo-pth-"))
+        rewrite(made_up, os.path.join(root, "official-" + name),
+                lambda to, t: shutil.copy(os.path.join(made_up, os.path.relpath(
+                    to, os.path.join(root, "official-" + name)),
+                    "diffusion_pytorch_model.safetensors"), to))
+        rewrite(made_up, os.path.join(root, "official-pth-" + name),
+                lambda to, t: write_pth(os.path.join(to, "model.pth"), t))
+        rewrite(made_up, turbo, lambda to, t: write_pth(os.path.join(to, "model.pth"),
+                                                        to_turbo(t)))
+        for kind, target in (("safetensors", "turbo-"), ("quant", "quant-")):
+            subprocess.run([SLUICE, "convert", "--to", kind, turbo, os.path.join(root, target + name)],
+                           check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                           timeout=120 * PATIENCE)
 
 
 def png(path, width, height, colour=lambda x, y: (x * 7 % 256, y * 5 % 256, 90), rows=None):
@@ -98,6 +199,45 @@ def test_attention_and_precision():
                                               "--topk", "1")])
         assert generate(d, *size, "--steps", "2")["output_sha256"] == \
             jobs["dense", "bf16"]["output_sha256"], "made-up weights were not tuned for SLA"
+
+
+def test_every_layout():
+    """.pth and .safetensors, official, Turbo and -quant files, with every attention: what is
+    the same model gives the same bytes."""
+    with Daemon(models=made_once("e2e-layouts", make_layouts)) as d:
+        picture = png(os.path.join(d.folder, "a.png"), 64, 48)
+        for task in (T2V, I2V):
+            image = ["-i", picture] if task == I2V else []
+            shape = [*SMALL, "--steps", "3", *image]
+
+            def video(layout, *args):
+                job = generate(d, "--model", f"{layout}-{task}", *shape, *args)
+                return job["output_sha256"], job["request"]
+            official, request = video("official")
+            assert request["sampler"] == "unipc" and request["dialect"] == "official", request
+            assert request["attention"] == "dense" and request["guidance"] > 1, request
+            assert video("official-pth")[0] == official
+            made_up, request = video("made-up")
+            assert request["sampler"] == "sde" and request["dialect"] == "turbo", request
+            assert video("official", "--sampler", "sde", "--dialect", "turbo")[0] == made_up
+            assert video("official", "--sampler", "sde")[0] != made_up, "the dialect says nothing"
+
+            sparse, request = video("turbo-pth")
+            assert request["sampler"] == "sde" and request["attention"] == "sla", request
+            assert request["precision"] == "bf16", request
+            assert video("turbo")[0] == sparse
+            assert video("turbo", "--attention", "dense")[0] == made_up
+            assert video("made-up", "--attention", "sla")[0] != sparse, "the projection is not used"
+            assert video("turbo", "--layer-norm", "turbo-compat")[0] == sparse, \
+                "a width of 256 needs no padding"
+            for attention in ("dense", "sla", "sagesla"):
+                quant, request = video("quant", "--attention", attention)
+                assert request["precision"] == "int8", request
+                assert video("turbo-pth", "--attention", attention, "--precision",
+                             "int8")[0] == quant
+        assert "int8" in refused(d, "precision", "--model", "quant-t2v", *SMALL, "-p", "bf16")
+        assert d.cli("load", "quant-t2v").code == 0
+        assert d.cli("load", "quant-t2v", "-p", "bf16").code == 2
 
 
 def test_image_to_video():
@@ -183,6 +323,31 @@ def test_a_latent_outlives_its_output_and_a_restart():
         d.start()
         assert d.cli("cancel", other).code == 0
         assert d.wait_state(job, ["done", "failed"], 120)["output_sha256"] == want
+
+
+def png_size(path):
+    with open(path, "rb") as f:
+        head = f.read(24)
+    assert head[:8] == b"\x89PNG\r\n\x1a\n", head
+    return struct.unpack(">II", head[16:])
+
+
+def test_previews():
+    size = ["--width", "160", "--height", "128", "--frames", "17"]
+    with Daemon(models=models()) as d:
+        plain = generate(d, "--model", T2V, *size)
+        shown = generate(d, "--model", T2V, *size, "--preview", "p.png")
+        assert shown["output_sha256"] == plain["output_sha256"]
+        path = os.path.join(d.folder, "p.png")
+        assert png_size(path) == (20, 16)
+        subprocess.run(["ffprobe", "-v", "error", path], check=True, timeout=30)
+        job = d.submit("--model", T2V, *size, "--sampler", "unipc", "--steps", "30", "--preview",
+                       "unused.png")
+        result = d.cli("watch", job, "--preview", "w.png")
+        assert result.code == 0 and png_size(os.path.join(d.folder, "w.png")) == (20, 16), result
+        assert not os.path.exists(os.path.join(d.folder, "w.png.part"))
+        assert d.cli("watch", plain["job_id"], "--preview", "none.png").code == 0
+        assert not os.path.exists(os.path.join(d.folder, "none.png")), "it was not asked for"
 
 
 def test_images_that_are_refused():

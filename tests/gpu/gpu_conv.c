@@ -162,13 +162,14 @@ static const conv_case layers[] = {
     { "down time 192", 4, SMALL_H, SMALL_W, 192, 192, 1, 0, 3, 1, 2, 1, 1, false, false },
     { "down time 384", 2, ODD_H, ODD_W, 384, 384, 1, 0, 3, 1, 2, 1, 1, false, false },
     { "one pixel", 3, ODD_H, ODD_W, 192, 384, 0, 0, 1, 1, 1, 1, 1, true, false },
+    { "odd frames in one piece", 3, 5, 7, 8, 3, 0, 2, 3, 3, 1, 1, 1, true, false },
     { "filled up channels", 3, 6, 10, 20, 24, 2, 0, 3, 3, 1, 1, 1, true, false },
 };
 
 /* What the library does not take: frames that do not start at 16 bytes, windows of
  * zeros alone. */
 static const conv_case odd[] = {
-    { "odd frames", 3, 5, 7, 8, 3, 0, 2, 3, 3, 1, 1, 1, true, false },
+    { "odd frames", 4, 5, 7, 8, 3, 2, 0, 3, 3, 1, 1, 1, true, false },
     { "tiny", 1, 1, 1, 1, 1, 0, 4, 3, 1, 1, 1, 1, false, false },
     { "zeros alone", 2, 4, 5, 24, 40, 2, 5, 3, 3, 2, 1, 1, true, false },
 };

@@ -7,6 +7,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 typedef struct {
     int64_t S, I, O;
@@ -52,6 +53,15 @@ static void expect_numbers(gpu *g, const gpu_tensor *t)
     }
 }
 
+/* A second run gave the same bytes. */
+static void expect_same(gpu *g, const gpu_tensor *a, const gpu_tensor *b)
+{
+    const void *first = gpu_pull(g, a), *second = gpu_pull(g, b);
+
+    if (first && second && memcmp(first, second, sl_tensor_bytes(&a->on[GPU_CUDA])) != 0)
+        gpu_fail(g, "two runs differ");
+}
+
 /* The cpu side makes `rows` rows at each end; 0: all. */
 static void check_linear(gpu *g, const linear_case *c, int64_t rows)
 {
@@ -70,10 +80,16 @@ static void check_linear(gpu *g, const linear_case *c, int64_t rows)
 
     GPU_ONE(g, GPU_CUDA, linear, &y.on[GPU_CUDA], &x.on[GPU_CUDA], &w.on[GPU_CUDA],
             biased ? &b.on[GPU_CUDA] : NULL, c->act);
-    if (rows == 0 || 2 * rows >= S)
+    if (rows == 0 || 2 * rows >= S) {
         rows = S;
-    else
+    } else {
+        gpu_tensor again = GPU_OUTPUT(g, c->y, 2, S, O);
+
         expect_numbers(g, &y);
+        GPU_ONE(g, GPU_CUDA, linear, &again.on[GPU_CUDA], &x.on[GPU_CUDA], &w.on[GPU_CUDA],
+                biased ? &b.on[GPU_CUDA] : NULL, c->act);
+        expect_same(g, &y, &again);
+    }
     for (int64_t first = 0; first < S; first += rows < S ? S - rows : S) {
         gpu_tensor some_y = gpu_rows(&y, first, rows), some_x = gpu_rows(&x, first, rows);
         GPU_ONE(g, GPU_CPU, linear, &some_y.on[GPU_CPU], &some_x.on[GPU_CPU], &w.on[GPU_CPU],
@@ -122,12 +138,12 @@ static const linear_case model_linears[] = {
     { { 16376, 1536, 1536 }, SL_F32, SL_BF16, SL_BF16, SL_F32, SL_ACT_NONE },
     { { 512, 1536, 1536 }, SL_BF16, SL_BF16, SL_BF16, SL_F32, SL_ACT_NONE },
     { { 16384, 1536, 8960 }, SL_BF16, SL_BF16, SL_BF16, SL_F32, SL_ACT_GELU_TANH },
-    { { 16384, 8960, 1536 }, SL_BF16, SL_BF16, SL_BF16, SL_F32, SL_ACT_NONE },
+    { { 4100, 8960, 1536 }, SL_BF16, SL_BF16, SL_BF16, SL_F32, SL_ACT_NONE },
     { { 32760, 1536, 64 }, SL_F32, SL_BF16, SL_BF16, SL_F32, SL_ACT_NONE },
     /* time and text embedding */
     { { 1, 256, 1536 }, SL_F32, SL_F32, SL_BF16, SL_F32, SL_ACT_SILU },
     { { 1, 1536, 9216 }, SL_F32, SL_F32, SL_BF16, SL_F32, SL_ACT_NONE },
-    { { 1, 5120, 30720 }, SL_F32, SL_F32, SL_BF16, SL_F32, SL_ACT_NONE },
+    { { 4, 5120, 5120 }, SL_F32, SL_F32, SL_BF16, SL_F32, SL_ACT_NONE },
     { { 512, 4096, 1536 }, SL_BF16, SL_BF16, SL_BF16, SL_F32, SL_ACT_GELU_TANH },
     { { 512, 4096, 5120 }, SL_BF16, SL_F32, SL_BF16, SL_F32, SL_ACT_GELU_TANH },
     /* 14B */
@@ -262,6 +278,14 @@ static void check_linear_int8(gpu *g, const int8_case *c, bool mma)
                 &w.on[GPU_CUDA], &ws.on[GPU_CUDA], c->b == NO_BIAS ? NULL : &b.on[GPU_CUDA],
                 c->act);
     expect_numbers(g, &y);
+    if (!mma) {
+        gpu_tensor again = GPU_OUTPUT(g, c->y, 2, S, O);
+
+        GPU_ONE(g, GPU_CUDA, linear_int8, &again.on[GPU_CUDA], &x.on[GPU_CUDA], &xs.on[GPU_CUDA],
+                &w.on[GPU_CUDA], &ws.on[GPU_CUDA], c->b == NO_BIAS ? NULL : &b.on[GPU_CUDA],
+                c->act);
+        expect_same(g, &y, &again);
+    }
     compare_int8(g, c, &y, &x, &xs, &w, &ws, &b);
     gpu_end(g);
 }
@@ -284,7 +308,7 @@ static const int8_case int8_small[] = {
 static const int8_case int8_large[] = {
     { { 16376, 1536, 1536 }, SL_BF16, SL_F32, SL_ACT_NONE },
     { { 16384, 1536, 8960 }, SL_BF16, SL_F32, SL_ACT_GELU_TANH },
-    { { 16384, 8960, 1536 }, SL_F32, SL_F32, SL_ACT_NONE },
+    { { 12000, 8960, 1536 }, SL_F32, SL_F32, SL_ACT_NONE },
     { { 8192, 5120, 5120 }, SL_BF16, SL_F32, SL_ACT_NONE },
     { { 5000, 5120, 13824 }, SL_BF16, SL_F32, SL_ACT_GELU_TANH },
     { { 8192, 13824, 5120 }, SL_F32, SL_F32, SL_ACT_NONE },
@@ -427,7 +451,7 @@ static void check_fp8(gpu *g)
         return;
     check_quantize_fp8(g, SL_BF16, 16376, 5120, 1.0);
     check_linear_fp8(g, &int8_large[0], true);
-    for (size_t i = 0; i < SL_COUNT(int8_large); i++)
+    for (size_t i = 0; i < SL_COUNT(int8_large); i += 2)
         check_linear_fp8(g, &int8_large[i], false);
 }
 

@@ -176,7 +176,7 @@ static void check_layer_norm(gpu *g, int kind, sl_dtype y_dtype, sl_dtype x_dtyp
     gpu_tensor scale = GPU_RANDOM(g, SL_F32, 0.5, 1, C), shift = GPU_RANDOM(g, SL_F32, 0.5, 1, C);
     GPU_BOTH(g, layer_norm, GPU_ON(y), GPU_ON(x), affine ? GPU_ON(w) : NULL,
              affine ? GPU_ON(b) : NULL, modulated ? GPU_ON(scale) : NULL,
-             modulated ? GPU_ON(shift) : NULL, 1e-6f);
+             modulated ? GPU_ON(shift) : NULL, 1e-6f, C == 1536 ? 512 : 0);
     gpu_compare(g, "y", &y, limits_of(y_dtype));
     gpu_end(g);
 }
@@ -194,6 +194,21 @@ static void check_rms_norm(gpu *g, sl_dtype y_dtype, sl_dtype x_dtype, sl_dtype 
     gpu_end(g);
 }
 
+/* What TurboDiffusion's kernel counts beside a row, with a mean that it weighs. */
+static void check_padding(gpu *g, int64_t C, int64_t padding)
+{
+    if (!gpu_begin(g, "layer_norm bf16 = f32, padding %lld [9,%lld]", (long long)padding,
+                   (long long)C))
+        return;
+    gpu_tensor x = GPU_RANDOM(g, SL_F32, 1.0, 2, 9, C), y = GPU_OUTPUT(g, SL_BF16, 2, 9, C);
+    for (int64_t i = 0; !g->broken && i < 9 * C; i++)
+        ((float *)x.on[GPU_CPU].data)[i] += 2.0f;
+    gpu_push(g, &x);
+    GPU_BOTH(g, layer_norm, GPU_ON(y), GPU_ON(x), NULL, NULL, NULL, NULL, 1e-6f, padding);
+    gpu_compare(g, "y", &y, GPU_BF16);
+    gpu_end(g);
+}
+
 /* y is x; a mean far from zero beside a small deviation; rows that begin anywhere. */
 static void check_norms_apart(gpu *g, sl_dtype dtype, int64_t C)
 {
@@ -204,7 +219,7 @@ static void check_norms_apart(gpu *g, sl_dtype dtype, int64_t C)
         ((float *)x.on[GPU_CPU].data)[i] += 64.0f;
     gpu_push(g, &x);
     gpu_tensor part = gpu_rows(&x, 1, 32);
-    GPU_BOTH(g, layer_norm, GPU_ON(part), GPU_ON(part), NULL, NULL, NULL, NULL, 1e-6f);
+    GPU_BOTH(g, layer_norm, GPU_ON(part), GPU_ON(part), NULL, NULL, NULL, NULL, 1e-6f, 0);
     /* cpu rounds like cuda, or the second norm would start from other values. */
     gpu_compare(g, "layer_norm", &part, limits_of(dtype));
     gpu_push(g, &x);
@@ -229,6 +244,9 @@ static void test_norms(gpu *g)
         check_layer_norm(g, kind, SL_BF16, SL_F32, SL_BF16, S, 5120);
         check_layer_norm(g, kind, SL_F32, SL_F32, SL_F32, S, 5120);
     }
+    check_padding(g, 1536, 512);
+    check_padding(g, 5120, 3072);
+    check_padding(g, 333, 179);
     check_norms_apart(g, SL_F32, 1536);
     check_norms_apart(g, SL_F32, 333);
     check_norms_apart(g, SL_BF16, 5120);

@@ -8,7 +8,7 @@
  *         return;
  *     gpu_tensor x = GPU_RANDOM(g, SL_BF16, 1.0, 2, 77, 1536);
  *     gpu_tensor y = GPU_OUTPUT(g, SL_BF16, 2, 77, 1536);
- *     GPU_BOTH(g, layer_norm, GPU_ON(y), GPU_ON(x), NULL, NULL, NULL, NULL, 1e-6f);
+ *     GPU_BOTH(g, layer_norm, GPU_ON(y), GPU_ON(x), NULL, NULL, NULL, NULL, 1e-6f, 0);
  *     gpu_compare(g, "y", &y, GPU_BF16);
  *     gpu_end(g);
  *

@@ -14,10 +14,13 @@
 #   bench      times of ops and stages                (bench gpu --json)
 #   sanitizer  memcheck and racecheck over gpu_test --small
 #
+# PART:WORD runs less of it: checks (ops) and cases (bench) whose name has WORD, one
+# case (golden, full), one area (sanitizer).
+#
 # One line a check; then the failures again; last `N passed, N failed`.  Logs are
 # in build-gpu/run.  Environment: SL_CUDA_ARCHS; CMAKE_PREFIX_PATH and CUDNN_ROOT,
 # where libraries lie elsewhere; SLUICE_SHARED, the folder above golden/; SL_DEVICE
-# (cuda:0).
+# (cuda:0); SL_WORK, a folder with 28 GB free for full (build-gpu/work).
 set -u
 root=$(cd "$(dirname "$0")/../.." && pwd)
 build=$root/build-gpu
@@ -100,15 +103,19 @@ have() {
 }
 
 part_ops() {
-    have gpu_test ops && step ops 240 "$build/gpu_test"
+    have gpu_test ops && step ops 240 "$build/gpu_test" ${word:+"$word"}
 }
 
 part_golden() {
-    have golden_test golden && step golden 240 "$build/golden_test" --device "$device"
+    have golden_test golden &&
+        step golden 240 "$build/golden_test" --device "$device" ${word:+--only "$word"}
 }
 
 part_full() {
-    have golden_test full && step full 420 "$build/golden_test" --device "$device" --full
+    local work=${SL_WORK:-$build/work}
+    mkdir -p "$work"
+    have golden_test full && step full 560 "$build/golden_test" --device "$device" --full \
+        --work "$work" ${word:+--only "$word"}
 }
 
 part_memory() {
@@ -116,7 +123,8 @@ part_memory() {
 }
 
 part_bench() {
-    have bench bench && step bench 180 "$build/bench" gpu --json
+    have bench bench && step bench 180 "$build/bench" gpu --json ${word:+"$word"}
+    [ -n "$word" ] && return
     # Every plan on offer for the VAE: too many lines to show but for the best.
     if have gpu_conv_bench bench; then
         timeout 90 "$build/gpu_conv_bench" > "$logs/conv_plans.log" 2>&1 ||
@@ -135,7 +143,7 @@ part_sanitizer() {
         return
     fi
     for tool in memcheck racecheck; do
-        for area in small linear sparse conv attention; do
+        for area in ${word:-small linear sparse conv attention}; do
             # An area that the build lacks has no check and is not missed here.
             step "$tool-$area" 200 "$checker" --tool "$tool" --error-exitcode 9 \
                 "$build/gpu_test" --small --inline --area "$area"
@@ -144,10 +152,12 @@ part_sanitizer() {
 }
 
 for part in ${*:-build ops golden memory bench}; do
-    case $part in
+    word=${part#*:}
+    [ "$word" = "$part" ] && word=
+    case ${part%%:*} in
     build | ops | golden | full | memory | bench | sanitizer)
         echo "---- $part"
-        "part_$part"
+        "part_${part%%:*}"
         ;;
     *)
         echo "run.sh: no part \"$part\": build, ops, golden, full, memory, bench, sanitizer" >&2

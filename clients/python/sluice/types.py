@@ -40,7 +40,7 @@ class Options(TypedDict, total=False):
     dialect: str      # "turbo", "official"
     layer_norm: str   # "exact", "turbo-compat"
     seed: int         # the same request with the same seed gives the same bytes
-    precision: str    # "bf16", "f32", "int8"
+    precision: str    # "bf16", "f32", "int8", "fp8"
     output: str       # "mp4", "y4m", "png", "latent"
     priority: int     # 1 (last) to 9 (first)
     deadline: float   # seconds from now by which the job has to be done
