@@ -76,6 +76,9 @@ void sl_budget_table_default(sl_budget_table *out);
 /* budget.yaml; replaces the default as a whole.  Errors name file, line and
  * key.  Rows of one kind must not overlap. */
 sl_status sl_budget_table_load(sl_budget_table *out, const char *path, sl_error *err) SL_MUST_CHECK;
+/* The same from memory; name stands for the file in messages. */
+sl_status sl_budget_table_parse(sl_budget_table *out, const char *name, const char *text,
+                                size_t length, sl_error *err) SL_MUST_CHECK;
 
 /* The row that governs a device, or NULL. */
 const sl_budget_row *sl_budget_find_row(const sl_budget_table *table, sl_device_kind kind,

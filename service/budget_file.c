@@ -200,22 +200,41 @@ static sl_status take_row(sl_budget_table *table, const sl_config *config, const
     return status;
 }
 
+static sl_status take_rows(sl_budget_table *out, const sl_config *config, sl_error *err)
+{
+    const file_table *file = sl_config_values(config);
+    sl_budget_table *table = calloc(1, sizeof *table);
+    sl_status status = SL_OK;
+
+    if (!table)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a budget table");
+    for (uint32_t i = 0; i < file->rows_count && status == SL_OK; i++)
+        status = take_row(table, config, &file->rows[i], table->row_count++, err);
+    if (status == SL_OK)
+        *out = *table;
+    free(table);
+    return status;
+}
+
 sl_status sl_budget_table_load(sl_budget_table *out, const char *path, sl_error *err)
 {
     sl_config *config = NULL;
-    sl_budget_table *table = calloc(1, sizeof *table);
-
-    if (!table)
-        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for \"%s\"", path);
     sl_status status = sl_config_open(&config, path, &schema, err);
-    if (status == SL_OK) {
-        const file_table *file = sl_config_values(config);
-        for (uint32_t i = 0; i < file->rows_count && status == SL_OK; i++)
-            status = take_row(table, config, &file->rows[i], table->row_count++, err);
-    }
+
     if (status == SL_OK)
-        *out = *table;
+        status = take_rows(out, config, err);
     sl_config_close(config);
-    free(table);
+    return status;
+}
+
+sl_status sl_budget_table_parse(sl_budget_table *out, const char *name, const char *text,
+                                size_t length, sl_error *err)
+{
+    sl_config *config = NULL;
+    sl_status status = sl_config_parse(&config, name, text, length, &schema, err);
+
+    if (status == SL_OK)
+        status = take_rows(out, config, err);
+    sl_config_close(config);
     return status;
 }

@@ -306,6 +306,9 @@ void sl_core_observe_file(sl_core *core, size_t size_bytes, int64_t duration_ns)
 void sl_core_observe_copy(sl_core *core, size_t size_bytes, int64_t duration_ns);
 void sl_core_observe_run(sl_core *core, const char *model, double cost, int64_t duration_ns);
 
+/* Before sl_core_worker_up: what the arena really has, once a worker has measured
+ * what it needs beside it.  0 is ignored. */
+void sl_core_set_limit(sl_core *core, size_t limit_bytes);
 /* The worker said hello; workspace_bytes is what it mapped at its start. */
 void sl_core_worker_up(sl_core *core, size_t workspace_bytes);
 /* The worker is gone, whatever the reason; also fine when it was not up. */
@@ -416,6 +419,7 @@ typedef struct {
     size_t activations_bytes;  /* mapped */
     size_t reserved_bytes;     /* booked and not mapped yet, as far as not taken from what
                                   is about to be evicted */
+    size_t foreign_bytes;      /* other processes' on the card; the service fills it in */
     size_t free_bytes;         /* what is left when unexplained is counted as taken */
     int64_t unexplained_bytes; /* measured mapped - booked mapped */
 
@@ -426,8 +430,8 @@ typedef struct {
     size_t host_booked_bytes; /* images that stay or come */
 } sl_core_ledger;
 
-/* limit = workspace + weights + activations + reserved + free + unexplained,
- * exactly.  measured_mapped_bytes: of the worker's latest Memory that is not
+/* limit = workspace + weights + activations + reserved + foreign + free +
+ * unexplained, exactly.  measured_mapped_bytes: of the worker's latest Memory that is not
  * `changing`; ignored while no worker is up. */
 void sl_core_get_ledger(const sl_core *core, size_t measured_mapped_bytes, sl_core_ledger *out);
 

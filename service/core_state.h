@@ -169,6 +169,7 @@ struct sl_core {
     sl_core_config config;
     const sl_budget_row *row; /* that governs the device; NULL: none */
     bool up, draining;
+    bool limit_changed; /* until the worker is up */
     bool restart, restart_told;
     bool replacing; /* the restart is nobody's fault */
     char restart_message[SL_CORE_TEXT_BYTES];

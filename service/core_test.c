@@ -622,8 +622,41 @@ SL_TEST(a_full_queue_says_so)
     sl_core_destroy(core);
 }
 
+/* A card tells what its arena really has only when its worker has measured itself:
+ * what waits is judged anew, both ways. */
+SL_TEST(the_worker_says_what_the_arena_has)
+{
+    sl_core *core = make_core(100, 4, err);
+    sl_core_answer answer;
+    sl_core_ledger ledger;
+
+    sl_core_worker_down(core, "test");
+    submit(core, job_of("j", "m", 10, 20, 5, 30), err); /* 65 of 96 */
+    sl_core_set_limit(core, 0);
+    sl_core_set_limit(core, SIZE_MAX);
+    sl_core_worker_up(core, 4 * G);
+    sl_core_get_ledger(core, 4 * G, &ledger);
+    SL_CHECK(ledger.limit_bytes == 100 * G); /* neither was taken */
+    SL_CHECK(strcmp(expect(core, SL_CORE_JOB_ADMITTED).job_id, "j") == 0);
+    sl_core_worker_down(core, "test");
+    expect(core, SL_CORE_JOB_REQUEUED);
+    expect(core, SL_CORE_NONE);
+    submit(core, job_of("k", "m", 10, 20, 5, 31), err); /* 66 of 96 */
+    sl_core_set_limit(core, 69 * G);
+    sl_core_worker_up(core, 4 * G);
+    SL_CHECK(strcmp(expect(core, SL_CORE_JOB_ENDED).job_id, "k") == 0);
+    SL_CHECK(strcmp(expect(core, SL_CORE_JOB_ADMITTED).job_id, "j") == 0);
+    sl_core_get_ledger(core, 4 * G, &ledger);
+    SL_CHECK(ledger.limit_bytes == 69 * G && ledger.free_bytes == 0);
+    sl_core_job big = job_of("l", "m", 10, 20, 5, 31);
+    SL_CHECK_STATUS(sl_core_submit(core, &big, &answer, err), SL_ERR_TOO_LARGE);
+    SL_CHECK(answer.have_bytes == 65 * G);
+    sl_core_destroy(core);
+}
+
 SL_TEST_MAIN(SL_RUN(a_job_loads_what_it_lacks_and_runs),
-             SL_RUN(what_never_fits_is_refused_with_numbers), SL_RUN(the_table_refuses),
+             SL_RUN(what_never_fits_is_refused_with_numbers),
+             SL_RUN(the_worker_says_what_the_arena_has), SL_RUN(the_table_refuses),
              SL_RUN(experts_are_kept_apart_by_rule), SL_RUN(only_what_is_necessary_is_evicted),
              SL_RUN(pinned_components_make_a_job_wait), SL_RUN(loads_of_one_component_join),
              SL_RUN(a_joined_load_survives_the_job),

@@ -30,11 +30,20 @@ static void give_up_pins(sl_core *core)
     }
 }
 
+void sl_core_set_limit(sl_core *core, size_t limit_bytes)
+{
+    if (limit_bytes == 0 || limit_bytes > SIZE_MAX / 4 || limit_bytes == core->config.limit_bytes)
+        return;
+    core->config.limit_bytes = limit_bytes;
+    core->limit_changed = true;
+}
+
 void sl_core_worker_up(sl_core *core, size_t workspace_bytes)
 {
-    const bool changed = core->config.workspace_bytes != workspace_bytes;
+    const bool changed = core->config.workspace_bytes != workspace_bytes || core->limit_changed;
 
     core->up = true;
+    core->limit_changed = false;
     core->restart = core->restart_told = core->replacing = false;
     core->config.workspace_bytes = workspace_bytes;
     core->unsettled = true;

@@ -69,11 +69,15 @@ static cJSON *ledger_to_json(sl_service *s)
     add_number(json, "weights_bytes", (int64_t)ledger.weights_bytes);
     add_number(json, "activations_bytes", (int64_t)ledger.activations_bytes);
     add_number(json, "reserved_bytes", (int64_t)ledger.reserved_bytes);
+    add_number(json, "foreign_bytes", (int64_t)ledger.foreign_bytes);
     add_number(json, "free_bytes", (int64_t)ledger.free_bytes);
     add_number(json, "unexplained_bytes", ledger.unexplained_bytes);
     add_number(json, "arena_mapped_bytes", (int64_t)s->memory.mapped_bytes);
     add_number(json, "arena_peak_bytes", (int64_t)s->memory.peak_bytes);
     add_number(json, "rss_bytes", (int64_t)s->memory.rss_bytes);
+    add_number(json, "context_bytes", (int64_t)s->memory.context_bytes);
+    add_number(json, "reserve_bytes", (int64_t)s->memory.reserve_bytes);
+    add_number(json, "driver_free_bytes", (int64_t)s->memory.driver_free_bytes);
     for (int i = 0; i < sl_core_component_count(s->core) && list; i++) {
         sl_core_component c;
         char text[256];

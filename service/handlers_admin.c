@@ -303,14 +303,14 @@ static void check_ledger(doctor *d, sl_service *s)
         weights += c.state == SL_CORE_READY || c.state == SL_CORE_UNLOADING ? c.size_bytes : 0;
     }
     const int64_t sum = (int64_t)(l.workspace_bytes + l.weights_bytes + l.activations_bytes
-                                  + l.reserved_bytes + l.free_bytes)
+                                  + l.reserved_bytes + l.foreign_bytes + l.free_bytes)
                         + l.unexplained_bytes;
     check(d, "ledger", sum == (int64_t)l.limit_bytes && weights == l.weights_bytes,
           "a bug: keep the log and `sluice stats --json`, then `sluice reset --hard`",
           "%zu bytes: workspace %zu, weights %zu (components %zu), activations %zu, reserved %zu, "
-          "free %zu",
+          "foreign %zu, free %zu",
           l.limit_bytes, l.workspace_bytes, l.weights_bytes, weights, l.activations_bytes,
-          l.reserved_bytes, l.free_bytes);
+          l.reserved_bytes, l.foreign_bytes, l.free_bytes);
     check(d, "unexplained", l.unexplained_bytes == 0,
           "memory that nobody booked: `sluice reset --hard` frees it; keep the log",
           "%lld bytes", (long long)l.unexplained_bytes);

@@ -80,8 +80,11 @@ static Sluice__V1__DeviceMemory *device_to_pb(sl_service *s, sl_arena *arena)
         || !add_components(s, pb, arena) || !add_jobs(s, pb, arena) || !add_history(s, pb, arena))
         return NULL;
     sl_service_get_ledger(s, &ledger);
-    /* On cpu the process itself, beside the arena, is the context. */
-    if (ledger.worker_up && s->memory.rss_bytes > s->memory.rss_arena_bytes)
+    /* On cpu the process itself, beside the arena, is the context; of a card, what is
+     * kept free for it.  What it takes beyond that is unexplained. */
+    if (s->config.device.kind == SL_DEVICE_CUDA)
+        pb->context_bytes = s->memory.reserve_bytes;
+    else if (ledger.worker_up && s->memory.rss_bytes > s->memory.rss_arena_bytes)
         pb->context_bytes = s->memory.rss_bytes - s->memory.rss_arena_bytes;
     pb->host = sl_rpc_new(arena, &sluice__v1__host_memory__descriptor);
     if (!pb->host)
@@ -95,6 +98,7 @@ static Sluice__V1__DeviceMemory *device_to_pb(sl_service *s, sl_arena *arena)
     pb->activations_bytes = ledger.activations_bytes;
     pb->workspace_bytes = ledger.workspace_bytes;
     pb->reserved_bytes = ledger.reserved_bytes;
+    pb->foreign_bytes = ledger.foreign_bytes;
     pb->free_bytes = ledger.free_bytes;
     pb->unexplained_bytes = ledger.unexplained_bytes;
     pb->arena_mapped_bytes = s->memory.mapped_bytes;

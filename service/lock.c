@@ -45,7 +45,7 @@ static void read_holder(int fd, char text[HOLDER_BYTES], pid_t *pid)
 }
 
 sl_status sl_lock_device(int *fd_out, const char *dir, const sl_device_spec *device,
-                         int64_t wait_ns, sl_error *err)
+                         const char *uuid, int64_t wait_ns, sl_error *err)
 {
     const char *kind = device->kind == SL_DEVICE_CUDA ? "cuda" : "cpu";
     const int64_t give_up_ns = sl_clock_deadline_ns(wait_ns);
@@ -54,7 +54,10 @@ sl_status sl_lock_device(int *fd_out, const char *dir, const sl_device_spec *dev
     char *path = NULL;
     int fd = -1;
 
-    if (asprintf(&path, "%s/device-%s-%d.lock", dir, kind, device->index) < 0)
+    const int n = uuid && uuid[0]
+                      ? asprintf(&path, "%s/device-%s.lock", dir, uuid)
+                      : asprintf(&path, "%s/device-%s-%d.lock", dir, kind, device->index);
+    if (n < 0)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the device lock");
     fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0) {

@@ -15,11 +15,13 @@
 
 #include <stdint.h>
 
-/* <dir>/device-cpu-0.lock or device-cuda-1.lock.  SL_ERR_EXISTS: held by another;
+/* <dir>/device-cpu-0.lock or device-cuda-1.lock; device-GPU-....lock where uuid,
+ * which may be NULL, is not empty, since numbers differ between containers that
+ * share the directory.  SL_ERR_EXISTS: held by another;
  * the message says by whom and since when.  A holder that is dead while its worker
  * is still going is waited for, at most wait_ns. */
 sl_status sl_lock_device(int *fd_out, const char *dir, const sl_device_spec *device,
-                         int64_t wait_ns, sl_error *err) SL_MUST_CHECK;
+                         const char *uuid, int64_t wait_ns, sl_error *err) SL_MUST_CHECK;
 
 /* The directory itself, for this process only: partial files in it are ours. */
 sl_status sl_lock_directory(int *fd_out, const char *dir, sl_error *err) SL_MUST_CHECK;

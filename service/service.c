@@ -39,6 +39,17 @@ size_t sl_service_workspace_bytes(sl_service *s)
 void sl_service_get_ledger(sl_service *s, sl_core_ledger *out)
 {
     sl_core_get_ledger(s->core, s->calm_mapped_bytes, out);
+    /* What is beside the arena takes from what is free in it: others by right, our
+     * own process only as far as the reserve goes. */
+    const size_t foreign = s->memory.foreign_bytes;
+    out->foreign_bytes = foreign < out->free_bytes ? foreign : out->free_bytes;
+    out->free_bytes -= out->foreign_bytes;
+    if (s->memory.context_bytes > s->memory.reserve_bytes) {
+        const size_t beyond = s->memory.context_bytes - s->memory.reserve_bytes;
+        const size_t taken = beyond < out->free_bytes ? beyond : out->free_bytes;
+        out->free_bytes -= taken;
+        out->unexplained_bytes += (int64_t)taken;
+    }
 }
 
 bool sl_service_wait(sl_service *s, int64_t deadline_ns)
@@ -579,9 +590,18 @@ static void check_leak(sl_service *s)
 
 static void take_memory(sl_service *s, const Sluice__Worker__Memory *memory)
 {
+    const Sluice__Worker__Memory before = s->memory;
+
     if (!memory)
         return;
     s->memory = *memory;
+    if (memory->driver_total_bytes == 0) { /* of a card they come with some events only */
+        s->memory.context_bytes = before.context_bytes;
+        s->memory.reserve_bytes = before.reserve_bytes;
+        s->memory.foreign_bytes = before.foreign_bytes;
+        s->memory.driver_free_bytes = before.driver_free_bytes;
+        s->memory.driver_total_bytes = before.driver_total_bytes;
+    }
     s->memory.base.unknown_fields = NULL; /* the event's */
     s->memory.base.n_unknown_fields = 0;
     if (!memory->changing)
@@ -599,6 +619,14 @@ static void on_hello(sl_service *s, uint64_t generation, const Sluice__Worker__E
     sl_event_add(s, "worker_up", "pid=%lld generation=%llu", (long long)s->worker_pid,
                  (unsigned long long)generation);
     sl_dispatch_worker_up(s);
+    if (s->config.device.kind == SL_DEVICE_CUDA && event->memory) {
+        sl_log(SL_LOG_INFO, "card", "uuid=%s total=%llu limit=%llu context=%llu reserve=%llu",
+               event->hello->device_uuid, (unsigned long long)event->memory->driver_total_bytes,
+               (unsigned long long)event->memory->limit_bytes,
+               (unsigned long long)event->memory->context_bytes,
+               (unsigned long long)event->memory->reserve_bytes);
+        sl_core_set_limit(s->core, event->memory->limit_bytes);
+    }
     sl_core_worker_up(s->core, event->memory ? event->memory->workspace_bytes : 0);
 }
 
@@ -974,8 +1002,11 @@ static sl_status create_state(sl_service *s, const sl_service_config *config, sl
     s->paths = calloc(MAX_PATHS, sizeof *s->paths);
     if (!s->outputs || (config->worker && !s->worker) || !s->paths)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the service");
-    sl_core_config core = sl_core_config_default(config->device.kind, config->device.limit_bytes,
-                                                 s->expected_workspace_bytes);
+    sl_core_config core = sl_core_config_default(
+        config->device.kind,
+        sl_lanes_arena_bytes(config->device.kind, config->device.limit_bytes),
+        s->expected_workspace_bytes);
+    core.device_bytes = config->device.limit_bytes;
     core.retry_limit = config->retry_limit;
     core.max_running_jobs = s->lanes;
     core.host_limit_bytes = s->limits.host_bytes;

@@ -135,18 +135,18 @@ SL_TEST(a_second_daemon_is_told_who_holds_the_device)
     int first = -1, second = -1;
 
     make_dir(dir, sizeof dir);
-    SL_CHECK_OK(sl_lock_device(&first, dir, &device, SL_NS_PER_S, err));
+    SL_CHECK_OK(sl_lock_device(&first, dir, &device, NULL, SL_NS_PER_S, err));
     const int64_t begin = sl_clock_now_ns();
-    SL_CHECK_STATUS(sl_lock_device(&second, dir, &device, SL_NS_PER_S, err), SL_ERR_EXISTS);
+    SL_CHECK_STATUS(sl_lock_device(&second, dir, &device, NULL, SL_NS_PER_S, err), SL_ERR_EXISTS);
     SL_CHECK(sl_clock_now_ns() - begin < SL_NS_PER_S / 2); /* the holder lives: no waiting */
     snprintf(want, sizeof want, "cpu:0 is held by process %d since 20", (int)getpid());
     SL_CHECK(strstr(err->message, want));
 
     const sl_device_spec other = { .kind = SL_DEVICE_CUDA, .index = 1 };
-    SL_CHECK_OK(sl_lock_device(&second, dir, &other, 0, err));
+    SL_CHECK_OK(sl_lock_device(&second, dir, &other, NULL, 0, err));
     sl_lock_release(second);
     sl_lock_release(first);
-    SL_CHECK_OK(sl_lock_device(&first, dir, &device, 0, err));
+    SL_CHECK_OK(sl_lock_device(&first, dir, &device, NULL, 0, err));
     sl_lock_release(first);
     snprintf(path, sizeof path, "%s/device-cpu-0.lock", dir);
     unlink(path);
@@ -169,7 +169,7 @@ SL_TEST(a_worker_that_outlives_its_daemon_is_waited_for)
     const pid_t daemon = fork();
     if (daemon == 0) {
         sl_error ignored;
-        if (sl_lock_device(&fd, dir, &device, 0, &ignored) != SL_OK)
+        if (sl_lock_device(&fd, dir, &device, NULL, 0, &ignored) != SL_OK)
             _exit(1);
         const pid_t worker = fork();
         if (worker == 0) {
@@ -182,9 +182,9 @@ SL_TEST(a_worker_that_outlives_its_daemon_is_waited_for)
     close(pair[1]);
     SL_CHECK(read(pair[0], &byte, 1) == 0);
     SL_CHECK(waitpid(daemon, &code, 0) == daemon && code == 0);
-    SL_CHECK_STATUS(sl_lock_device(&fd, dir, &device, 0, err), SL_ERR_EXISTS);
+    SL_CHECK_STATUS(sl_lock_device(&fd, dir, &device, NULL, 0, err), SL_ERR_EXISTS);
     SL_CHECK(strstr(err->message, "left its worker behind"));
-    SL_CHECK_OK(sl_lock_device(&fd, dir, &device, 5 * SL_NS_PER_S, err));
+    SL_CHECK_OK(sl_lock_device(&fd, dir, &device, NULL, 5 * SL_NS_PER_S, err));
     sl_lock_release(fd);
     close(pair[0]);
     snprintf(path, sizeof path, "%s/device-cpu-0.lock", dir);

@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "service/card.h"
 #include "service/config.h"
 #include "service/front.h"
 #include "service/handlers.h"
@@ -157,10 +158,13 @@ static sl_status take_locks(daemon_state *d, sl_error *err)
 {
     const sl_settings *settings = &d->settings;
     const unsigned runtime_mode = settings->local_users == SL_ROLE_NONE ? 0700 : 0711;
-    sl_status status = sl_make_directory(settings->runtime, runtime_mode, err);
+    char uuid[SL_NVML_UUID_BYTES];
+    sl_status status = sl_card_resolve(&d->settings.device, uuid, err);
 
     if (status == SL_OK)
-        status = sl_lock_device(&d->device_lock, settings->runtime, &settings->device,
+        status = sl_make_directory(settings->runtime, runtime_mode, err);
+    if (status == SL_OK)
+        status = sl_lock_device(&d->device_lock, settings->runtime, &settings->device, uuid,
                                 LOCK_WAIT_NS, err);
     if (status == SL_OK)
         status = sl_make_directory(settings->outputs, 0700, err);

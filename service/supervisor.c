@@ -55,6 +55,7 @@ typedef struct {
     sl_channel *channel;
     bool hello;
     bool shutdown_sent;
+    bool reset; /* it was well and went because it was told to */
     int64_t start_ns, ping_ns;
     int64_t unanswered_ns;     /* of the oldest ping without an answer; 0: none */
     int64_t closed_ns;         /* when it closed its end; 0: open */
@@ -445,8 +446,10 @@ static int64_t attend(sl_supervisor *s, life *l)
     memcpy(reason, s->kill_reason, sizeof reason);
     pthread_mutex_unlock(&s->lock);
 
-    if (reason[0])
+    if (reason[0] && !condemned(l)) {
+        l->reset = l->hello;
         condemn(l, reason);
+    }
     if (stop && !l->shutdown_sent) {
         l->shutdown_sent = true;
         push_simple(l, SLUICE__WORKER__COMMAND__KIND_SHUTDOWN);
@@ -612,7 +615,9 @@ static void *supervise(void *arg)
             lived_ns = l.hello ? sl_clock_now_ns() - l.start_ns : 0;
             end_worker(s, &l);
         }
-        if (lived_ns > s->config.pause_max_ns || pause_ns == 0)
+        if (lived_ns > 0 && l.reset)
+            pause_ns = 0;
+        else if (lived_ns > s->config.pause_max_ns || pause_ns == 0)
             pause_ns = s->config.pause_min_ns;
         else
             pause_ns =

@@ -41,7 +41,7 @@ typedef struct {
     int64_t hello_deadline_ns; /* (60 s) from the start to the hello */
     int64_t ping_interval_ns;  /* (2 s) */
     int64_t pong_deadline_ns;  /* (15 s) an unanswered ping older than this: hung */
-    int64_t pause_min_ns;      /* (100 ms) before a restart; doubles up to */
+    int64_t pause_min_ns;      /* (100 ms) before a restart that nobody asked for; doubles up to */
     int64_t pause_max_ns;      /* (10 s); starts over after a worker that was up for longer */
 } sl_supervisor_config;
 
@@ -76,7 +76,7 @@ sl_status sl_supervisor_send_fds(sl_supervisor *supervisor, uint64_t generation,
 void sl_supervisor_set_lanes(sl_supervisor *supervisor, int lanes);
 
 /* Kills the worker of that generation (a hard reset); on_down follows with
- * this reason.  Another generation: nothing. */
+ * this reason, and without a pause the next worker.  Another generation: nothing. */
 void sl_supervisor_kill(sl_supervisor *supervisor, uint64_t generation, const char *reason);
 
 /* Shutdown command, then SIGKILL after grace_ns; reaps and joins.  No callback

@@ -200,8 +200,8 @@ static sl_supervisor *start(const char *mode, int lock_fd, sl_error *err)
         .hello_deadline_ns = strcmp(mode, "silent") == 0 ? 200 * SL_NS_PER_MS : 0,
         .ping_interval_ns = 20 * SL_NS_PER_MS,
         .pong_deadline_ns = strcmp(mode, "deaf") == 0 ? 200 * SL_NS_PER_MS : 0,
-        .pause_min_ns = 10 * SL_NS_PER_MS,
-        .pause_max_ns = 40 * SL_NS_PER_MS,
+        .pause_min_ns = strcmp(mode, "reset") == 0 ? 60 * SL_NS_PER_S : 10 * SL_NS_PER_MS,
+        .pause_max_ns = strcmp(mode, "reset") == 0 ? 60 * SL_NS_PER_S : 40 * SL_NS_PER_MS,
     };
     const sl_supervisor_events events = { &seen, on_event, on_down };
     sl_supervisor *s = NULL;
@@ -314,6 +314,18 @@ SL_TEST(a_hard_reset_gives_its_reason)
     finish(s);
 }
 
+SL_TEST(a_hard_reset_is_not_paused_for)
+{
+    sl_supervisor *s = start("reset", -1, err); /* its pauses are a minute long */
+
+    for (uint64_t i = 1; i <= 5; i++) {
+        wait_for(&seen.hellos, (int)i);
+        sl_supervisor_kill(s, i, "once more");
+    }
+    wait_for(&seen.hellos, 6);
+    finish(s);
+}
+
 static void expect_down(const char *mode, const char *reason, sl_error *err)
 {
     sl_supervisor *s = start(mode, -1, err);
@@ -372,6 +384,7 @@ int main(int argc, char **argv)
         SL_RUN(the_lock_is_inherited_and_nothing_else),
         SL_RUN(a_killed_worker_is_noticed_and_replaced),
         SL_RUN(a_hard_reset_gives_its_reason),
+        SL_RUN(a_hard_reset_is_not_paused_for),
         SL_RUN(bad_workers_are_put_down),
         SL_RUN(last_words_are_heard),
         SL_RUN(stopping_at_once_is_fine),

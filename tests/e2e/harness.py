@@ -8,11 +8,13 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+import zlib
 
 # usage: test_x.py [--patience=N] BUILD_DIR [test ...]
 # patience: a sanitizer build is many times slower, so every limit is multiplied.
@@ -99,6 +101,20 @@ def synth(arch, path, seed=1):
 def shared_model_root():
     """A folder with the tiny model."""
     return made_once("e2e-models", lambda root: synth("tiny-t2v", os.path.join(root, MODEL)))
+
+
+def png(path, width, height, colour=lambda x, y: (x * 7 % 256, y * 5 % 256, 90), rows=None):
+    """An RGB picture; rows: fewer than height makes a file that lies."""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + \
+            struct.pack(">I", zlib.crc32(kind + data))
+    raw = b"".join(b"\0" + b"".join(bytes(colour(x, y)) for x in range(width))
+                   for y in range(height if rows is None else rows))
+    with open(path, "wb") as f:
+        f.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2,
+                                                                    0, 0, 0))
+                + chunk(b"IDAT", zlib.compress(raw, 9)) + chunk(b"IEND", b""))
+    return path
 
 
 class Result:

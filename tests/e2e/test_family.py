@@ -187,7 +187,7 @@ def test_attention_and_precision():
     with Daemon(models=models()) as d:
         jobs = {}
         for attention in ("dense", "sla", "sagesla"):
-            for precision in ("f32", "bf16", "int8"):
+            for precision in ("f32", "bf16", "int8", "fp8"):
                 job = generate(d, *size, "--steps", "2", "--attention", attention, "--precision",
                                precision)
                 assert job["request"]["attention"] == attention, job
