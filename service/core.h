@@ -72,7 +72,7 @@ enum {
     SL_CORE_TEXT_BYTES = 256,
     SL_CORE_MAX_NEEDS = SL_COMPONENT_COUNT,
     SL_CORE_MAX_HOLDINGS = 16,
-    SL_CORE_MAX_KEYS = 32, /* of one ticket */
+    SL_CORE_MAX_KEYS = 96, /* of one ticket */
     SL_CORE_USER_BYTES = 64,
     SL_CORE_MAX_PHASES = 6,
     SL_CORE_MAX_VARIANTS = 6,
@@ -401,7 +401,7 @@ typedef struct {
     char message[SL_ERROR_MESSAGE_BYTES];
     sl_core_receipt receipt;
     sl_core_answer answer;
-} sl_core_action; /* some 15 KiB: keep one, not many */
+} sl_core_action; /* some 25 KiB: keep one, not many */
 
 /* Writes the next action and returns true; SL_CORE_NONE and false when there is
  * nothing to do. */

@@ -1,5 +1,7 @@
 #include "service/dispatch.h"
 
+#include "service/shared.h"
+
 #include "base/clock.h"
 #include "engine/model/component.h"
 
@@ -200,7 +202,7 @@ static sl_status make_entry(sl_service *s, const sl_core_key *key, size_t image_
 bool sl_dispatch_fill(sl_service *s, const sl_core_action *action)
 {
     sl_error err = { .status = SL_OK };
-    const model_path *model = sl_service_find_path(s, action->key.model);
+    const model_path *model = sl_shared_find_path(s, &action->key);
     host_entry *entry = *find_slot(s, &action->key);
     sl_status status = SL_OK;
 

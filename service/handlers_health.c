@@ -1,6 +1,7 @@
 /* handlers_health.c - the ledger and the state of things; from memory, at once. */
 #include "service/handlers.h"
 #include "service/service_state.h"
+#include "service/shared.h"
 #include "service/wire.h"
 
 #include "base/clock.h"
@@ -26,7 +27,8 @@ static bool add_components(sl_service *s, Sluice__V1__DeviceMemory *pb, sl_arena
         sl_core_component c;
         sl_core_get_component(s->core, i, &c);
         pb->components[pb->n_components] = sl_component_bytes_to_pb(&c, arena);
-        if (!pb->components[pb->n_components++])
+        if (!pb->components[pb->n_components]
+            || !sl_shared_fill_models(s, &c.key, pb->components[pb->n_components++], arena))
             return false;
     }
     return true;

@@ -1,6 +1,7 @@
 /* handlers_models.c - which models there are, loading and unloading them. */
 #include "service/handlers.h"
 #include "service/service_state.h"
+#include "service/shared.h"
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -35,10 +36,11 @@ static sl_status add_resident(const model_list *list, Sluice__V1__ModelInfo *pb,
     for (int i = 0; i < count && status == SL_OK; i++) {
         sl_core_component c;
         sl_core_get_component(s->core, i, &c);
-        if (strcmp(c.key.model, pb->name) != 0 || c.state != SL_CORE_READY)
+        if (!sl_shared_is_of(s, &c.key, pb->name) || c.state != SL_CORE_READY)
             continue;
         pb->resident[pb->n_resident] = sl_component_bytes_to_pb(&c, list->arena);
-        if (!pb->resident[pb->n_resident++])
+        if (!pb->resident[pb->n_resident]
+            || !sl_shared_fill_models(s, &c.key, pb->resident[pb->n_resident++], list->arena))
             status = out_of_memory(err);
     }
     pthread_mutex_unlock(&s->lock);
@@ -234,23 +236,29 @@ static bool is_wanted(const Sluice__V1__Component *components, size_t count, sl_
     return count == 0;
 }
 
-static sl_status make_load(sl_rpc_call *call, const sl_model_info *info,
+static sl_status make_load(sl_service *s, sl_rpc_call *call, const sl_model *model,
                            const Sluice__V1__LoadModelRequest *request, load_spec *out,
                            sl_error *err)
 {
+    const sl_model_info *info = sl_model_get_info(model);
     const sl_precision precision = sl_request_precision(request->precision, info);
     unsigned components = 0;
+    sl_shared_owners owners;
     sl_error why = { .status = SL_OK };
     sl_status status = sl_request_check_precision(precision, info, &why);
 
     if (status != SL_OK)
         return sl_rpc_fail_field(call, "precision", "int8", err, "%s", why.message);
+    pthread_mutex_lock(&s->lock);
+    sl_shared_note(s, model, &owners);
+    pthread_mutex_unlock(&s->lock);
     for (int k = 0; k < SL_COMPONENT_COUNT && status == SL_OK; k++) {
         const sl_component_kind kind = (sl_component_kind)k;
         if (!is_wanted(request->components, request->n_components, kind)
             || (request->n_components == 0 && !sl_arch_has_component(info->arch, kind)))
             continue;
-        status = sl_request_need(info, kind, precision, &out->needs[out->count++], err);
+        status = sl_request_need(info, kind, precision, owners.owners[k],
+                                 &out->needs[out->count++], err);
         components |= 1u << k;
     }
     if (status == SL_ERR_INVALID)
@@ -295,6 +303,8 @@ static sl_status do_load(sl_service *s, sl_rpc_call *call, const load_spec *spec
                               answer, err);
     if (status == SL_ERR_TOO_LARGE)
         call->refusal = sl_answer_to_pb(answer, call->arena);
+    for (int i = 0; i < spec->count && status == SL_OK; i++)
+        sl_shared_use(s, &spec->needs[i].key, request->model);
     if (status == SL_OK)
         status = wait_for_ticket(s, call, wait, err);
     if (unpin_count > 0 && wait->ended) {
@@ -320,7 +330,7 @@ sl_status sl_handle_load_model(void *service, sl_rpc_call *call, sl_error *err)
         status = sl_request_get_model(s, call, request->model, &model, err);
     if (status != SL_OK)
         return status;
-    status = make_load(call, sl_model_get_info(model), request, &spec, err);
+    status = make_load(s, call, model, request, &spec, err);
     sl_models_release(s->models, model);
     if (status == SL_OK && (!wait || !answer))
         status = out_of_memory(err);
@@ -381,12 +391,28 @@ static int find_keys(sl_service *s, const Sluice__V1__UnloadModelRequest *reques
         sl_core_get_component(s->core, i, &c);
         if (c.state == SL_CORE_ABSENT && release_mode(request->release) == SL_CORE_UNLOAD_SOFT)
             continue; /* where a soft unload leaves it */
-        if ((request->model[0] == '\0' || strcmp(request->model, c.key.model) == 0)
+        if ((request->model[0] == '\0'
+             || (sl_shared_is_of(s, &c.key, request->model)
+                 && !sl_shared_is_used_by_others(s, &c.key, request->model)))
             && is_wanted(request->components, request->n_components, c.key.component)
             && !has_key(keys, count, &c.key))
             keys[count++] = c.key;
     }
     return count;
+}
+
+/* What other models refer to stays, and this one does so no more. */
+static void drop_references(sl_service *s, const Sluice__V1__UnloadModelRequest *request)
+{
+    for (int i = 0; i < sl_core_component_count(s->core); i++) {
+        sl_core_component c;
+        sl_core_get_component(s->core, i, &c);
+        if (request->model[0]
+            && is_wanted(request->components, request->n_components, c.key.component))
+            sl_shared_drop(s, &c.key, request->model);
+    }
+    if (request->model[0] == '\0')
+        sl_shared_drop_others(s, "");
 }
 
 sl_status sl_handle_unload_model(void *service, sl_rpc_call *call, sl_error *err)
@@ -421,6 +447,8 @@ sl_status sl_handle_unload_model(void *service, sl_rpc_call *call, sl_error *err
         status = sl_core_unload_as(s->core, keys, present, release_mode(request->release),
                                    request->now ? SL_CORE_USED_NOW : SL_CORE_USED_REFUSE,
                                    &wait->ticket, err);
+    if (status == SL_OK)
+        drop_references(s, request);
     if (status == SL_OK && asks)
         status = wait_for_ticket(s, call, wait, err);
     else if (status == SL_OK)
@@ -476,7 +504,7 @@ typedef struct {
     int64_t start_ns;          /* monotonic */
     size_t mapped_bytes;       /* before */
     ticket_wait steps[STEPS];
-} switch_wait; /* some 50 KiB */
+} switch_wait; /* some 75 KiB */
 
 /* Begins the three steps and waits for them.  Locked. */
 static sl_status do_switch(sl_service *s, sl_rpc_call *call, const load_spec *spec,
@@ -498,6 +526,9 @@ static sl_status do_switch(sl_service *s, sl_rpc_call *call, const load_spec *sp
         call->refusal = sl_answer_to_pb(answer, call->arena);
     if (status != SL_OK)
         return status;
+    sl_shared_drop_others(s, request->model);
+    for (int i = 0; i < spec->count; i++)
+        sl_shared_use(s, &spec->needs[i].key, request->model);
     for (int i = 0; i < STEPS; i++) {
         wait->steps[i].ticket = tickets[i];
         link_wait(s, &wait->steps[i]);
@@ -558,7 +589,7 @@ sl_status sl_handle_switch_model(void *service, sl_rpc_call *call, sl_error *err
     if (status != SL_OK)
         return status;
     load.precision = request->precision;
-    status = make_load(call, sl_model_get_info(model), &load, &spec, err);
+    status = make_load(s, call, model, &load, &spec, err);
     sl_models_release(s->models, model);
     if (status == SL_OK && !(wait = calloc(1, sizeof *wait)))
         status = out_of_memory(err);

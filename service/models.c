@@ -17,6 +17,8 @@ struct sl_model {
     sl_model_dir *dir;
     sl_tokenizer *tokenizer; /* NULL: not needed yet */
     uint64_t stamp;          /* of its files when they were read */
+    bool has_content[SL_COMPONENT_COUNT];
+    sl_content_id contents[SL_COMPONENT_COUNT];
     int users;
     bool replaced; /* not in the list any more */
 };
@@ -111,6 +113,21 @@ void sl_models_destroy(sl_models *models)
 
 /* --- references --- */
 
+/* One that cannot be had is not shared. */
+static void note_contents(sl_model *model)
+{
+    static const sl_component_kind kinds[] = { SL_COMPONENT_TEXT_ENCODER, SL_COMPONENT_VAE };
+    const sl_model_info *info = sl_model_dir_info(model->dir);
+    sl_error err = { .status = SL_OK };
+
+    for (size_t i = 0; i < SL_COUNT(kinds); i++) {
+        const sl_component_kind kind = kinds[i];
+        model->has_content[kind] =
+            info->files[kind]
+            && sl_content_make_id(&model->contents[kind], info, kind, &err) == SL_OK;
+    }
+}
+
 static sl_status open_model(sl_model **out, const char *name, const char *path, sl_error *err)
 {
     sl_status status = SL_OK;
@@ -126,6 +143,7 @@ static sl_status open_model(sl_model **out, const char *name, const char *path, 
         return status;
     }
     model->stamp = make_stamp(sl_model_dir_info(model->dir));
+    note_contents(model);
     *out = model;
     return SL_OK;
 }
@@ -196,6 +214,11 @@ void sl_models_release(sl_models *models, sl_model *model)
 const sl_model_info *sl_model_get_info(const sl_model *model)
 {
     return sl_model_dir_info(model->dir);
+}
+
+const sl_content_id *sl_model_content(const sl_model *model, sl_component_kind kind)
+{
+    return model->has_content[kind] ? &model->contents[kind] : NULL;
 }
 
 /* --- prompts --- */

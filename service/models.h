@@ -12,6 +12,7 @@
 
 #include "base/status.h"
 #include "engine/model/model_dir.h"
+#include "service/content.h"
 
 #include <stdint.h>
 
@@ -28,6 +29,8 @@ sl_status sl_models_get(sl_models *models, sl_model **out, const char *name, sl_
 void sl_models_release(sl_models *models, sl_model *model); /* NULL is fine */
 
 const sl_model_info *sl_model_get_info(const sl_model *model);
+/* What its text encoder and its VAE are by content; NULL: not known, or another kind. */
+const sl_content_id *sl_model_content(const sl_model *model, sl_component_kind kind);
 
 /* Cleans the prompt and writes its ids, </s> last, at most max_ids. */
 sl_status sl_models_tokenize(sl_models *models, sl_model *model, const char *prompt, int32_t *ids,

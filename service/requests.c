@@ -1,5 +1,6 @@
 /* requests.c - what a request comes to: sizes, ids, plan, what the core asks. */
 #include "service/inputs.h"
+#include "service/shared.h"
 
 #include "engine/text/clean.h"
 
@@ -30,7 +31,8 @@ void sl_request_hash(const ProtobufCMessage *request, sl_arena *arena,
 }
 
 sl_status sl_request_need(const sl_model_info *info, sl_component_kind kind,
-                          sl_precision precision, sl_core_need *out, sl_error *err)
+                          sl_precision precision, const char *owner, sl_core_need *out,
+                          sl_error *err)
 {
     if (!sl_arch_has_component(info->arch, kind))
         return sl_fail(err, SL_ERR_INVALID, "model \"%s\" has no component %s", info->name,
@@ -46,7 +48,7 @@ sl_status sl_request_need(const sl_model_info *info, sl_component_kind kind,
     };
     if (out->host_bytes == SIZE_MAX)
         out->host_bytes = 0; /* larger than any image */
-    snprintf(out->key.model, sizeof out->key.model, "%s", info->name);
+    snprintf(out->key.model, sizeof out->key.model, "%s", owner ? owner : info->name);
     return SL_OK;
 }
 
@@ -193,16 +195,22 @@ static size_t host_limit_bytes(sl_service *s)
     return limit_bytes;
 }
 
-/* The spec's strings and arch are borrowed. */
-static sl_variants_ask ask_of(sl_service *s, const sl_arch *arch, const sl_job_spec *spec)
+/* The spec's strings, the model's arch and the owners are borrowed. */
+static sl_variants_ask ask_of(sl_service *s, const sl_model *model, const sl_job_spec *spec,
+                              sl_shared_owners *owners)
 {
     sl_streaming streaming = spec->streaming;
+
+    pthread_mutex_lock(&s->lock);
+    sl_shared_note(s, model, owners);
+    pthread_mutex_unlock(&s->lock);
 
     /* Without a host tier nothing streams: a refusal is about the device then. */
     if (streaming == SL_STREAMING_AUTO && host_limit_bytes(s) == 0)
         streaming = SL_STREAMING_OFF;
     return (sl_variants_ask){ .model = spec->model,
-                              .arch = arch,
+                              .owners = owners->owners,
+                              .arch = sl_model_get_info(model)->arch,
                               .request = spec->request,
                               .streaming = streaming,
                               .kind = s->config.device.kind };
@@ -210,10 +218,11 @@ static sl_variants_ask ask_of(sl_service *s, const sl_arch *arch, const sl_job_s
 
 /* All ways of doing spec->request; the first of them is taken until the core says
  * which. */
-static sl_status make_plan(sl_service *s, const sl_model_info *info, sl_job_spec *spec,
-                           sl_error *err)
+static sl_status make_plan(sl_service *s, const sl_model *model, sl_job_spec *spec, sl_error *err)
 {
-    const sl_variants_ask ask = ask_of(s, info->arch, spec);
+    const sl_model_info *info = sl_model_get_info(model);
+    sl_shared_owners owners;
+    const sl_variants_ask ask = ask_of(s, model, spec, &owners);
     sl_status status = SL_OK;
 
     if (spec->streaming == SL_STREAMING_ON && host_limit_bytes(s) == 0)
@@ -293,7 +302,7 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
     if (status == SL_OK)
         status = read_texts(s, call, model, request, to_run, &spec, err);
     if (status == SL_OK)
-        status = make_plan(s, info, &spec, err);
+        status = make_plan(s, model, &spec, err);
     if (status == SL_OK && to_run && !spec.latent_of[0] && info->arch->task == SL_TASK_I2V)
         status = sl_input_store(s, call, request, &spec.request, &spec.source_path, err);
     if (status != SL_OK)
@@ -365,7 +374,7 @@ sl_status sl_request_respec(sl_service *s, sl_job_spec *spec, sl_error *err)
     spec->request = request;
     status = sl_t2v_request_check(&request, info->arch, err);
     if (status == SL_OK)
-        status = make_plan(s, info, spec, err);
+        status = make_plan(s, model, spec, err);
     if (status == SL_OK) {
         free(spec->model_path);
         spec->model_path = path;
@@ -397,6 +406,7 @@ sl_status sl_request_nearest(sl_service *s, const sl_job_spec *spec,
 {
     const sl_variants_judge judge = { s, can_ever };
     sl_model *model = NULL;
+    sl_shared_owners owners;
     sl_t2v_request nearest;
     size_t need_bytes = 0;
     bool found = false;
@@ -404,7 +414,7 @@ sl_status sl_request_nearest(sl_service *s, const sl_job_spec *spec,
 
     if (status != SL_OK)
         return status;
-    const sl_variants_ask ask = ask_of(s, sl_model_get_info(model)->arch, spec);
+    const sl_variants_ask ask = ask_of(s, model, spec, &owners);
     status = sl_variants_nearest(&ask, &judge, &found, &nearest, &need_bytes, err);
     if (status == SL_OK && found) {
         out->exists = true;

@@ -5,6 +5,7 @@
 #include "service/persist.h"
 #include "service/reload.h"
 #include "service/service_state.h"
+#include "service/shared.h"
 
 #include "base/clock.h"
 #include "kernels/exec.h"
@@ -190,7 +191,7 @@ static void do_load(sl_service *s, const sl_core_action *action)
     Sluice__Worker__Command command = SLUICE__WORKER__COMMAND__INIT;
     Sluice__Worker__Load load = SLUICE__WORKER__LOAD__INIT;
     Sluice__Worker__ComponentKey key;
-    const model_path *model = sl_service_find_path(s, action->key.model);
+    const model_path *model = sl_shared_find_path(s, &action->key);
     char text[256];
     sl_job *job = action->job_id[0] ? sl_jobs_find(s->jobs, action->job_id) : NULL;
 
@@ -367,6 +368,8 @@ static void on_admitted(sl_service *s, const sl_core_action *action)
 
     SL_ASSERT(job);
     take_way(s, job, action->variant);
+    for (int i = 0; i < job->spec.core.need_count; i++)
+        sl_shared_use(s, &job->spec.core.needs[i].key, job->spec.model);
     job->position = 0;
     job->attempt = job->attempt_base + action->attempt;
     job->started_ns = sl_clock_wall_ns();
@@ -1102,6 +1105,7 @@ void sl_service_destroy(sl_service *s)
     clear_all_running(s);
     sl_core_destroy(s->core);
     sl_dispatch_free_images(s);
+    sl_shared_free(s);
     sl_hosttier_destroy(s->host);
     sl_jobs_destroy(s->jobs);
     sl_store_close(s->store);

@@ -33,6 +33,8 @@ typedef struct {
     sl_arch arch;
 } model_path;
 
+typedef struct shared_content shared_content; /* shared.c */
+
 /* An image in the host tier; dispatch.c. */
 typedef struct host_entry {
     struct host_entry *next;
@@ -84,6 +86,8 @@ struct sl_service {
     ticket_wait *tickets;
     model_path *paths; /* of every model that the core knows */
     int path_count;
+    shared_content *contents;
+    int content_count;
     running_job running[SL_CORE_MAX_LANES];
     component_command commands[SL_SERVICE_COMMANDS];
     sl_store *store;         /* or NULL */
@@ -154,9 +158,11 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
 /* A reference to the model of that name, which the caller releases. */
 sl_status sl_request_get_model(sl_service *s, sl_rpc_call *call, const char *name, sl_model **out,
                                sl_error *err) SL_MUST_CHECK;
-/* The component's place in a model and what it maps; the model must have it. */
+/* The component's place in a model and what it maps; the model must have it.  owner: whose
+ * it is for the core (shared.h); NULL: the model's. */
 sl_status sl_request_need(const sl_model_info *info, sl_component_kind kind,
-                          sl_precision precision, sl_core_need *out, sl_error *err) SL_MUST_CHECK;
+                          sl_precision precision, const char *owner, sl_core_need *out,
+                          sl_error *err) SL_MUST_CHECK;
 /* The largest request below this one that the device can ever do. */
 sl_status sl_request_nearest(sl_service *s, const sl_job_spec *spec,
                              Sluice__V1__NearestRequest *out, sl_error *err) SL_MUST_CHECK;
