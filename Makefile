@@ -2,6 +2,7 @@
 # make demo     a prompt becomes a video, on this machine, without a GPU
 # make test     all tests (what .ci/run calls)
 # make sanitize the same tests under ASan+UBSan, then the threaded ones under TSan
+# make soak     a million simulated and ten thousand real operations, with kills (half an hour)
 # make fuzz     every fuzz target for FUZZ_SECONDS (needs clang)
 # make bench | fmt | lint | clean
 #
@@ -19,7 +20,7 @@ FUZZ_SECONDS ?= 600
 JOBS ?= $(shell nproc)
 PROMPT ?= a red circle moves from left to right
 
-.PHONY: all deps demo test sanitize dev tsan fuzz bench fmt lint clean
+.PHONY: all deps demo test sanitize dev tsan soak fuzz bench fmt lint clean
 
 all: build/build.ninja
 	cmake --build build -j $(JOBS)
@@ -54,6 +55,13 @@ tsan: deps
 
 sanitize: dev tsan
 	@python3 tests/run_tests.py build-dev; a=$$?; python3 tests/run_tests.py build-tsan -L threads; b=$$?; exit $$((a | b))
+
+SOAK_SEED ?= $(shell date +%s)
+
+soak: all
+	build/core_sim_test soak 1000000
+	SLUICE_SEED=$(SOAK_SEED) SLUICE_OPS=10000 SLUICE_WORKER_KILLS=100 SLUICE_DAEMON_KILLS=50 \
+	  python3 -B tests/e2e/test_random.py build
 
 fuzz: all
 	@for t in $(FUZZ_TARGETS); do \

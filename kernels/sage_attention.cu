@@ -193,8 +193,8 @@ __global__ void __launch_bounds__(2 * rows, 256 / rows / 2) sage_mma(sage_args a
 #pragma unroll
         for (int r = 0; r < keys; r += threads / units) {
             const uint32_t at = unit_address<head>(to, r + own, unit);
-            copy_async(at, k, r + own < valid);
-            copy_async(at + tile_bytes, v, r + own < valid);
+            copy_async(at, r + own < valid ? k : a.k8, r + own < valid);
+            copy_async(at + tile_bytes, r + own < valid ? v : a.v8, r + own < valid);
             k += threads / units * a.width;
             v += threads / units * a.width;
         }
@@ -203,11 +203,13 @@ __global__ void __launch_bounds__(2 * rows, 256 / rows / 2) sage_mma(sage_args a
 
     for (int r = own; r < rows; r += threads / units)
         copy_async(unit_address<head>(codes, r, unit),
-                   a.q8 + (first + r) * a.width + at_head + unit * 16, first + r < a.S);
+                   a.q8 + (first + r < a.S ? first + r : 0) * a.width + at_head + unit * 16,
+                   first + r < a.S);
     for (int i = threadIdx.x; a.branch.state && i < rows * units * 2; i += threads) {
         const int r = i / (2 * units), u = i % (2 * units);
         copy_async(unit_address<2 * head>(q_tile, r, u),
-                   a.q + (first + r) * a.width + at_head + u * 8, first + r < a.S);
+                   a.q + (first + r < a.S ? first + r : 0) * a.width + at_head + u * 8,
+                   first + r < a.S);
     }
     load(0);
     for (int at = 0; at < a.keep; at++) {

@@ -26,6 +26,10 @@
  *           or bf16; all else f32
  * Rounding  SL_SLA_EXACT: f32 throughout.  SL_SLA_BF16 as the reference: means,
  *           x - shift, and scores are each rounded to bf16, so that ties happen
+ *           cuda, bf16 activations, heads of 64 or 128: P, phi, state and the branch's
+ *           quotient are operands in bf16, as the reference's
+ * Failure   top_blocks on cuda: SL_ERR_UNIMPLEMENTED where the scores of one query
+ *           block do not fit into shared memory (49,000 key blocks on an H200)
  * Aliasing  o may be q, also when the branch uses it; nothing else overlaps
  * Memory    the exec's workspace only: never S*S
  * Source    wan.md 5.1 to 5.3

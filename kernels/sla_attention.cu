@@ -163,8 +163,8 @@ template <int D, int rows> __global__ void __launch_bounds__(rows, 2) sparse_mma
 #pragma unroll
         for (int r = 0; r < key_rows; r += rows / units) {
             const uint32_t at = unit_address<row_bytes>(to, r + own, unit);
-            copy_async(at, k, r + own < valid);
-            copy_async(at + tile_bytes, v, r + own < valid);
+            copy_async(at, r + own < valid ? k : a.k, r + own < valid);
+            copy_async(at + tile_bytes, r + own < valid ? v : a.v, r + own < valid);
             k += rows / units * a.width;
             v += rows / units * a.width;
         }
@@ -173,7 +173,8 @@ template <int D, int rows> __global__ void __launch_bounds__(rows, 2) sparse_mma
 
     for (int r = own; r < rows; r += rows / units)
         copy_async(unit_address<row_bytes>(q_tile, r, unit),
-                   a.q + (first + r) * a.width + head + unit * 8, first + r < a.S);
+                   a.q + (first + r < a.S ? first + r : 0) * a.width + head + unit * 8,
+                   first + r < a.S);
     load(0);
     for (int tile = 0; tile < tiles; tile++) {
         const uint32_t keys = stages + (uint32_t)(tile % 2 * 2 * tile_bytes);

@@ -53,7 +53,7 @@ struct barriers {
     uint64_t queries, branch;
     uint64_t keys[STAGES], values[STAGES];           /* have come */
     uint64_t keys_done[STAGES], values_done[STAGES]; /* may be overwritten */
-    float unread[GROUP / 32];
+    float unread[GROUPS * GROUP / 32];
 };
 
 /* Address of unit `unit` of row `row` in a tile of two strips. */
@@ -197,10 +197,16 @@ __device__ __forceinline__ void weigh(float (&s)[TILE / 8][4], float (&top)[2], 
 
 /* What x is made of is computed before the wait that follows: the assembler moves
  * arithmetic behind it, where it no longer overlaps with a product, but not a
- * store.  Nobody reads it. */
-__device__ __forceinline__ void stay_before(float *unread, float x)
+ * store.  Nobody reads it; one lane of a warp writes. */
+__device__ __forceinline__ void stay_before(float *unread, float x, bool writes)
 {
-    asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared_address(unread)), "f"(x) : "memory");
+    asm volatile("{\n\t"
+                 ".reg .pred p;\n\t"
+                 "setp.ne.b32 p, %2, 0;\n\t"
+                 "@p st.shared.f32 [%0], %1;\n\t"
+                 "}" ::"r"(shared_address(unread)),
+                 "f"(x), "r"((int)writes)
+                 : "memory");
 }
 
 __device__ __forceinline__ void pack(uint32_t (&p)[TILE / 16][4], const float (&s)[TILE / 8][4])
@@ -356,7 +362,7 @@ __device__ __forceinline__ void attend(const args &a, unsigned char *base, barri
             barrier_arrive(&b->keys_done[stage]);
         mask(s, left);
         weigh(s, top, sum, kept, a.scale_log2);
-        stay_before(&b->unread[threadIdx.x % GROUP / 32], sum[0] + sum[1]);
+        stay_before(&b->unread[threadIdx.x / 32 - GROUP / 32], sum[0] + sum[1], leads);
         group_wait<0>();
         hold(o);
         hold(p); /* read until here */

@@ -19,6 +19,7 @@ static const sl_rpc_method methods[] = {
     METHOD("PlanJob", VIEWER, LARGE, 60, plan_job, sl_handle_plan_job),
     METHOD("Generate", USER, LARGE, 60, generate, sl_handle_generate),
     METHOD("DecodeLatent", USER, SMALL, 60, decode_latent, sl_handle_decode_latent),
+    METHOD("UploadInput", USER, LARGE, 60, upload_input, sl_handle_upload_input),
     METHOD("WatchJob", USER, SMALL, 30, watch_job, sl_handle_watch_job),
     METHOD("GetJob", USER, SMALL, 10, get_job, sl_handle_get_job),
     METHOD("ListJobs", USER, SMALL, 10, list_jobs, sl_handle_list_jobs),

@@ -13,7 +13,8 @@ extern const sl_rpc_table sl_handlers_table;
 
 sl_rpc_handler sl_handle_list_models, sl_handle_load_model, sl_handle_unload_model,
     sl_handle_switch_model, sl_handle_trim_memory;
-sl_rpc_handler sl_handle_generate, sl_handle_decode_latent, sl_handle_plan_job;
+sl_rpc_handler sl_handle_generate, sl_handle_decode_latent, sl_handle_plan_job,
+    sl_handle_upload_input;
 sl_rpc_handler sl_handle_get_job, sl_handle_list_jobs, sl_handle_watch_job, sl_handle_cancel_job,
     sl_handle_fetch_output;
 sl_rpc_handler sl_handle_explain_job;

@@ -12,14 +12,10 @@
 
 static sl_status check_request_id(sl_rpc_call *call, const char *id, sl_error *err)
 {
-    static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-                                  "0123456789._-";
-    const size_t length = strlen(id);
-
-    if (length == 0 || length >= SL_REQUEST_ID_BYTES || strspn(id, allowed) != length)
+    if (!sl_request_id_valid(id))
         return sl_rpc_fail_field(call, "request_id", NULL, err,
                                  "request_id of %zu bytes: expected 1 to %d of A-Z a-z 0-9 . _ -",
-                                 length, SL_REQUEST_ID_BYTES - 1);
+                                 strlen(id), SL_REQUEST_ID_BYTES - 1);
     return SL_OK;
 }
 

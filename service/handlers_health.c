@@ -103,7 +103,9 @@ static Sluice__V1__DeviceMemory *device_to_pb(sl_service *s, sl_arena *arena)
     pb->foreign_bytes = ledger.foreign_bytes;
     pb->free_bytes = ledger.free_bytes;
     pb->unexplained_bytes = ledger.unexplained_bytes;
-    pb->arena_mapped_bytes = s->memory.mapped_bytes;
+    pb->arena_mapped_bytes =
+        (uint64_t)((int64_t)(pb->weights_bytes + pb->activations_bytes + pb->workspace_bytes)
+                   + ledger.unexplained_bytes);
     pb->arena_peak_bytes = s->memory.peak_bytes;
     pb->worker_up = s->worker_up;
     pb->worker_restarts = sl_supervisor_restarts(s->supervisor);

@@ -1,6 +1,7 @@
 #include "service/inputs.h"
 
 #include "service/outputs.h"
+#include "service/uploads.h"
 
 #include "engine/media/image.h"
 #include "engine/media/resize.h"
@@ -27,8 +28,32 @@ static sl_status fail_image(sl_rpc_call *call, const sl_error *why, sl_error *er
     }
 }
 
+sl_status sl_input_open(sl_service *s, sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb,
+                        sl_input_image *out, sl_error *err)
+{
+    sl_error why = { .status = SL_OK };
+
+    *out = (sl_input_image){ .bytes = pb->image.data, .size_bytes = pb->image.len };
+    if (pb->image_id[0] == '\0' || pb->image.len > 0)
+        return SL_OK;
+    const sl_status status =
+        sl_upload_map(s, call, pb->image_id, &out->bytes, &out->size_bytes, &why);
+    out->mapped = status == SL_OK;
+    if (status == SL_ERR_NOT_FOUND)
+        return sl_rpc_fail_field(call, "image_id", NULL, err, "%s", why.message);
+    return status == SL_OK ? SL_OK : sl_fail(err, status, "%s", why.message);
+}
+
+void sl_input_close(sl_input_image *image)
+{
+    if (image->mapped)
+        sl_upload_unmap(image->bytes, image->size_bytes);
+    *image = (sl_input_image){ .bytes = NULL };
+}
+
 sl_status sl_input_size(sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb,
-                        const sl_arch *arch, bool needed, sl_t2v_request *request, sl_error *err)
+                        const sl_input_image *image, const sl_arch *arch, bool needed,
+                        sl_t2v_request *request, sl_error *err)
 {
     const bool sized = pb->width || pb->height;
     const bool adaptive = pb->sizing == SLUICE__V1__SIZING__ADAPTIVE ||
@@ -37,13 +62,13 @@ sl_status sl_input_size(sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb
     sl_image_size size = { 0 };
     sl_image_info info;
 
-    if (arch->task != SL_TASK_I2V || (pb->image.len == 0 && !needed))
+    if (arch->task != SL_TASK_I2V || (image->size_bytes == 0 && !needed))
         return SL_OK;
-    if (pb->image.len == 0)
+    if (image->size_bytes == 0)
         return sl_rpc_fail_field(call, "image", NULL, err,
                                  "model \"%s\" makes videos from images: none is given", pb->model);
-    sl_status status = sl_image_probe(&info, pb->image.data, pb->image.len, SL_INPUT_MAX_PIXELS,
-                                      &why);
+    sl_status status = sl_image_probe(&info, image->bytes, image->size_bytes,
+                                      SL_INPUT_MAX_PIXELS, &why);
     if (status == SL_OK && adaptive)
         status = sl_image_fit(&size, (sl_image_size){ info.width, info.height },
                               (sl_image_size){ request->width, request->height }, &why);
@@ -70,7 +95,7 @@ static sl_status write_file(const char *path, int fd, const uint8_t *bytes, size
     return fsync(fd) == 0 ? SL_OK : sl_fail_errno(err, "could not flush \"%s\"", path);
 }
 
-sl_status sl_input_store(sl_service *s, sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb,
+sl_status sl_input_store(sl_service *s, sl_rpc_call *call, const sl_input_image *image,
                          const sl_t2v_request *request, char **path, sl_error *err)
 {
     const size_t size_bytes = (size_t)request->width * (size_t)request->height * 3;
@@ -85,8 +110,8 @@ sl_status sl_input_store(sl_service *s, sl_rpc_call *call, const Sluice__V1__Gen
         goto done;
     }
     pthread_mutex_lock(&decoding);
-    status = sl_image_decode_resized(rgb, request->width, request->height, pb->image.data,
-                                     pb->image.len, SL_INPUT_MAX_PIXELS, &why);
+    status = sl_image_decode_resized(rgb, request->width, request->height, image->bytes,
+                                     image->size_bytes, SL_INPUT_MAX_PIXELS, &why);
     pthread_mutex_unlock(&decoding);
     if (status != SL_OK) {
         status = fail_image(call, &why, err);

@@ -197,6 +197,15 @@ void sl_request_write(Sluice__V1__GenerateRequest *pb, const sl_t2v_request *req
 
 /* --- checking --- */
 
+bool sl_request_id_valid(const char *id)
+{
+    static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+                                  "0123456789._-";
+    const size_t length = strlen(id);
+
+    return length > 0 && length <= 64 && strspn(id, allowed) == length;
+}
+
 /* Fields that were given and would not be looked at: whoever gave them expects
  * something that will not happen. */
 static sl_status check_misplaced(const Sluice__V1__GenerateRequest *pb,
@@ -220,6 +229,9 @@ static sl_status check_misplaced(const Sluice__V1__GenerateRequest *pb,
         { pb->boundary != 0.0, two, "boundary", "is for models with two experts" },
         { pb->topk != 0.0, request->attention != SL_ATTENTION_DENSE, "topk",
           "is for sla and sagesla: dense attention keeps every block" },
+        { pb->image_id[0] != '\0', from_image, "image_id",
+          "is for models that make videos from images" },
+        { pb->image_id[0] != '\0', pb->image.len == 0, "image_id", "and image cannot both be given" },
         { pb->image.len != 0, from_image, "image", "is for models that make videos from images" },
         { pb->sizing == SLUICE__V1__SIZING__ADAPTIVE, from_image, "sizing",
           "adaptive is for models that make videos from images" },

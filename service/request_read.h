@@ -32,6 +32,9 @@ sl_precision sl_request_precision(Sluice__V1__Precision precision, const sl_mode
 sl_status sl_request_check_precision(sl_precision precision, const sl_model_info *info,
                                      sl_error *err) SL_MUST_CHECK;
 
+/* 1 to 64 of A-Z a-z 0-9 . _ - */
+bool sl_request_id_valid(const char *id);
+
 /* What is wrong with a request. */
 typedef struct {
     const char *field; /* static; NULL: no single one */

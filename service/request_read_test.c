@@ -142,6 +142,8 @@ SL_TEST(the_field_at_fault_is_named)
         BAD(t2v, "topk", "", .topk = 0.5),
         BAD(i2v, "topk", "", .topk = 1.5),
         BAD(t2v, "image", "", .image = { 1, &byte }),
+        BAD(t2v, "image_id", "", .image_id = "u"),
+        BAD(i2v, "image_id", "", .image_id = "u", .image = { 1, &byte }),
         BAD(t2v, "sizing", "", .sizing = SLUICE__V1__SIZING__ADAPTIVE),
         BAD(t2v, "vae_precision", "", .vae_precision = SLUICE__V1__PRECISION__INT8),
 #undef BAD
@@ -150,6 +152,8 @@ SL_TEST(the_field_at_fault_is_named)
     for (size_t i = 0; i < SL_COUNT(bad); i++) {
         if (!bad[i].pb.negative_prompt)
             bad[i].pb.negative_prompt = (char *)"";
+        if (!bad[i].pb.image_id)
+            bad[i].pb.image_id = (char *)"";
         bad[i].pb.latent_of = (char *)"";
         const sl_t2v_request r = sl_request_read(&bad[i].pb, bad[i].info);
         sl_request_problem problem;

@@ -274,6 +274,7 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
 {
     sl_model *model = NULL;
     sl_job_spec spec = { .model_path = NULL };
+    sl_input_image image = { .bytes = NULL };
     sl_status status = sl_request_get_model(s, call, request->model, &model, err);
 
     if (status != SL_OK)
@@ -295,7 +296,9 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
     spec.streaming = read_streaming(request->streaming);
     status = read_order(call, request, &spec, err);
     if (status == SL_OK)
-        status = sl_input_size(call, request, info->arch, to_run && !spec.latent_of[0],
+        status = sl_input_open(s, call, request, &image, err);
+    if (status == SL_OK)
+        status = sl_input_size(call, request, &image, info->arch, to_run && !spec.latent_of[0],
                                &spec.request, err);
     if (status == SL_OK)
         status = check_numbers(call, request, &spec.request, info, err);
@@ -304,12 +307,13 @@ sl_status sl_request_to_spec(sl_service *s, sl_rpc_call *call,
     if (status == SL_OK)
         status = make_plan(s, model, &spec, err);
     if (status == SL_OK && to_run && !spec.latent_of[0] && info->arch->task == SL_TASK_I2V)
-        status = sl_input_store(s, call, request, &spec.request, &spec.source_path, err);
+        status = sl_input_store(s, call, &image, &spec.request, &spec.source_path, err);
     if (status != SL_OK)
         goto done;
     *out = spec;
     spec = (sl_job_spec){ .model_path = NULL };
 done:
+    sl_input_close(&image);
     sl_job_spec_fini(&spec);
     sl_models_release(s->models, model);
     return status;

@@ -37,9 +37,16 @@ size_t sl_service_workspace_bytes(sl_service *s)
     return ledger.workspace_bytes ? ledger.workspace_bytes : s->expected_workspace_bytes;
 }
 
+/* While a command changes the arena, what is measured and what is accounted for are
+ * told at different moments: only at rest does their difference mean something. */
 void sl_service_get_ledger(sl_service *s, sl_core_ledger *out)
 {
-    sl_core_get_ledger(s->core, s->calm_mapped_bytes, out);
+    sl_core_get_ledger(s->core, 0, out);
+    const int64_t accounted = (int64_t)(out->weights_bytes + out->activations_bytes
+                                        + out->workspace_bytes);
+    const int64_t mapped = accounted + s->calm_unexplained_bytes;
+
+    sl_core_get_ledger(s->core, mapped > 0 ? (size_t)mapped : 0, out);
     /* What is beside the arena takes from what is free in it: others by right, our
      * own process only as far as the reserve goes. */
     const size_t foreign = s->memory.foreign_bytes;
@@ -891,8 +898,12 @@ static void on_event(void *arg, uint64_t generation, const Sluice__Worker__Event
     }
     if (moved)
         sl_service_pump(s);
-    if (event->memory && !event->memory->changing)
+    if (event->memory && !event->memory->changing) {
+        sl_core_ledger at_rest;
+        sl_core_get_ledger(s->core, s->calm_mapped_bytes, &at_rest);
+        s->calm_unexplained_bytes = at_rest.unexplained_bytes;
         check_leak(s);
+    }
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -913,6 +924,7 @@ static void on_down(void *arg, uint64_t generation, const char *reason)
     s->worker_up = false;
     s->worker_pid = 0;
     s->calm_mapped_bytes = 0;
+    s->calm_unexplained_bytes = 0;
     sluice__worker__memory__init(&s->memory);
     snprintf(s->down_reason, sizeof s->down_reason, "%s", reason);
     clear_all_running(s);

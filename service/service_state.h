@@ -114,6 +114,7 @@ struct sl_service {
     char down_reason[256];
     Sluice__Worker__Memory memory; /* the latest; plain numbers only */
     size_t calm_mapped_bytes;      /* arena mapped when no command was changing it */
+    int64_t calm_unexplained_bytes; /* of those, what no component or job accounted for */
     int watchers, load_waiters;
     bool stopping, quit;
     pthread_t timer;

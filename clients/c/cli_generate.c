@@ -60,32 +60,6 @@ static sl_status find_only_model(cli *c, char **out)
     return status;
 }
 
-/* As much as a message may hold. */
-static sl_status read_image(const char *path, ProtobufCBinaryData *out, sl_error *err)
-{
-    enum { MOST_BYTES = 1000000 };
-    FILE *f = fopen(path, "rbe");
-    sl_status status = SL_OK;
-
-    if (!f)
-        return sl_fail_errno(err, "could not open \"%s\"", path);
-    out->data = malloc(MOST_BYTES + 1);
-    if (!out->data) {
-        status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for an image");
-        goto done;
-    }
-    out->len = fread(out->data, 1, MOST_BYTES + 1, f);
-    if (ferror(f))
-        status = sl_fail_errno(err, "could not read \"%s\"", path);
-    else if (out->len == 0)
-        status = sl_fail(err, SL_ERR_INVALID, "\"%s\" is empty", path);
-    else if (out->len > MOST_BYTES)
-        status = sl_fail(err, SL_ERR_INVALID, "\"%s\" has more than %d bytes", path, MOST_BYTES);
-done:
-    fclose(f);
-    return status;
-}
-
 /* By --format, or by the output file's name. */
 static sl_status choose_format(cli *c, Sluice__V1__OutputFormat *out)
 {
@@ -101,7 +75,7 @@ static sl_status choose_format(cli *c, Sluice__V1__OutputFormat *out)
     return SL_OK;
 }
 
-/* image: the caller frees what it gets. */
+/* image.data and image_id: the caller frees what they get. */
 static sl_status fill_request(cli *c, Sluice__V1__GenerateRequest *request, const char *model)
 {
     const cli_options *o = &c->opt;
@@ -113,7 +87,7 @@ static sl_status fill_request(cli *c, Sluice__V1__GenerateRequest *request, cons
     if (status == SL_OK)
         status = choose_format(c, &request->output);
     if (status == SL_OK && o->image)
-        status = read_image(o->image, &request->image, &c->err);
+        status = cli_attach_image(c, o->image, request);
     request->model = (char *)model;
     request->prompt = o->arg_count > 0 ? (char *)o->args[0] : request->prompt;
     if (o->negative)
@@ -191,7 +165,7 @@ int cli_plan(cli *c)
     }
     code = status == SL_OK ? show_plan(c, reply) : plan_fail(c, status);
     sl_message_free(reply);
-    free(request.image.data);
+    cli_detach_image(&request);
     free(only_model);
     return code;
 }
@@ -340,7 +314,7 @@ int cli_generate(cli *c)
     }
     const int code = status == SL_OK ? see_through(c, reply->job) : cli_fail(c, status);
     sl_message_free(reply);
-    free(request.image.data);
+    cli_detach_image(&request);
     free(only_model);
     return code;
 }

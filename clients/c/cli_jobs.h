@@ -19,6 +19,11 @@ sl_status cli_follow(cli *c, const char *job_id, uint64_t *seq,
 sl_status cli_fetch_to(cli *c, const char *job_id, const char *path,
                        sl_fetch_result *out) SL_MUST_CHECK;
 cJSON *cli_json_output(const char *path, const sl_fetch_result *result);
+/* Puts the file into the request, or uploads it and puts its id there; detach frees
+ * what the request has got. */
+sl_status cli_attach_image(cli *c, const char *path,
+                           Sluice__V1__GenerateRequest *request) SL_MUST_CHECK;
+void cli_detach_image(Sluice__V1__GenerateRequest *request);
 /* A PNG that appears whole. */
 sl_status cli_write_preview(const char *path, const Sluice__V1__Preview *preview,
                             sl_error *err) SL_MUST_CHECK;

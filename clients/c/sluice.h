@@ -104,6 +104,7 @@ sl_status sl_client_fetch_file(sl_client *client, const char *job_id, const char
     X(PlanJob, plan_job)                                                                           \
     X(Generate, generate)                                                                          \
     X(DecodeLatent, decode_latent)                                                                 \
+    X(UploadInput, upload_input)                                                                   \
     X(WatchJob, watch_job)                                                                         \
     X(GetJob, get_job)                                                                             \
     X(ListJobs, list_jobs)                                                                         \

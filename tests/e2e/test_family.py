@@ -2,6 +2,7 @@
 attention and precision, and in each case the plan is what was used."""
 import json
 import os
+import random
 import shutil
 import struct
 import subprocess
@@ -397,6 +398,30 @@ def test_a_large_picture_costs_what_its_frames_do():
         with open(f"/proc/{d.process.pid}/status", encoding="utf-8") as f:
             peak_kib = int(next(line for line in f if line.startswith("VmHWM")).split()[1])
         assert peak_kib < (160 << 10) * (PATIENCE if PATIENCE > 1 else 1), peak_kib
+
+
+def test_large_files_are_uploaded():
+    with Daemon(models=models()) as d:
+        base = ["--model", I2V, *SMALL]
+        noise = random.Random(5).randbytes(600 * 500 * 3)
+        path = png(os.path.join(d.folder, "noise.png"), 600, 500,
+                   lambda x, y: noise[(y * 600 + x) * 3:(y * 600 + x) * 3 + 3])
+        assert os.path.getsize(path) > 800000  # more than a piece
+        first = generate(d, *base, "-i", path)
+        files = [n for n in os.listdir(d.outputs) if n.startswith(".input-file-")]
+        assert len(files) == 1, files
+        assert generate(d, *base, "-i", path)["output_sha256"] == first["output_sha256"]
+        assert [n for n in os.listdir(d.outputs) if n.startswith(".input")] == files
+        assert d.cli("plan", *base, "-i", path, "--sizing", "adaptive").code == 0
+        os.truncate(path, 700000)
+        assert refused(d, "image", *base, "-i", path)
+        big = os.path.join(d.folder, "big.png")
+        with open(big, "wb") as f:
+            f.truncate((64 << 20) + 1)
+        assert d.cli("generate", "x", *base, "-i", big).code == 2
+        d.stop()
+        d.start()
+        assert not [n for n in os.listdir(d.outputs) if n.startswith(".input")]
 
 
 def test_misplaced_fields_are_named():

@@ -38,6 +38,7 @@ static const ProtobufCMessageDescriptor *const messages[] = {
     &sluice__worker__command__descriptor,
     &sluice__worker__event__descriptor,
     &sluice__peer__peer__descriptor,
+    &sluice__v1__upload_input_request__descriptor,
 };
 
 static ProtobufCMessage *unpack(const ProtobufCMessageDescriptor *type, sl_arena *arena,

@@ -433,7 +433,9 @@ static void check_sage(gpu *g, const shape *c, sl_dtype dtype, branch_use use)
                 use == NO_BRANCH ? NULL : &t.q.on[side], use == NO_BRANCH ? NULL : &branch, c->N,
                 c->block_q, c->block_k, t.scale);
     }
-    /* A last bit of exp2 moves some P to the next e4m3 value. */
+    /* A last bit of exp2 moves some P to the next e4m3 value, by an eighth of it at
+     * most: within the bound for a key that has up to a sixteenth of the weight, and
+     * one in a million is moved. */
     gpu_compare(g, "o", &o, attention_limits(g, &t, &o, 5e-3));
     gpu_end(g);
 }

@@ -12,10 +12,11 @@
 #   full       the full-size ones too                 (golden_test --full)
 #   memory     the card's memory: costs, promises     (gpu_memory_bench)
 #   bench      times of ops and stages                (bench gpu --json)
+#   video      whole videos of real sizes to y4m      (gpu_video)
 #   sanitizer  memcheck and racecheck over gpu_test --small
 #
 # PART:WORD runs less of it: checks (ops) and cases (bench) whose name has WORD, one
-# case (golden, full), one area (sanitizer).
+# case (golden, full), one area (sanitizer), one video.
 #
 # One line a check; then the failures again; last `N passed, N failed`.  Logs are
 # in build-gpu/run.  Environment: SL_CUDA_ARCHS; CMAKE_PREFIX_PATH and CUDNN_ROOT,
@@ -133,6 +134,28 @@ part_bench() {
     fi
 }
 
+# video NAME ARGUMENT...: one of them, unless another is asked for.
+video() {
+    local name=$1
+    shift
+    [ -n "$word" ] && [ "$word" != "$name" ] && return
+    step "video-$name" 150 "$build/gpu_video" "$@" --work "${SL_WORK:-$build/work}"
+}
+
+part_video() {
+    have gpu_video video || return
+    mkdir -p "${SL_WORK:-$build/work}"
+    video t2v-1.3b wan2.1-t2v-1.3b --device "$device" --size 832x480
+    video i2v-a14b wan2.2-i2v-a14b --device "$device" --size 1280x720 --precision int8 \
+        --attention sagesla --once
+    # The same step resident and streamed under a small card's limit.
+    video t2v-14b wan2.1-t2v-14b --device "$device" --size 832x480 --precision int8 \
+        --attention sagesla --once
+    video streamed-14b wan2.1-t2v-14b --device "$device:12GiB" --size 832x480 --precision int8 \
+        --attention sagesla --streamed --once
+    video streamed-1.3b wan2.1-t2v-1.3b --device "$device:8GiB" --size 832x480 --streamed --once
+}
+
 part_sanitizer() {
     local tool area checker
     have gpu_test sanitizer || return
@@ -155,12 +178,12 @@ for part in ${*:-build ops golden memory bench}; do
     word=${part#*:}
     [ "$word" = "$part" ] && word=
     case ${part%%:*} in
-    build | ops | golden | full | memory | bench | sanitizer)
+    build | ops | golden | full | memory | bench | video | sanitizer)
         echo "---- $part"
         "part_${part%%:*}"
         ;;
     *)
-        echo "run.sh: no part \"$part\": build, ops, golden, full, memory, bench, sanitizer" >&2
+        echo "run.sh: no part \"$part\": build, ops, golden, full, memory, bench, video, sanitizer" >&2
         exit 2
         ;;
     esac

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import time
 from typing import TYPE_CHECKING, Any, AsyncGenerator, AsyncIterator, Callable, Iterable, List, \
@@ -29,6 +30,8 @@ WATCH_WAIT_S = 10.0
 MAX_LONG_POLLS = 4
 SHORT_POLL_S = 0.5
 CHUNK_BYTES = 4 << 20
+PIECE_BYTES = 768 << 10
+IN_REQUEST_BYTES = 512 << 10
 
 Progress = Callable[[int, int], None]
 
@@ -96,8 +99,25 @@ class AsyncClient:
             request.request_id = new_request_id()
         if not request.model:
             request.model = await self._only_model()
+        if len(request.image) > IN_REQUEST_BYTES:
+            request.image_id = await self.upload(request.image)
+            request.image = b""
         reply = await self.call("Generate", request, pb.GenerateReply)
         return AsyncJob(self, reply.job)
+
+    async def upload(self, data: bytes) -> str:
+        """Sends what a message cannot hold, in pieces; its id, for `image_id`."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        at, complete = 0, False
+        while not complete:
+            request = pb.UploadInputRequest(upload_id=sha256, offset=at, size_bytes=len(data),
+                                            sha256=sha256, data=data[at:at + PIECE_BYTES])
+            reply = await self.call("UploadInput", request, pb.UploadInputReply)
+            complete = reply.complete
+            if not complete and reply.received_bytes <= at:
+                raise DataLoss("the daemon takes no more of the upload")
+            at = reply.received_bytes
+        return sha256
 
     async def decode(self, job: Union[str, "AsyncJob"], *, output: str = "",
                      vae_precision: str = "", request_id: str = "") -> "AsyncJob":
