@@ -1,6 +1,10 @@
 /* Load, Unload and Trim: components of models, on the device. */
 #include "service/worker.h"
 
+#include "base/clock.h"
+#include "base/log.h"
+#include "kernels/copy.h"
+
 #include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
@@ -99,10 +103,27 @@ static sl_status load_file(sl_lane *lane, sl_resident *r, const sl_component_spe
     return status;
 }
 
+/* What a copy costs depends on whether its memory is pinned yet: a new worker, as
+ * after a hard reset, pins as it goes. */
+static void log_copy(const sl_worker *worker, const sl_resident *r, int64_t start_ns,
+                     size_t pinned_before)
+{
+    const size_t pinned = sl_host_pinned_bytes(worker->device);
+
+    if (sl_device_get_spec(worker->device)->kind != SL_DEVICE_CUDA)
+        return;
+    sl_log(SL_LOG_INFO, "copied", "model=\"%s\" component=%s bytes=%zu ms=%.1f pinned=%zu new=%zu",
+           r->model, sl_component_name(r->kind), sl_component_mapped_bytes(r->component),
+           (double)(sl_clock_now_ns() - start_ns) / (double)SL_NS_PER_MS, pinned,
+           pinned > pinned_before ? pinned - pinned_before : 0);
+}
+
 /* A streamed component goes on reading the image; a resident one is done with it. */
 static sl_status load_image(sl_lane *lane, sl_resident *r, const sl_component_spec *spec,
                             const Sluice__Worker__ComponentKey *key, sl_error *err)
 {
+    const size_t pinned_before = sl_host_pinned_bytes(lane->worker->device);
+    const int64_t start_ns = sl_clock_now_ns();
     sl_status status = sl_worker_use_image(lane->worker, key, &r->image, err);
 
     if (status != SL_OK)
@@ -114,6 +135,8 @@ static sl_status load_image(sl_lane *lane, sl_resident *r, const sl_component_sp
     else
         status = sl_component_load_image(&r->component, spec, lane->worker->device, lane->exec,
                                          r->image->base, r->image->image_bytes, err);
+    if (status == SL_OK)
+        log_copy(lane->worker, r, start_ns, pinned_before);
     if (status != SL_OK || spec->mode != SL_MODE_STREAMED) {
         sl_worker_unuse_image(r->image);
         r->image = NULL;
