@@ -68,7 +68,7 @@ typedef struct {
 typedef struct {
     char identity[SL_IDENTITY_BYTES];
     int users; /* connections and requests */
-    int in_flight;
+    int connections, in_flight;
 } account;
 
 struct sl_front {
@@ -102,6 +102,7 @@ sl_front_config sl_front_config_default(void)
 {
     return (sl_front_config){
         .connections = 256,
+        .connections_each = 205,
         .in_flight = 20,
         .in_flight_each = 16,
         .greeting_ns = 10 * SL_NS_PER_S,
@@ -217,6 +218,8 @@ static void drop(sl_front *front, connection *c, const char *why)
     epoll_ctl(front->epoll_fd, EPOLL_CTL_DEL, c->transport.fd, NULL);
     c->transport.ops->close(&c->transport);
     sl_sp_fini(&c->sp);
+    if (c->account != NONE)
+        front->accounts[c->account].connections--;
     put_account(front, c->account);
     c->open = false;
     c->generation++;
@@ -424,7 +427,10 @@ static bool on_greeting(sl_front *front, connection *c)
         return false;
     }
     c->account = get_account(front, c->peer.identity);
-    return true;
+    if (front->accounts[c->account].connections++ < front->config.connections_each)
+        return true;
+    drop(front, c, "too many connections of one identity");
+    return false;
 }
 
 /* False when the connection is gone. */

@@ -716,6 +716,27 @@ SL_TEST(connections_above_the_cap_are_closed)
     stop(&s);
 }
 
+SL_TEST(one_identity_cannot_have_all_connections)
+{
+    sl_front_config config = config_small();
+    int fds[6];
+    server s;
+
+    config.connections_each = 4;
+    start(&s, &config, err);
+    for (int i = 0; i < 6; i++)
+        fds[i] = dial_greeted(&s);
+    SL_CHECK(is_closed(fds[4]) && is_closed(fds[5]));
+    SL_CHECK(wait_stats(&s, 4) == 4);
+    close(fds[0]);
+    SL_CHECK(wait_stats(&s, 3) == 3);
+    fds[0] = dial_greeted(&s);
+    SL_CHECK(wait_stats(&s, 4) == 4);
+    for (int i = 0; i < 6; i++)
+        close(fds[i]);
+    stop(&s);
+}
+
 /* Clients that come and go at every stage, also with a reset in the middle of
  * a reply, leave nothing behind. */
 SL_TEST(churn_leaves_nothing_behind)
@@ -857,6 +878,7 @@ int main(void)
         SL_RUN(requests_above_the_cap_wait_their_turn),
         SL_RUN(a_request_that_waits_too_long_is_answered),
         SL_RUN(connections_above_the_cap_are_closed),
+             SL_RUN(one_identity_cannot_have_all_connections),
         SL_RUN(churn_leaves_nothing_behind),
         SL_RUN(stopping_delivers_what_is_under_way),
         SL_RUN(roles_are_checked),

@@ -261,6 +261,7 @@ static sl_status start_front(daemon_state *d, sl_error *err)
 
     config.service_url = SERVICE_URL;
     config.connections = settings->connections;
+    config.connections_each = settings->connections - settings->connections / 5;
     config.in_flight = settings->in_flight;
     config.in_flight_each = settings->in_flight - settings->in_flight / 5;
     config.bound = sl_rpc_bound;
