@@ -216,7 +216,7 @@ SL_TEST(a_dead_worker_leaves_evidence)
     SL_CHECK(count_evidence() == 1);
     /* Its job, the reason and the books are told; the prompt is not. */
     snprintf(command, sizeof command,
-             "cd '%s/evidence'/*-killed-by-signal-9 && grep -q '%s' job.json && grep -q "
+             "cd '%s/evidence'/*-killed-by-signal-9 && grep -q '%s' jobs.json && grep -q "
              "'signal 9' exit.json && grep -q 'activations_bytes' ledger.json && grep -q "
              "worker_exit events.json && ! grep -q circle *",
              outputs, id);

@@ -131,6 +131,21 @@ static cJSON *job_to_json(const sl_job *job)
     return json;
 }
 
+/* NULL: none. */
+static cJSON *running_to_json(sl_service *s)
+{
+    cJSON *json = sl_service_first_running(s) ? cJSON_CreateArray() : NULL;
+
+    for (int lane = 0; lane < SL_CORE_MAX_LANES && json; lane++) {
+        const sl_job *job = s->running[lane].command_id != 0
+                                ? sl_jobs_find(s->jobs, s->running[lane].job_id)
+                                : NULL;
+        if (job)
+            cJSON_AddItemToArray(json, job_to_json(job));
+    }
+    return json;
+}
+
 static cJSON *exit_to_json(sl_service *s, const char *reason)
 {
     cJSON *json = cJSON_CreateObject();
@@ -170,8 +185,6 @@ static void name_folder(char *out, size_t out_bytes, const char *reason)
 sl_evidence *sl_evidence_take(sl_service *s, const char *reason)
 {
     sl_evidence *evidence = calloc(1, sizeof *evidence);
-    const running_job *run = sl_service_first_running(s);
-    const sl_job *job = run ? sl_jobs_find(s->jobs, run->job_id) : NULL;
 
     if (!evidence)
         return NULL;
@@ -182,8 +195,8 @@ sl_evidence *sl_evidence_take(sl_service *s, const char *reason)
     evidence->files[1].json = ledger_to_json(s);
     evidence->files[2].name = "events.json";
     evidence->files[2].json = events_to_json(s);
-    evidence->files[3].name = "job.json";
-    evidence->files[3].json = job ? job_to_json(job) : NULL;
+    evidence->files[3].name = "jobs.json";
+    evidence->files[3].json = running_to_json(s);
     return evidence;
 }
 
@@ -213,7 +226,7 @@ static int by_name(const void *a, const void *b)
 
 static void remove_folder(int parent, const char *name)
 {
-    static const char *const files[] = { "exit.json", "ledger.json", "events.json", "job.json" };
+    static const char *const files[] = { "exit.json", "ledger.json", "events.json", "jobs.json" };
     const int dir = openat(parent, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
 
     for (size_t i = 0; i < SL_COUNT(files) && dir >= 0; i++)

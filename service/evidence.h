@@ -7,7 +7,7 @@
  *         exit.json     reason, pid, how long it was up
  *         ledger.json   the books at that moment
  *         events.json   the latest events
- *         job.json      the job that ran, with its log lines; if there was one
+ *         jobs.json     the jobs that ran, with their log lines; if there were any
  *
  * The newest SL_EVIDENCE_KEPT directories are kept.  Prompts are in none of them.
  *

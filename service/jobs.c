@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 enum {
-    ID_RANDOM_BYTES = 8,
+    ID_RANDOM_BYTES = SL_JOB_ID_DIGITS / 2,
     MAX_EVENTS = 2048,
     FIRST_EVENTS = 16,
 };

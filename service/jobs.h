@@ -29,6 +29,7 @@
 
 enum {
     SL_REQUEST_ID_BYTES = 65,
+    SL_JOB_ID_DIGITS = 16, /* lower-case hex */
     SL_BODY_HASH_BYTES = 32,
     SL_EVENT_TEXT_BYTES = 120,
     SL_SHA256_HEX_BYTES = 65,

@@ -279,15 +279,64 @@ static bool clean_file(const char *path, bool dry_run, sl_outputs_say *say, void
     return true;
 }
 
+/* "<16 hex digits><extension>": what a job's output is called. */
+static bool is_output_name(const char *name, char id[SL_CORE_ID_BYTES])
+{
+    const size_t length = strspn(name, "0123456789abcdef");
+
+    if (length != SL_JOB_ID_DIGITS)
+        return false;
+    snprintf(id, SL_CORE_ID_BYTES, "%.*s", (int)length, name);
+    for (int format = 0; format <= SL_MEDIA_LATENT; format++)
+        if (strcmp(name + length, sl_media_extension((sl_media_format)format)) == 0)
+            return true;
+    return false;
+}
+
+/* Outputs that no job has any more: of a store that was lost, or of jobs above the
+ * number that is remembered.  Their age is the file's. */
+static sl_status clean_unknown(sl_service *s, int64_t before_ns, bool dry_run, sl_outputs_say *say,
+                               void *arg, sl_error *err)
+{
+    sl_status status = SL_OK;
+    struct dirent *entry;
+    DIR *dir = opendir(s->outputs);
+
+    if (!dir)
+        return sl_fail_errno(err, "could not look into the outputs directory \"%s\"", s->outputs);
+    while (status == SL_OK && (entry = readdir(dir)) != NULL) {
+        char id[SL_CORE_ID_BYTES];
+        struct stat st;
+
+        if (!is_output_name(entry->d_name, id)
+            || fstatat(dirfd(dir), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0
+            || !S_ISREG(st.st_mode)
+            || (int64_t)st.st_mtim.tv_sec * SL_NS_PER_S + st.st_mtim.tv_nsec >= before_ns)
+            continue;
+        pthread_mutex_lock(&s->lock);
+        const bool known = sl_jobs_find(s->jobs, id) != NULL;
+        pthread_mutex_unlock(&s->lock);
+        if (known)
+            continue;
+        if (!dry_run && unlinkat(dirfd(dir), entry->d_name, 0) != 0 && errno != ENOENT)
+            status = sl_fail_errno(err, "could not remove \"%s/%s\"", s->outputs, entry->d_name);
+        else if (say)
+            say(arg, entry->d_name, (uint64_t)st.st_size);
+    }
+    closedir(dir);
+    return status;
+}
+
 sl_status sl_outputs_clean(sl_service *s, int64_t older_than_ns, bool dry_run, sl_outputs_say *say,
                            void *arg, sl_error *err)
 {
     const int64_t now_ns = sl_clock_wall_ns();
+    const int64_t before_ns = older_than_ns < now_ns ? now_ns - older_than_ns : 0;
     sl_status status = SL_OK;
     int count = 0;
 
     pthread_mutex_lock(&s->lock);
-    old_job *old = find_old(s, older_than_ns < now_ns ? now_ns - older_than_ns : 0, &count);
+    old_job *old = find_old(s, before_ns, &count);
     pthread_mutex_unlock(&s->lock);
     if (!old)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a list of jobs");
@@ -305,5 +354,5 @@ sl_status sl_outputs_clean(sl_service *s, int64_t older_than_ns, bool dry_run, s
         free(old[i].output);
     }
     free(old);
-    return status;
+    return status == SL_OK ? clean_unknown(s, before_ns, dry_run, say, arg, err) : status;
 }

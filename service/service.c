@@ -744,6 +744,20 @@ static void on_decoded(sl_service *s, const Sluice__Worker__Decoded *decoded)
                  "%d of %d frames", decoded->frames, decoded->frame_count);
 }
 
+/* How fast it was.  One that waited between its phases says little; a resumed one has
+ * done the steps that were left. */
+static void observe_run(sl_service *s, const sl_job *job, const Sluice__Worker__Done *done)
+{
+    const int steps = job->spec.request.steps;
+    const double left =
+        steps > 0 ? (double)(steps - done->resumed_from_step) / (double)steps : 1.0;
+
+    if (!job->spec.way.by_phase && left > 0.0)
+        sl_core_observe_run(s->core, job->spec.model,
+                            job->spec.core.cost * left * job->spec.way.slowdown,
+                            done->duration_ns);
+}
+
 /* A Run has ended well or badly: its numbers, and its file's name.  Unlocks
  * while it touches the file. */
 static sl_status finish_run(sl_service *s, running_job *run, const Sluice__Worker__Done *done,
@@ -777,8 +791,7 @@ static sl_status finish_run(sl_service *s, running_job *run, const Sluice__Worke
         sl_log(SL_LOG_ERROR, "partial_left", "path=\"%s\" reason=\"%s\"", partial, strerror(errno));
     pthread_mutex_lock(&s->lock);
     if (status == SL_OK) {
-        if (done->resumed_from_step == 0)
-            sl_core_observe_run(s->core, job->spec.model, job->spec.core.cost, done->duration_ns);
+        observe_run(s, job, done);
         job->output_size_bytes = done->output_size_bytes;
         snprintf(job->output_sha256, sizeof job->output_sha256, "%s", done->output_sha256);
     }
@@ -907,6 +920,20 @@ static void on_event(void *arg, uint64_t generation, const Sluice__Worker__Event
     pthread_mutex_unlock(&s->lock);
 }
 
+/* "a,b": the jobs that run. */
+static char *name_running(const sl_service *s, char *buf, size_t buf_bytes)
+{
+    size_t used = 0;
+
+    buf[0] = '\0';
+    for (int lane = 0; lane < SL_CORE_MAX_LANES; lane++) {
+        if (s->running[lane].command_id != 0 && used < buf_bytes)
+            used += (size_t)snprintf(buf + used, buf_bytes - used, "%s%s", used ? "," : "",
+                                     s->running[lane].job_id);
+    }
+    return buf;
+}
+
 static void on_down(void *arg, uint64_t generation, const char *reason)
 {
     sl_service *s = arg;
@@ -914,10 +941,10 @@ static void on_down(void *arg, uint64_t generation, const char *reason)
     (void)generation;
     sl_outputs_remove_partials(s); /* nobody writes now */
     pthread_mutex_lock(&s->lock);
-    const running_job *run = sl_service_first_running(s);
+    char ids[SL_CORE_MAX_LANES * SL_CORE_ID_BYTES];
     if (!s->stopping)
-        sl_event_add(s, "worker_exit", "pid=%lld reason=\"%s\" job=%s", (long long)s->worker_pid,
-                     reason, run ? run->job_id : "");
+        sl_event_add(s, "worker_exit", "pid=%lld reason=\"%s\" jobs=%s", (long long)s->worker_pid,
+                     reason, name_running(s, ids, sizeof ids));
     const bool replaced = s->resetting;
     sl_evidence *evidence = s->stopping || replaced ? NULL : sl_evidence_take(s, reason);
     s->resetting = false;

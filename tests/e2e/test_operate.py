@@ -51,7 +51,7 @@ def test_reset_and_evidence():
         folder = wait_for("evidence", lambda: os.path.isdir(f"{d.outputs}/evidence") and
                           os.listdir(f"{d.outputs}/evidence"), 10)[0]
         wait_for("all of it", lambda: len(os.listdir(f"{d.outputs}/evidence/{folder}")) == 4, 10)
-        with open(f"{d.outputs}/evidence/{folder}/job.json", encoding="utf-8") as f:
+        with open(f"{d.outputs}/evidence/{folder}/jobs.json", encoding="utf-8") as f:
             text = f.read()
         assert job_id in text and "circle" not in text, text
         assert "signal" in folder
@@ -76,6 +76,22 @@ def test_drain_and_clean():
         assert d.cli("job", first).code == 1 and d.cli("jobs").code == 0
         again = d.submit("--request-id", "new", *SMALL)
         d.wait_state(again, ["done"])
+        # What no job has goes by its own age; what is none of ours stays.
+        for name in ("0123456789abcdef.mp4", "0123456789abcdef.txt", "notes.mp4"):
+            path = os.path.join(d.outputs, name)
+            with open(path, "w", encoding="utf-8") as f:
+                f.write("x")
+            os.utime(path, (1000, 1000))
+        fresh = os.path.join(d.outputs, "00000000000000ff.y4m")
+        with open(fresh, "w", encoding="utf-8") as f:
+            f.write("x")
+        would = d.cli("clean", "--older-than", "1h", "--dry-run", "--json").json
+        assert would["names"] == ["0123456789abcdef.mp4"] and would["bytes"] == 1, would
+        assert d.cli("clean", "--older-than", "1h", "--json").json["names"] == would["names"]
+        left = set(os.listdir(d.outputs))
+        assert {"0123456789abcdef.txt", "notes.mp4", "00000000000000ff.y4m"} < left, left
+        assert "0123456789abcdef.mp4" not in left, left
+
 
 
 def test_the_table_is_read_again():
