@@ -18,7 +18,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#define KERNEL_CODE_BYTES (384 * SL_MIB)
+#define KERNEL_CODE_BYTES   (384 * SL_MIB)
+#define LEAST_CONTEXT_BYTES (32 * SL_MIB)
 
 static size_t less(size_t a, size_t b)
 {
@@ -108,7 +109,9 @@ sl_status sl_worker_open_device(sl_worker *worker, const sl_device_spec *spec, s
         status = sl_device_get_memory(worker->device, &left, &card->total_bytes, err);
     if (status == SL_OK) {
         find_own_pid(card, &before);
-        if (card->free_before_bytes == 0) /* nobody told: all that is gone counts as ours */
+        /* Nobody told, or the library's free bytes are not the driver's (no context
+         * is that small): all that is gone counts as ours. */
+        if (card->free_before_bytes < left + LEAST_CONTEXT_BYTES)
             card->free_before_bytes = card->total_bytes;
     }
     return status;
