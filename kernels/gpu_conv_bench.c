@@ -178,6 +178,8 @@ int main(int argc, char **argv)
     bench b = { .exec = NULL };
     sl_status status = open_bench(&b, 3 * SL_GIB, err);
 
+    printf("     cuDNN %zu\n", cudnnGetVersion());
+
     if (status == SL_OK)
         status = sl_scratch_alloc(&b.scratch, &values, (size_t)VALUES * 2, err);
     if (status == SL_OK)
