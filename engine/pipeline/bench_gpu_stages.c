@@ -335,23 +335,23 @@ static double vae_flops(const sl_vae_half *half, bool decode, int height)
     }
     flops += conv_flops(&half->conv1, n * h * w);
     for (int s = 0; s < 4; s++) {
-        const sl_vae_stage *stage = &half->stages[s];
-        const bool resample = stage->resample.w.data, time = stage->time_conv.w.data;
+        const sl_vae_stage *part = &half->stages[s];
+        const bool resample = part->resample.w.data, time = part->time_conv.w.data;
 
-        for (int r = 0; r < stage->res_count; r++)
-            flops += res_flops(&stage->res[r], n * h * w);
+        for (int r = 0; r < part->res_count; r++)
+            flops += res_flops(&part->res[r], n * h * w);
         if (decode && time) {
-            flops += conv_flops(&stage->time_conv, n * h * w);
+            flops += conv_flops(&part->time_conv, n * h * w);
             n = 2 * n - 1;
         }
         if (resample) {
             h *= decode ? 2.0 : 0.5;
             w *= decode ? 2.0 : 0.5;
-            flops += conv_flops(&stage->resample, n * h * w);
+            flops += conv_flops(&part->resample, n * h * w);
         }
         if (!decode && time) {
             n = (n + 1) / 2;
-            flops += conv_flops(&stage->time_conv, n * h * w);
+            flops += conv_flops(&part->time_conv, n * h * w);
         }
     }
     flops += res_flops(&half->mid0, middle) + res_flops(&half->mid2, middle);
