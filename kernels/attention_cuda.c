@@ -120,20 +120,22 @@ static sl_status run_library(sl_exec *exec, const sl_cuda_attention *a,
 /* --- wide --- */
 
 typedef struct {
-    void *turned, *scores, *weights; /* [D, Sk] bf16, [rows, Sk] f32, [rows, Sk] bf16 */
+    void *turned;  /* v: [D, Sk] bf16 */
+    void *scores;  /* [rows, Sk] f32; later the result, [rows, D] f32 */
+    void *weights; /* [rows, Sk] bf16 */
+    void *sums;    /* [rows] f32 */
 } wide_temp;
 
-/* y [S, O] = x [S, I] . w [O, I]^T of bf16; *m NULL: the library has nothing. */
-static sl_status find_product(sl_exec *exec, sl_cuda_matmul **m, cudaDataType_t y_type, int64_t S,
-                              int64_t I, int64_t O, const void *y, const void *x, const void *w,
-                              sl_error *err)
+/* y [S, O] f32 = x [S, I] . w [O, I]^T of bf16; *m NULL: the library has nothing. */
+static sl_status find_product(sl_exec *exec, sl_cuda_matmul **m, int64_t S, int64_t I, int64_t O,
+                              const void *y, const void *x, const void *w, sl_error *err)
 {
     const sl_cuda_matmul_key key = {
         .S = S,
         .I = I,
         .O = O,
         .operands = CUDA_R_16BF,
-        .y = (int32_t)y_type,
+        .y = CUDA_R_32F,
         .bias = SL_CUDA_MATMUL_NO_BIAS,
         .x_align = sl_cuda_alignment(x),
         .w_align = sl_cuda_alignment(w),
@@ -151,26 +153,29 @@ static sl_status run_wide_rows(sl_exec *exec, const sl_cuda_attention *a, const 
     unsigned char *o = (unsigned char *)a->o + first * a->D * 2;
     sl_cuda_matmul *m = NULL;
     sl_status status =
-        find_product(exec, &m, CUDA_R_16BF, count, a->Sk, a->D, o, t->weights, t->turned, err);
+        find_product(exec, &m, count, a->Sk, a->D, t->scores, t->weights, t->turned, err);
 
     *done = m != NULL;
     if (status == SL_OK && m)
-        status = find_product(exec, &m, CUDA_R_32F, count, a->D, a->Sk, t->scores, q, a->k, err);
+        status = find_product(exec, &m, count, a->D, a->Sk, t->scores, q, a->k, err);
     *done = *done && m != NULL;
     if (status != SL_OK || !*done)
         return status;
     status = sl_cuda_matmul_run(exec, m, t->scores, q, a->k, NULL, err);
     if (status == SL_OK)
         status = sl_cuda_end(exec, "attention",
-                             sl_cuda_softmax_rows(sl_cuda_stream(exec), t->weights, t->scores,
-                                                  count, a->Sk, a->scale),
+                             sl_cuda_exp_rows(sl_cuda_stream(exec), t->weights, t->sums, t->scores,
+                                              count, a->Sk, a->scale),
                              err);
     if (status == SL_OK) /* asked for again: a plan lives until the next is made */
-        status =
-            find_product(exec, &m, CUDA_R_16BF, count, a->Sk, a->D, o, t->weights, t->turned, err);
+        status = find_product(exec, &m, count, a->Sk, a->D, t->scores, t->weights, t->turned, err);
     if (status == SL_OK)
-        status = sl_cuda_matmul_run(exec, m, o, t->weights, t->turned, NULL, err);
-    return status == SL_OK ? sl_cuda_end(exec, "attention", cudaSuccess, err) : status;
+        status = sl_cuda_matmul_run(exec, m, t->scores, t->weights, t->turned, NULL, err);
+    if (status == SL_OK)
+        status = sl_cuda_end(
+            exec, "attention",
+            sl_cuda_divide_rows(sl_cuda_stream(exec), o, t->scores, t->sums, count, a->D), err);
+    return status;
 }
 
 /* Queries [*from, Sq) are left when it was refused: in place, those before are
@@ -186,6 +191,8 @@ static sl_status run_wide(sl_exec *exec, const sl_cuda_attention *a, const sl_at
         status = sl_cuda_temp(exec, &t.scores, plan->score_bytes, err);
     if (status == SL_OK)
         status = sl_cuda_temp(exec, &t.weights, plan->weight_bytes, err);
+    if (status == SL_OK)
+        status = sl_cuda_temp(exec, &t.sums, plan->sum_bytes, err);
     if (status == SL_OK)
         status =
             sl_cuda_end(exec, "attention",

@@ -25,9 +25,13 @@ typedef struct {
 
 cudaError_t sl_cuda_attention_plain(cudaStream_t stream, const sl_cuda_attention *a);
 
-/* p [rows, count] bf16 = softmax over each row of scale * s [rows, count] f32 */
-cudaError_t sl_cuda_softmax_rows(cudaStream_t stream, void *p, const float *s, int64_t rows,
-                                 int64_t count, float scale);
+/* p [rows, count] bf16 = exp(scale * s - largest of the row), s [rows, count] f32;
+ * sums [rows]: of each row before it was rounded */
+cudaError_t sl_cuda_exp_rows(cudaStream_t stream, void *p, float *sums, const float *s,
+                             int64_t rows, int64_t count, float scale);
+/* o [rows, D] bf16 = x [rows, D] f32 / sums [rows] */
+cudaError_t sl_cuda_divide_rows(cudaStream_t stream, void *o, const float *x, const float *sums,
+                                int64_t rows, int64_t D);
 /* y [columns, rows] = x [rows, columns] transposed, bf16 */
 cudaError_t sl_cuda_transpose(cudaStream_t stream, void *y, const void *x, int64_t rows,
                               int64_t columns);

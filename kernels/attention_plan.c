@@ -36,7 +36,8 @@ sl_attention_plan sl_attention_plan_of(const sl_tensor *o, const sl_tensor *q, c
         plan.way = SL_ATTENTION_WIDE;
         plan.rows = rows_at_once(Sq, Sk * 6);
         plan.turned_bytes = (size_t)(Sk * D * 2);
-        plan.score_bytes = (size_t)(plan.rows * Sk * 4);
+        plan.score_bytes = (size_t)(plan.rows * (Sk > D ? Sk : D) * 4); /* then the result */
+        plan.sum_bytes = (size_t)(plan.rows * 4);
         plan.weight_bytes = (size_t)(plan.rows * Sk * 2);
     }
     return plan;
@@ -52,7 +53,8 @@ sl_status sl_attention_count_cuda(sl_exec *exec, const sl_tensor *o, const sl_te
     if (status != SL_OK || q->dim[0] == 0)
         return status;
     const sl_attention_plan plan = sl_attention_plan_of(o, q, k, bias, N);
-    const size_t needs[] = { plan.o_bytes, plan.turned_bytes, plan.score_bytes, plan.weight_bytes };
+    const size_t needs[] = { plan.o_bytes, plan.turned_bytes, plan.score_bytes, plan.weight_bytes,
+                             plan.sum_bytes };
     if (!scratch)
         return sl_fail(err, SL_ERR_INTERNAL, "attention: no scratch was lent");
     const size_t mark = sl_scratch_mark(scratch);

@@ -5,8 +5,9 @@
  *            does not say whether its output may be its input, so in place it
  *            works on `rows` queries at a time, into memory that is then copied.
  *   wide     one bf16 head without bias that is wider than that (the VAE's 384):
- *            for `rows` queries the scores as a product, their softmax, and a
- *            product with v, which was transposed once.
+ *            for `rows` queries the scores as a product, their exponentials, and a
+ *            product with v, which was transposed once; divided by the sums last,
+ *            so that the largest weights are not rounded.
  *   plain    everything else, without temporary memory.
  */
 #ifndef SL_KERNELS_ATTENTION_PLAN_H
@@ -24,9 +25,9 @@ typedef enum {
 
 typedef struct {
     sl_attention_way way;
-    int64_t rows;                                   /* queries at once */
-    size_t o_bytes;                                 /* library, in place */
-    size_t turned_bytes, score_bytes, weight_bytes; /* wide */
+    int64_t rows;                                              /* queries at once */
+    size_t o_bytes;                                            /* library, in place */
+    size_t turned_bytes, score_bytes, weight_bytes, sum_bytes; /* wide */
 } sl_attention_plan;
 
 /* Of operands that sl_attention_check has passed, q not empty. */

@@ -52,7 +52,8 @@ SL_TEST(counting_takes_what_the_plan_says)
     const sl_numerics numerics = sl_numerics_of(SL_DEVICE_CUDA, false);
     const sl_attention_plan plan = plan_of(SL_BF16, 1, 384, 6240, 6240, false, true);
     const sl_tensor t = sl_tensor_of(NULL, SL_BF16, 2, 6240, 384);
-    const size_t sizes[] = { plan.turned_bytes, plan.score_bytes, plan.weight_bytes };
+    const size_t sizes[] = { plan.turned_bytes, plan.score_bytes, plan.weight_bytes,
+                             plan.sum_bytes };
     sl_scratch scratch;
     sl_exec *exec;
     size_t sum = 0;

@@ -26,8 +26,5 @@ typedef struct {
 /* *out may be a refused plan.  *made: it was not there before. */
 sl_status sl_conv_graph_plan(sl_dnn *dnn, const sl_conv_graph *shape, const sl_dnn_plan **out,
                              bool *made, sl_error *err) SL_MUST_CHECK;
-/* sl_dnn_list of it. */
-sl_status sl_conv_graph_list(sl_dnn *dnn, const sl_conv_graph *shape,
-                             void (*line)(void *arg, const char *text), void *arg, sl_error *err);
 
 #endif

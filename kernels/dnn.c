@@ -9,7 +9,7 @@
 enum {
     MAX_PLANS = 160,  /* a VAE's encode and decode need about 100 */
     MAX_CONFIGS = 64, /* that one mode of the heuristics offers */
-    MAX_ARGS = 8,     /* stored tensors of a graph */
+    MAX_KNOBS = 24,   /* stored tensors of a graph */
     ALIGN_BYTES = 16, /* of every tensor */
     TEXT_BYTES = SL_DNN_TEXT_BYTES,
     REASON_BYTES = 320, /* of the library's own words */
@@ -31,7 +31,8 @@ struct sl_dnn {
     sl_dnn_part device;   /* a description in place of a handle, or NULL */
     size_t workspace_limit;
     uint64_t clock, run_count;
-    int passed_over; /* plans that would do and are not taken */
+    bool passes_over; /* preferences do not count, */
+    int passed_over;  /* and so many plans that would do are not taken */
     sl_dnn_plan plans[MAX_PLANS];
 };
 
@@ -143,6 +144,7 @@ void sl_dnn_destroy(sl_dnn *dnn)
 
 void sl_dnn_pass_over(sl_dnn *dnn, int count)
 {
+    dnn->passes_over = true;
     dnn->passed_over = count;
 }
 
@@ -469,6 +471,54 @@ static cudnnStatus_t look_at_engine(sl_dnn_plan *plan, int64_t *number, uint32_t
     return s;
 }
 
+/* What is set in a configuration; SL_DNN_ANY where it has no such knob. */
+static sl_dnn_choice choice_of(sl_dnn_part config, int64_t engine)
+{
+    sl_dnn_choice choice = { (int16_t)engine, SL_DNN_ANY, SL_DNN_ANY, SL_DNN_ANY, SL_DNN_ANY };
+    const struct {
+        cudnnBackendKnobType_t type;
+        int16_t *value;
+    } known[] = {
+        { CUDNN_KNOB_TYPE_TILE_SIZE, &choice.tile },
+        { CUDNN_KNOB_TYPE_TILEK, &choice.tile_k },
+        { CUDNN_KNOB_TYPE_TILE_CGA_M, &choice.cluster_m },
+        { CUDNN_KNOB_TYPE_TILE_CGA_N, &choice.cluster_n },
+    };
+    sl_dnn_part knobs[MAX_KNOBS] = { NULL };
+    int64_t count = 0;
+    cudnnStatus_t s = CUDNN_STATUS_SUCCESS;
+
+    for (int i = 0; s == CUDNN_STATUS_SUCCESS && i < MAX_KNOBS; i++)
+        s = cudnnBackendCreateDescriptor(CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR, &knobs[i]);
+    if (s == CUDNN_STATUS_SUCCESS)
+        s = cudnnBackendGetAttribute(config, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES,
+                                     CUDNN_TYPE_BACKEND_DESCRIPTOR, MAX_KNOBS, &count, knobs);
+    for (int64_t i = 0; s == CUDNN_STATUS_SUCCESS && i < count && i < MAX_KNOBS; i++) {
+        cudnnBackendKnobType_t type;
+        int64_t value, one;
+        s = cudnnBackendGetAttribute(knobs[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE,
+                                     CUDNN_TYPE_KNOB_TYPE, 1, &one, &type);
+        if (s == CUDNN_STATUS_SUCCESS)
+            s = cudnnBackendGetAttribute(knobs[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE,
+                                         CUDNN_TYPE_INT64, 1, &one, &value);
+        for (size_t k = 0; s == CUDNN_STATUS_SUCCESS && k < SL_COUNT(known); k++)
+            if (known[k].type == type)
+                *known[k].value = (int16_t)value;
+    }
+    for (int i = 0; i < MAX_KNOBS; i++)
+        destroy_part(&knobs[i]);
+    return choice;
+}
+
+static bool matches(const sl_dnn_choice *wanted, const sl_dnn_choice *c)
+{
+    return (wanted->engine == SL_DNN_ANY || wanted->engine == c->engine) &&
+           (wanted->tile == SL_DNN_ANY || wanted->tile == c->tile) &&
+           (wanted->tile_k == SL_DNN_ANY || wanted->tile_k == c->tile_k) &&
+           (wanted->cluster_m == SL_DNN_ANY || wanted->cluster_m == c->cluster_m) &&
+           (wanted->cluster_n == SL_DNN_ANY || wanted->cluster_n == c->cluster_n);
+}
+
 /* plan->config becomes a plan. */
 static cudnnStatus_t build_plan(const sl_dnn *dnn, sl_dnn_plan *plan)
 {
@@ -491,14 +541,28 @@ static cudnnStatus_t build_plan(const sl_dnn *dnn, sl_dnn_plan *plan)
     return s;
 }
 
-/* Whether plan->config will do; then it is a plan. */
-static bool take(const sl_dnn *dnn, const sl_dnn_graph *g, sl_dnn_plan *plan, search *found)
+static void describe_plan(sl_dnn_plan *plan, const sl_dnn_choice *c, uint32_t notes, int number)
 {
-    int64_t number = -1;
-    uint32_t notes;
-    cudnnStatus_t s = look_at_engine(plan, &number, &notes);
+    snprintf(plan->text, sizeof plan->text,
+             "engine %d tile %d/%d cluster %dx%d, notes 0x%x, choice %d, workspace %zu", c->engine,
+             c->tile, c->tile_k, c->cluster_m, c->cluster_n, notes, number, plan->workspace_bytes);
+}
 
-    found->offered++;
+/* Whether plan->config, the `number`-th on offer, will do; then it is a plan.
+ * wanted NULL: any. */
+static bool take(const sl_dnn *dnn, const sl_dnn_graph *g, const sl_dnn_choice *wanted,
+                 sl_dnn_plan *plan, int number, search *found)
+{
+    int64_t engine = -1;
+    uint32_t notes;
+    cudnnStatus_t s = look_at_engine(plan, &engine, &notes);
+    const sl_dnn_choice choice = choice_of(plan->config, engine);
+
+    if (wanted && !matches(wanted, &choice)) {
+        destroy_part(&plan->engine);
+        return false;
+    }
+    found->offered += !wanted;
     if (s == CUDNN_STATUS_SUCCESS && notes & 1u << CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC) {
         found->nondeterministic++;
     } else if (s == CUDNN_STATUS_SUCCESS && notes & g->forbidden) {
@@ -508,10 +572,8 @@ static bool take(const sl_dnn *dnn, const sl_dnn_graph *g, sl_dnn_plan *plan, se
             s = build_plan(dnn, plan);
         const bool fits =
             s == CUDNN_STATUS_SUCCESS && plan->workspace_bytes <= dnn->workspace_limit;
-        if (fits && found->good++ == dnn->passed_over) {
-            snprintf(plan->text, sizeof plan->text,
-                     "engine %lld, notes 0x%x, choice %d, workspace %zu", (long long)number, notes,
-                     found->offered, plan->workspace_bytes);
+        if (fits && (wanted || found->good++ == dnn->passed_over)) {
+            describe_plan(plan, &choice, notes, number);
             return true;
         }
         if (s == CUDNN_STATUS_SUCCESS && !fits) {
@@ -529,24 +591,35 @@ static bool take(const sl_dnn *dnn, const sl_dnn_graph *g, sl_dnn_plan *plan, se
 
 static const cudnnBackendHeurMode_t modes[] = { CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK };
 
-/* The first that will do of those that one mode offers. */
+/* The first that will do of those that one mode offers, and that are `wanted`. */
+static bool take_first(const sl_dnn *dnn, const sl_dnn_graph *g, const sl_dnn_choice *wanted,
+                       sl_dnn_part *configs, int count, sl_dnn_plan *plan, search *found)
+{
+    for (int i = 0; i < count; i++) {
+        plan->config = configs[i];
+        if (take(dnn, g, wanted, plan, i + 1, found)) {
+            configs[i] = NULL; /* the plan's now */
+            return true;
+        }
+    }
+    plan->config = NULL;
+    return false;
+}
+
 static bool search_mode(const sl_dnn *dnn, const sl_dnn_graph *g, sl_dnn_part graph,
                         cudnnBackendHeurMode_t mode, sl_dnn_plan *plan, search *found)
 {
     sl_dnn_part configs[MAX_CONFIGS];
     const int count = ask(dnn, graph, mode, configs, found);
+    const int wishes = dnn->passes_over ? 0 : g->preferred_count;
     bool taken = false;
 
-    for (int i = 0; i < count; i++) {
-        if (!taken) {
-            plan->config = configs[i];
-            taken = take(dnn, g, plan, found);
-        }
-        if (!taken || plan->config != configs[i])
-            destroy_part(&configs[i]);
-    }
+    for (int i = 0; !taken && i < wishes; i++)
+        taken = take_first(dnn, g, &g->preferred[i], configs, count, plan, found);
     if (!taken)
-        plan->config = NULL;
+        taken = take_first(dnn, g, NULL, configs, count, plan, found);
+    for (int i = 0; i < count; i++)
+        destroy_part(&configs[i]);
     return taken;
 }
 
@@ -601,41 +674,6 @@ sl_status sl_dnn_finish(sl_dnn_graph *g, sl_dnn *dnn, const sl_dnn_key *key,
     *out = plan;
     drop_parts(g);
     return SL_OK;
-}
-
-sl_status sl_dnn_list(sl_dnn_graph *g, sl_dnn *dnn, void (*line)(void *arg, const char *text),
-                      void *arg)
-{
-    const sl_dnn_part graph = make_operation_graph(g, dnn);
-    sl_dnn_part configs[MAX_CONFIGS];
-
-    if (g->status == SL_ERR_UNIMPLEMENTED) {
-        line(arg, g->refusal);
-        g->status = SL_OK;
-    }
-    for (size_t m = 0; graph && g->status == SL_OK && m < SL_COUNT(modes); m++) {
-        search found = { 0 };
-        const int count = ask(dnn, graph, modes[m], configs, &found);
-
-        for (int i = 0; i < count; i++) {
-            sl_dnn_plan plan = { .config = configs[i] };
-            char text[TEXT_BYTES + REASON_BYTES];
-            int64_t number = -1;
-            uint32_t notes;
-            cudnnStatus_t s = look_at_engine(&plan, &number, &notes);
-
-            if (s == CUDNN_STATUS_SUCCESS)
-                s = build_plan(dnn, &plan);
-            snprintf(text, sizeof text, "%s %d: engine %lld notes 0x%x workspace %zu %s",
-                     m ? "fallback" : "best", i, (long long)number, notes, plan.workspace_bytes,
-                     s == CUDNN_STATUS_SUCCESS ? ""
-                                               : reason_of(s, found.reason, sizeof found.reason));
-            line(arg, text);
-            empty_plan(&plan);
-        }
-    }
-    drop_parts(g);
-    return g->status;
 }
 
 sl_status sl_dnn_run(sl_dnn *dnn, const sl_dnn_plan *plan, int count, const int64_t *ids,

@@ -10,7 +10,8 @@
  *
  * The plan is the first that cuDNN's heuristics offer (their best guess, then
  * their fallbacks) which is deterministic, has no note that the graph forbids,
- * and needs no more workspace than the limit.  Nothing is timed, so that two
+ * and needs no more workspace than the limit; those that the graph prefers, if
+ * they are offered, come before.  Nothing is timed, so that two
  * processes take the same plan and give the same bits.  Where there is none, or
  * the library does not take a step of the graph, the result is a refused plan,
  * whose text says what was offered and why it was passed over: that is for the
@@ -60,7 +61,8 @@ typedef struct {
 const sl_dnn_plan *sl_dnn_find(sl_dnn *dnn, const sl_dnn_key *key);
 bool sl_dnn_is_refused(const sl_dnn_plan *plan); /* then it must not be run */
 size_t sl_dnn_workspace_bytes(const sl_dnn_plan *plan);
-/* "engine 41, notes 0x1, choice 1, workspace 131", or why it is refused. */
+/* "engine 41 tile 0/1 cluster 2x1, notes 0x1, choice 1, workspace 131", or why it
+ * is refused. */
 const char *sl_dnn_plan_text(const sl_dnn_plan *plan);
 /* Plans run so far: tells whether the library did something or not. */
 uint64_t sl_dnn_run_count(const sl_dnn *dnn);
@@ -76,11 +78,21 @@ enum { SL_DNN_MAX_RANK = 5, SL_DNN_MAX_PARTS = 48, SL_DNN_MAX_OPS = 12 };
 
 typedef cudnnBackendDescriptor_t sl_dnn_part; /* NULL once something failed */
 
+/* What tells one offered plan from another; SL_DNN_ANY: whatever it is.  The
+ * numbers of tiles are the library's own: indices into its kernels. */
+enum { SL_DNN_ANY = -1 };
+
+typedef struct {
+    int16_t engine, tile, tile_k, cluster_m, cluster_n;
+} sl_dnn_choice;
+
 typedef struct {
     const char *what; /* for messages */
     sl_error *err;
     sl_status status;
     uint32_t forbidden; /* bits of cudnnBackendNumericalNote_t beside NONDETERMINISTIC */
+    const sl_dnn_choice *preferred; /* the best one first; NULL: none */
+    int preferred_count;
     sl_dnn_part parts[SL_DNN_MAX_PARTS];
     sl_dnn_part ops[SL_DNN_MAX_OPS];
     int part_count, op_count;
@@ -117,10 +129,5 @@ void sl_dnn_sdpa(sl_dnn_graph *g, sl_dnn_part q, sl_dnn_part k, sl_dnn_part v, s
 /* Builds the plan and keeps it under `key`; ends the graph in any case. */
 sl_status sl_dnn_finish(sl_dnn_graph *g, sl_dnn *dnn, const sl_dnn_key *key,
                         const sl_dnn_plan **out) SL_MUST_CHECK;
-
-/* One line per plan that the heuristics offer, for choosing by hand: returns
- * how many there are.  Ends the graph. */
-sl_status sl_dnn_list(sl_dnn_graph *g, sl_dnn *dnn, void (*line)(void *arg, const char *text),
-                      void *arg);
 
 #endif

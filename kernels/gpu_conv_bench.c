@@ -1,4 +1,5 @@
-/* gpu_conv_bench - every plan that cuDNN offers for the VAE's convolutions, timed.
+/* gpu_conv_bench - every plan that cuDNN offers for the VAE's convolutions and for
+ * dense attention, timed.
  *
  *     gpu_conv_bench [SUBSTRING]
  *
@@ -8,6 +9,7 @@
  * faster.
  */
 #include "base/size.h"
+#include "kernels/attention_graph.h"
 #include "kernels/conv_graph.h"
 #include "kernels/cuda.h"
 #include "kernels/ops.h"
@@ -27,23 +29,41 @@ typedef struct {
     sl_timer *timer;
 } bench;
 
-static const struct {
+typedef struct {
     const char *name;
-    sl_conv_graph g;
-} cases[] = {
+    sl_conv_graph conv;
+    sl_attention_graph attention; /* D 0: it is the convolution */
+} subject;
+
+static const subject cases[] = {
     /* frames, H, W, I, To, Ho, Wo, O, kt, kh, kw, zeros, strides, pads, residual */
-    { "96 at 480p", { 3, 480, 832, 96, 1, 480, 832, 96, 3, 3, 3, 0, 1, 1, 1, 1, 1, 1, 1 } },
-    { "192 at half", { 3, 240, 416, 192, 1, 240, 416, 192, 3, 3, 3, 0, 1, 1, 1, 1, 1, 1, 1 } },
-    { "384 at quarter", { 4, 120, 208, 384, 2, 120, 208, 384, 3, 3, 3, 0, 1, 1, 1, 1, 1, 1, 1 } },
-    { "384 at eighth", { 3, 60, 104, 384, 1, 60, 104, 384, 3, 3, 3, 0, 1, 1, 1, 1, 1, 1, 1 } },
-    { "up 192-96", { 1, 480, 832, 192, 1, 480, 832, 96, 1, 3, 3, 0, 1, 1, 1, 1, 1, 1, 0 } },
-    { "up 384-192", { 1, 240, 416, 384, 1, 240, 416, 192, 1, 3, 3, 0, 1, 1, 1, 1, 1, 1, 0 } },
-    { "head 3", { 3, 480, 832, 96, 1, 480, 832, 3, 3, 3, 3, 0, 1, 1, 1, 1, 1, 1, 0 } },
-    { "encoder's first", { 3, 480, 832, 8, 1, 480, 832, 96, 3, 3, 3, 0, 1, 1, 1, 1, 1, 1, 0 } },
-    { "down 96", { 1, 480, 832, 96, 1, 240, 416, 96, 1, 3, 3, 0, 1, 2, 0, 1, 0, 1, 0 } },
-    { "96 at 720p", { 3, 720, 1280, 96, 1, 720, 1280, 96, 3, 3, 3, 0, 1, 1, 1, 1, 1, 1, 1 } },
-    { "96 flat", { 1, 480, 832, 96, 1, 480, 832, 96, 1, 3, 3, 0, 1, 1, 1, 1, 1, 1, 0 } },
-    { "288 flat", { 1, 480, 832, 288, 1, 480, 832, 96, 1, 3, 3, 0, 1, 1, 1, 1, 1, 1, 0 } },
+    { "96 at 480p", { 3, 480, 832, 96, 1, 480, 832, 96, 3, 3, 3, 0, 1, 1, 1, 1, 1, 1, 1 }, { 0 } },
+    { "192 at half",
+      { 3, 240, 416, 192, 1, 240, 416, 192, 3, 3, 3, 0, 1, 1, 1, 1, 1, 1, 1 },
+      { 0 } },
+    { "384 at quarter",
+      { 4, 120, 208, 384, 2, 120, 208, 384, 3, 3, 3, 0, 1, 1, 1, 1, 1, 1, 1 },
+      { 0 } },
+    { "384 at eighth",
+      { 3, 60, 104, 384, 1, 60, 104, 384, 3, 3, 3, 0, 1, 1, 1, 1, 1, 1, 1 },
+      { 0 } },
+    { "up 192-96", { 1, 480, 832, 192, 1, 480, 832, 96, 1, 3, 3, 0, 1, 1, 1, 1, 1, 1, 0 }, { 0 } },
+    { "up 384-192",
+      { 1, 240, 416, 384, 1, 240, 416, 192, 1, 3, 3, 0, 1, 1, 1, 1, 1, 1, 0 },
+      { 0 } },
+    { "head 3", { 3, 480, 832, 96, 1, 480, 832, 3, 3, 3, 3, 0, 1, 1, 1, 1, 1, 1, 0 }, { 0 } },
+    { "encoder's first",
+      { 3, 480, 832, 8, 1, 480, 832, 96, 3, 3, 3, 0, 1, 1, 1, 1, 1, 1, 0 },
+      { 0 } },
+    { "down 96", { 1, 480, 832, 96, 1, 240, 416, 96, 1, 3, 3, 0, 1, 2, 0, 1, 0, 1, 0 }, { 0 } },
+    { "96 at 720p",
+      { 3, 720, 1280, 96, 1, 720, 1280, 96, 3, 3, 3, 0, 1, 1, 1, 1, 1, 1, 1 },
+      { 0 } },
+    { "96 flat", { 1, 480, 832, 96, 1, 480, 832, 96, 1, 3, 3, 0, 1, 1, 1, 1, 1, 1, 0 }, { 0 } },
+    { "288 flat", { 1, 480, 832, 288, 1, 480, 832, 96, 1, 3, 3, 0, 1, 1, 1, 1, 1, 1, 0 }, { 0 } },
+    { "self 1.3B 480p", { 0 }, { 12, 32760, 32760, 128 } },
+    { "self 14B 480p", { 0 }, { 40, 10920, 32760, 128 } },
+    { "text 1.3B", { 0 }, { 12, 16384, 512, 128 } },
 };
 
 /* `count` normal values in bf16 at `at`. */
@@ -67,19 +87,43 @@ static sl_status fill(bench *b, unsigned char *at, int64_t count, sl_error *err)
     return status;
 }
 
-static sl_status run_once(bench *b, sl_dnn *dnn, const sl_dnn_plan *plan, const sl_conv_graph *g,
+/* All inputs are parts of the same values. */
+static sl_status run_plan(bench *b, sl_dnn *dnn, const sl_dnn_plan *plan, const subject *c,
+                          unsigned char *values, void *y, sl_error *err)
+{
+    static const int64_t conv_ids[SL_CONV_IDS] = { SL_CONV_X, SL_CONV_W, SL_CONV_Y, SL_CONV_BIAS,
+                                                   SL_CONV_RESIDUAL };
+    static const int64_t ids[SL_ATTENTION_IDS] = { SL_ATTENTION_Q, SL_ATTENTION_K, SL_ATTENTION_V,
+                                                   SL_ATTENTION_O, SL_ATTENTION_SCALE };
+    float scale = 0.0883883f;
+    void *const conv_data[SL_CONV_IDS] = { values, values + 256, y, values + 512, values + 1024 };
+    void *const data[SL_ATTENTION_IDS] = { values, values + 256, values + 512, y, &scale };
+    void *workspace = sl_cuda_workspace(b->exec);
+
+    if (c->attention.D > 0)
+        return sl_dnn_run(dnn, plan, SL_ATTENTION_IDS, ids, data, workspace, err);
+    return sl_dnn_run(dnn, plan, c->conv.residual ? SL_CONV_IDS : SL_CONV_IDS - 1, conv_ids,
+                      conv_data, workspace, err);
+}
+
+static sl_status run_once(bench *b, sl_dnn *dnn, const sl_dnn_plan *plan, const subject *c,
                           unsigned char *values, void *y, double *milliseconds, sl_error *err)
 {
-    static const int64_t ids[SL_CONV_IDS] = { SL_CONV_X, SL_CONV_W, SL_CONV_Y, SL_CONV_BIAS,
-                                              SL_CONV_RESIDUAL };
-    /* All inputs are parts of the same values. */
-    void *const data[SL_CONV_IDS] = { values, values + 256, y, values + 512, values + 1024 };
     sl_status status = sl_timer_start(b->timer, err);
 
     if (status == SL_OK)
-        status = sl_dnn_run(dnn, plan, g->residual ? SL_CONV_IDS : SL_CONV_IDS - 1, ids, data,
-                            sl_cuda_workspace(b->exec), err);
+        status = run_plan(b, dnn, plan, c, values, y, err);
     return status == SL_OK ? sl_timer_stop(b->timer, milliseconds, err) : status;
+}
+
+static double flops_of(const subject *c)
+{
+    const sl_conv_graph *g = &c->conv;
+    const sl_attention_graph *a = &c->attention;
+
+    if (a->D > 0)
+        return 4.0 * (double)(a->N * a->D) * (double)a->Sq * (double)a->Sk;
+    return 2.0 * (double)(g->To * g->Ho * g->Wo * g->O) * (double)(g->kt * g->kh * g->kw * g->I);
 }
 
 static int by_value(const void *a, const void *b)
@@ -90,9 +134,8 @@ static int by_value(const void *a, const void *b)
 }
 
 /* The median; *milliseconds 0: there is no such plan. */
-static sl_status time_plan(bench *b, const sl_conv_graph *g, int choice, unsigned char *values,
-                           void *y, char *text, size_t text_bytes, double *milliseconds,
-                           sl_error *err)
+static sl_status time_plan(bench *b, const subject *c, int choice, unsigned char *values, void *y,
+                           char *text, size_t text_bytes, double *milliseconds, sl_error *err)
 {
     const sl_dnn_plan *plan;
     double times[RUNS + 1];
@@ -105,10 +148,11 @@ static sl_status time_plan(bench *b, const sl_conv_graph *g, int choice, unsigne
     if (status != SL_OK)
         return status;
     sl_dnn_pass_over(dnn, choice);
-    status = sl_conv_graph_plan(dnn, g, &plan, &made, err);
+    status = c->attention.D > 0 ? sl_attention_graph_plan(dnn, &c->attention, &plan, &made, err)
+                                : sl_conv_graph_plan(dnn, &c->conv, &plan, &made, err);
     if (status == SL_OK && !sl_dnn_is_refused(plan)) {
         for (int i = 0; status == SL_OK && i <= RUNS; i++)
-            status = run_once(b, dnn, plan, g, values, y, &times[i], err);
+            status = run_once(b, dnn, plan, c, values, y, &times[i], err);
         if (status == SL_OK) {
             qsort(times + 1, RUNS, sizeof times[0], by_value); /* the first warms up */
             *milliseconds = times[1 + RUNS / 2];
@@ -119,11 +163,10 @@ static sl_status time_plan(bench *b, const sl_conv_graph *g, int choice, unsigne
     return status;
 }
 
-static sl_status bench_case(bench *b, const char *name, const sl_conv_graph *g,
-                            unsigned char *values, void *y, sl_error *err)
+static sl_status bench_case(bench *b, const subject *c, unsigned char *values, void *y,
+                            sl_error *err)
 {
-    const double flops =
-        2.0 * (double)(g->To * g->Ho * g->Wo * g->O) * (double)(g->kt * g->kh * g->kw * g->I);
+    const double flops = flops_of(c);
     double first = 0.0, best = 0.0;
     int best_choice = 0;
     char text[SL_DNN_TEXT_BYTES], best_text[SL_DNN_TEXT_BYTES] = "";
@@ -131,10 +174,10 @@ static sl_status bench_case(bench *b, const char *name, const sl_conv_graph *g,
 
     for (int choice = 0; status == SL_OK && choice < MOST_PLANS; choice++) {
         double milliseconds;
-        status = time_plan(b, g, choice, values, y, text, sizeof text, &milliseconds, err);
+        status = time_plan(b, c, choice, values, y, text, sizeof text, &milliseconds, err);
         if (status != SL_OK || milliseconds <= 0.0)
             break;
-        printf("     %-16s %2d %8.3f ms %6.1f TFLOP/s  %s\n", name, choice, milliseconds,
+        printf("     %-16s %2d %8.3f ms %6.1f TFLOP/s  %s\n", c->name, choice, milliseconds,
                flops / milliseconds * 1e-9, text);
         if (choice == 0)
             first = milliseconds;
@@ -144,7 +187,7 @@ static sl_status bench_case(bench *b, const char *name, const sl_conv_graph *g,
             snprintf(best_text, sizeof best_text, "%s", text);
         }
     }
-    printf("best %-16s %2d %8.3f ms %6.1f TFLOP/s, first %.3f ms: %s\n", name, best_choice, best,
+    printf("best %-16s %2d %8.3f ms %6.1f TFLOP/s, first %.3f ms: %s\n", c->name, best_choice, best,
            best > 0.0 ? flops / best * 1e-9 : 0.0, first, best_text);
     return status;
 }
@@ -178,6 +221,8 @@ int main(int argc, char **argv)
     bench b = { .exec = NULL };
     sl_status status = open_bench(&b, 3 * SL_GIB, err);
 
+    printf("     cuDNN %zu\n", cudnnGetVersion());
+
     if (status == SL_OK)
         status = sl_scratch_alloc(&b.scratch, &values, (size_t)VALUES * 2, err);
     if (status == SL_OK)
@@ -186,7 +231,7 @@ int main(int argc, char **argv)
         status = fill(&b, values, VALUES, err);
     for (size_t i = 0; status == SL_OK && i < SL_COUNT(cases); i++)
         if (argc < 2 || strstr(cases[i].name, argv[1]))
-            status = bench_case(&b, cases[i].name, &cases[i].g, values, y, err);
+            status = bench_case(&b, &cases[i], values, y, err);
     if (status != SL_OK)
         fprintf(stderr, "%s: %s\n", sl_status_text(status), error.message);
     sl_timer_destroy(b.timer);

@@ -1,8 +1,6 @@
 /* Bound by memory: a row is read once.  It stays in registers while its mean and
- * then its deviations are summed, in f32 over a tree of lanes: with a row of n
- * elements the rounding error of a sum grows like log n.  What the mean of the
- * deviations is off from zero is what rounding did to the mean: it is taken out
- * of them, so that a mean far above the deviation does no harm.
+ * then its squared deviations are summed, both in f32 over a tree of lanes: with a
+ * row of n elements the rounding error of a sum grows like log n.
  *
  * Rows of up to WARP_VECTORS vectors of eight belong to one warp and several to a
  * block; longer ones to a block.  Rows longer than registers hold, or whose length
@@ -49,36 +47,18 @@ __device__ __forceinline__ float row_sum(float v, float *part)
     return warp_sum(v);
 }
 
-/* How a row is centred and scaled; rms_norm has only a factor. */
-struct row_stats {
-    float center, rest, factor;
-};
-
-/* sum and squares: of (x - center) over the thread's elements; rms_norm's sum is not
- * looked at.  `part` is for two sums. */
 template <bool LAYER>
-__device__ __forceinline__ row_stats stats_of(float center, float sum, float squares, float C,
-                                              float eps, float padding,
-                                              float (*part)[MOST_THREADS / WARP])
-{
-    const float rest = LAYER ? row_sum(sum, part[0]) / C : 0.0f;
-    const float mean = center + rest;
-    const float mean_square = fmaf(padding * mean, mean, row_sum(squares, part[1])) / C;
-
-    return { center, rest, 1.0f / sqrtf(fmaf(-rest, rest, mean_square) + eps) };
-}
-
-template <bool LAYER>
-__device__ __forceinline__ float finish(float v, const row_stats &row, float w, float b, bool has_w)
+__device__ __forceinline__ float finish(float v, float center, float factor, float w, float b,
+                                        bool has_w)
 {
     if (!LAYER)
-        return v * row.factor * w;
-    v = ((v - row.center) - row.rest) * row.factor;
+        return v * factor * w;
+    v = (v - center) * factor;
     return has_w ? fmaf(v, w, b) : v;
 }
 
 template <bool LAYER>
-__device__ __forceinline__ sl_vec8 finish8(sl_vec8 x, const row_stats &row,
+__device__ __forceinline__ sl_vec8 finish8(sl_vec8 x, float center, float factor,
                                            const norm_params &params, int64_t c)
 {
     const bool has_w = params.p[SL_NORM_W].data != NULL;
@@ -90,7 +70,7 @@ __device__ __forceinline__ sl_vec8 finish8(sl_vec8 x, const row_stats &row,
         b = sl_param_get8(params.p[SL_NORM_B], c);
 #pragma unroll
     for (int k = 0; k < 8; k++)
-        x.v[k] = finish<LAYER>(x.v[k], row, w.v[k], b.v[k], has_w);
+        x.v[k] = finish<LAYER>(x.v[k], center, factor, w.v[k], b.v[k], has_w);
     if (LAYER && params.p[SL_NORM_SCALE].data) {
         const sl_vec8 scale = sl_param_get8(params.p[SL_NORM_SCALE], c);
         const sl_vec8 shift = sl_param_get8(params.p[SL_NORM_SHIFT], c);
@@ -106,11 +86,11 @@ template <bool LAYER, int VECTORS, typename Y, typename X>
 __global__ void __launch_bounds__(MOST_THREADS)
     norm_wide(Y *y, const X *x, norm_params params, int64_t rows, int C, float eps, float padding)
 {
-    __shared__ float part[3][MOST_THREADS / WARP];
+    __shared__ float part[2][MOST_THREADS / WARP];
     const int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
     const int across = C / 8;
     sl_vec8 in[VECTORS];
-    float sum = 0.0f, squares = 0.0f, center = 0.0f;
+    float sum = 0.0f, center = 0.0f;
 
     if (row >= rows) /* whole warps: a block with several rows has a warp to each */
         return;
@@ -135,22 +115,21 @@ __global__ void __launch_bounds__(MOST_THREADS)
 #pragma unroll
     for (int i = 0; i < VECTORS; i++)
         if (threadIdx.x + i * blockDim.x < across) {
-            float part_sum = 0.0f, part_squares = 0.0f;
+            float squares = 0.0f;
 #pragma unroll
             for (int k = 0; k < 8; k++) {
                 const float d = in[i].v[k] - center;
-                part_sum += d;
-                part_squares = fmaf(d, d, part_squares);
+                squares = fmaf(d, d, squares);
             }
-            sum += part_sum;
-            squares += part_squares;
+            sum += squares;
         }
-    const row_stats stats = stats_of<LAYER>(center, sum, squares, (float)C, eps, padding, part + 1);
+    const float squares_sum = fmaf(padding * center, center, row_sum(sum, part[1]));
+    const float factor = 1.0f / sqrtf(squares_sum / (float)C + eps);
 #pragma unroll
     for (int i = 0; i < VECTORS; i++) {
         const int at = threadIdx.x + i * blockDim.x;
         if (at < across)
-            sl_put8(y + 8 * at, finish8<LAYER>(in[i], stats, params, 8 * at));
+            sl_put8(y + 8 * at, finish8<LAYER>(in[i], center, factor, params, 8 * at));
     }
 }
 
@@ -160,10 +139,10 @@ template <bool LAYER, typename Y, typename X>
 __global__ void norm_narrow(Y *y, const X *x, norm_params params, int64_t C, float eps,
                             float padding)
 {
-    __shared__ float part[3][MOST_THREADS / WARP];
+    __shared__ float part[2][ROWS_THREADS / WARP];
     const bool has_w = params.p[SL_NORM_W].data != NULL;
     const bool modulated = LAYER && params.p[SL_NORM_SCALE].data != NULL;
-    float sum = 0.0f, squares = 0.0f, center = 0.0f;
+    float sum = 0.0f, center = 0.0f;
 
     x += blockIdx.x * C;
     y += blockIdx.x * C;
@@ -175,14 +154,14 @@ __global__ void norm_narrow(Y *y, const X *x, norm_params params, int64_t C, flo
     sum = 0.0f;
     for (int64_t c = threadIdx.x; c < C; c += blockDim.x) {
         const float d = sl_get(x + c) - center;
-        sum += d;
-        squares = fmaf(d, d, squares);
+        sum = fmaf(d, d, sum);
     }
-    const row_stats stats = stats_of<LAYER>(center, sum, squares, (float)C, eps, padding, part + 1);
+    const float squares_sum = fmaf(padding * center, center, row_sum(sum, part[1]));
+    const float factor = 1.0f / sqrtf(squares_sum / (float)C + eps);
     for (int64_t c = threadIdx.x; c < C; c += blockDim.x) {
         const float w = has_w ? sl_param_get(params.p[SL_NORM_W], c) : 0.0f;
         const float b = LAYER && has_w ? sl_param_get(params.p[SL_NORM_B], c) : 0.0f;
-        float v = finish<LAYER>(sl_get(x + c), stats, w, b, has_w);
+        float v = finish<LAYER>(sl_get(x + c), center, factor, w, b, has_w);
         if (modulated)
             v = fmaf(v, 1.0f + sl_param_get(params.p[SL_NORM_SCALE], c),
                      sl_param_get(params.p[SL_NORM_SHIFT], c));

@@ -332,6 +332,7 @@ typedef struct {
     size_t before_bytes, after_bytes, peak_bytes; /* arena mapped, measured; what other lanes
                                                      map meanwhile is not in the difference */
     size_t component_bytes;                       /* of a load */
+    int64_t kept_bytes;                           /* unmapped, and the driver still has them */
     int64_t duration_ns;
 } sl_core_done;
 
@@ -383,7 +384,8 @@ typedef struct {
     int command_count; /* 0: nothing had to be done; the next four are 0 then */
     size_t before_bytes, after_bytes, peak_bytes; /* arena mapped; first, last, highest */
     int64_t duration_ns;                          /* of its commands together */
-    int64_t residue_bytes;                        /* measured change minus planned change */
+    int64_t residue_bytes;                        /* measured change minus planned change, and
+                                                     what the driver kept */
     size_t host_before_bytes, host_after_bytes;   /* in the host tier; equal: nothing changed */
 } sl_core_receipt;
 

@@ -622,6 +622,29 @@ SL_TEST(a_full_queue_says_so)
     sl_core_destroy(core);
 }
 
+/* The arena gave back what was planned, the driver did not. */
+SL_TEST(what_the_driver_keeps_is_residue)
+{
+    sl_core *core = make_core(100, 4, err);
+    const sl_core_need pinned = need_of("p", SL_COMPONENT_DIT, 40);
+    uint64_t ticket;
+
+    load(core, pinned, err);
+    let(core, SL_CORE_LOAD, 1);
+    expect(core, SL_CORE_TICKET_ENDED);
+    SL_CHECK_OK(sl_core_unload(core, &pinned.key, 1, &ticket, err));
+    const sl_core_action action = expect(core, SL_CORE_UNLOAD);
+    const sl_core_done end = { .message = "",
+                               .before_bytes = 44 * G,
+                               .after_bytes = 4 * G,
+                               .kept_bytes = 3 * G };
+    SL_CHECK(sl_core_command_done(core, action.command_id, &end, 0));
+    const sl_core_action ended = expect(core, SL_CORE_TICKET_ENDED);
+    SL_CHECK(ended.status == SL_OK && ended.receipt.residue_bytes == 3 * (int64_t)G);
+    SL_CHECK(ended.receipt.lines[0].measured_bytes == 40 * G);
+    sl_core_destroy(core);
+}
+
 /* A card tells what its arena really has only when its worker has measured itself:
  * what waits is judged anew, both ways. */
 SL_TEST(the_worker_says_what_the_arena_has)
@@ -656,7 +679,8 @@ SL_TEST(the_worker_says_what_the_arena_has)
 
 SL_TEST_MAIN(SL_RUN(a_job_loads_what_it_lacks_and_runs),
              SL_RUN(what_never_fits_is_refused_with_numbers),
-             SL_RUN(the_worker_says_what_the_arena_has), SL_RUN(the_table_refuses),
+             SL_RUN(the_worker_says_what_the_arena_has), SL_RUN(what_the_driver_keeps_is_residue),
+             SL_RUN(the_table_refuses),
              SL_RUN(experts_are_kept_apart_by_rule), SL_RUN(only_what_is_necessary_is_evicted),
              SL_RUN(pinned_components_make_a_job_wait), SL_RUN(loads_of_one_component_join),
              SL_RUN(a_joined_load_survives_the_job),

@@ -707,7 +707,7 @@ void sl_core_note_receipts(sl_core *core, const command *c, const sl_core_done *
         note_numbers(&t->receipt, done);
         if (!c->node) /* nothing of it on the device */
             continue;
-        t->receipt.residue_bytes += measured - planned;
+        t->receipt.residue_bytes += measured - planned + done->kept_bytes;
         sl_core_receipt_line *line = is_load(t) == load ? line_of(t, &c->node->key) : NULL;
         if (line && load)
             line->measured_bytes = (size_t)measured; /* again after a worker's death: the same */

@@ -869,6 +869,7 @@ static void on_done(sl_service *s, const Sluice__Worker__Event *event)
         .after_bytes = done->after_bytes,
         .peak_bytes = done->peak_bytes,
         .component_bytes = done->component_bytes,
+        .kept_bytes = done->driver_kept_bytes,
         .duration_ns = done->duration_ns,
     };
     if (sl_dispatch_is_own(event->id)) {

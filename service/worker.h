@@ -141,10 +141,10 @@ sl_status sl_worker_settle_card(sl_worker *worker, sl_error *err) SL_MUST_CHECK;
 void sl_worker_close_card(sl_worker *worker); /* after the device */
 /* The fields that a card has; takes a millisecond. */
 void sl_worker_measure_card(sl_worker *worker, Sluice__Worker__Memory *out);
-size_t sl_worker_driver_free(sl_worker *worker); /* 0 on cpu */
-/* Logs if the driver's free bytes did not follow the arena's mapped ones. */
-void sl_worker_check_residue(sl_worker *worker, const char *what, size_t free_before,
-                             size_t mapped_before, size_t mapped_after);
+/* As if no other process were on the card; 0 on cpu. */
+size_t sl_worker_driver_free(sl_worker *worker);
+/* Of what an unload unmapped, what did not become free; up to 2 granules are none. */
+int64_t sl_worker_driver_kept(const Sluice__Worker__Done *unload);
 
 /* ---- worker_tell.c ---- */
 

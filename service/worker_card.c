@@ -18,7 +18,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#define KERNEL_CODE_BYTES (384 * SL_MIB)
+#define KERNEL_CODE_BYTES   (384 * SL_MIB)
+#define LEAST_CONTEXT_BYTES (32 * SL_MIB)
 
 static size_t less(size_t a, size_t b)
 {
@@ -108,7 +109,9 @@ sl_status sl_worker_open_device(sl_worker *worker, const sl_device_spec *spec, s
         status = sl_device_get_memory(worker->device, &left, &card->total_bytes, err);
     if (status == SL_OK) {
         find_own_pid(card, &before);
-        if (card->free_before_bytes == 0) /* nobody told: all that is gone counts as ours */
+        /* Nobody told, or the library's free bytes are not the driver's (no context
+         * is that small): all that is gone counts as ours. */
+        if (card->free_before_bytes < left + LEAST_CONTEXT_BYTES)
             card->free_before_bytes = card->total_bytes;
     }
     return status;
@@ -159,12 +162,23 @@ void sl_worker_close_card(sl_worker *worker)
 
 size_t sl_worker_driver_free(sl_worker *worker)
 {
-    size_t left = 0, total;
+    size_t left, total;
 
-    if (sl_device_get_spec(worker->device)->kind == SL_DEVICE_CUDA &&
+    if (sl_device_get_spec(worker->device)->kind != SL_DEVICE_CUDA ||
         sl_device_get_memory(worker->device, &left, &total, NULL) != SL_OK)
-        left = 0;
-    return left;
+        return 0;
+    return left + foreign_bytes(&worker->card);
+}
+
+int64_t sl_worker_driver_kept(const Sluice__Worker__Done *unload)
+{
+    const int64_t unmapped = (int64_t)unload->before_bytes - (int64_t)unload->after_bytes;
+    const int64_t freed =
+        (int64_t)unload->driver_free_after_bytes - (int64_t)unload->driver_free_before_bytes;
+
+    if (unload->driver_free_before_bytes == 0 || unload->driver_free_after_bytes == 0)
+        return 0;
+    return unmapped - freed > 2 * (int64_t)SL_GRANULE_BYTES ? unmapped - freed : 0;
 }
 
 void sl_worker_measure_card(sl_worker *worker, Sluice__Worker__Memory *out)
@@ -189,20 +203,4 @@ void sl_worker_measure_card(sl_worker *worker, Sluice__Worker__Memory *out)
     out->foreign_bytes = less(less(room, given), beyond);
     out->driver_free_bytes = left;
     out->driver_total_bytes = total;
-}
-
-/* The driver should have given or taken what the arena did; other processes of
- * the card make a difference too, so this is for the log. */
-void sl_worker_check_residue(sl_worker *worker, const char *what, size_t free_before,
-                             size_t mapped_before, size_t mapped_after)
-{
-    const size_t free_after = sl_worker_driver_free(worker);
-    const int64_t residue = ((int64_t)free_before - (int64_t)free_after) -
-                            ((int64_t)mapped_after - (int64_t)mapped_before);
-
-    if (free_before == 0 || free_after == 0)
-        return;
-    if (residue > 2 * (int64_t)SL_GRANULE_BYTES || residue < -2 * (int64_t)SL_GRANULE_BYTES)
-        sl_log(SL_LOG_WARN, "driver_residue", "of=%s bytes=%lld free_before=%zu free_after=%zu",
-               what, (long long)residue, free_before, free_after);
 }

@@ -142,9 +142,8 @@ static void perform(sl_lane *lane, sl_queued *q)
     close_fds(q);
     done.after_bytes = end_measuring(lane);
     done.driver_free_after_bytes = sl_worker_driver_free(lane->worker);
-    if (lane->worker->lane_count == 1 || q->command->kind_case != SLUICE__WORKER__COMMAND__KIND_RUN)
-        sl_worker_check_residue(lane->worker, "a command", done.driver_free_before_bytes,
-                                done.before_bytes, done.after_bytes);
+    if (q->command->kind_case == SLUICE__WORKER__COMMAND__KIND_UNLOAD)
+        done.driver_kept_bytes = sl_worker_driver_kept(&done);
     done.status = (int32_t)status;
     done.message = status == SL_OK ? (char *)"" : error.message;
     done.peak_bytes = lane->peak_bytes;

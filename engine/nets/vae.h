@@ -54,6 +54,9 @@ typedef struct {
 
 typedef struct {
     sl_vae_stream stream;
+    sl_tensor hand;       /* what the frame-by-frame part gave last */
+    int frame_caches;     /* of that part */
+    int64_t repeat_count; /* chunks in a row that were the same as the one before */
 } sl_vae_encoder;
 
 /* Prepares for T latent frames of h x w. */
@@ -83,6 +86,13 @@ sl_status sl_vae_encoder_begin(sl_vae_encoder *encoder, sl_exec *exec, sl_scratc
  * before the first temporal convolution come once per frame, in order. */
 sl_status sl_vae_encoder_next(sl_vae_encoder *encoder, const sl_tensor *frames,
                               const sl_tensor *latent, int64_t t, sl_error *err) SL_MUST_CHECK;
+
+/* The same for frames that are, bit for bit, those of the call before.  Once nothing
+ * else is in the caches of the frame-by-frame part, it would give again what it gave,
+ * and is left out: most of the time of a video that stands still, and not a bit of
+ * difference.  Then there are no taps of that part. */
+sl_status sl_vae_encoder_repeat(sl_vae_encoder *encoder, const sl_tensor *frames,
+                                const sl_tensor *latent, int64_t t, sl_error *err) SL_MUST_CHECK;
 
 /* Frames that T latent frames decode to: 1 + 4 (T - 1) for two temporal stages. */
 int64_t sl_vae_frame_count(const sl_vae_config *config, int64_t T);

@@ -1,10 +1,11 @@
 /* vae_encode.c - see vae.h.
  *
- * Memory of a chunk, beside the caches: the hand-over between the two parts and
- * a part's work buffers.  The frame-by-frame part ends with the spatial
+ * Memory of a chunk, beside the caches and the hand-over between the two parts: a
+ * part's work buffers.  The frame-by-frame part ends with the spatial
  * convolution of the first stage that halves time; that stage's temporal
  * convolution is the first thing that needs the chunk's frames together.
  */
+#include "base/size.h"
 #include "engine/nets/vae_part.h"
 
 /* Stages [0, result) run frame by frame, but for the last one's temporal
@@ -26,12 +27,12 @@ typedef struct {
 
 /* The stages' own convolutions give less than they are given, so that their
  * residual blocks decide. */
-static chunk_sizes measure_chunk(const sl_vae_stream *e)
+static chunk_sizes measure_chunk(const sl_vae_stream *e, int64_t chunk_index)
 {
     const sl_vae_half *net = &e->weights->encoder;
     const int split = frame_stage_count(net);
     int64_t H = 8 * e->h, W = 8 * e->w, C = net->conv1.w.dim[0];
-    chunk_sizes sizes = { .n = e->chunk_index == 0 ? 1 : sl_vae_frame_count(e->config, 2) - 1,
+    chunk_sizes sizes = { .n = chunk_index == 0 ? 1 : sl_vae_frame_count(e->config, 2) - 1,
                           .frame_elements = H * W * C };
     int64_t n = sizes.n;
 
@@ -108,8 +109,13 @@ sl_status sl_vae_encoder_begin(sl_vae_encoder *encoder, sl_exec *exec, sl_scratc
         inverse_std[c] = 1.0f / config->std[c];
     SL_TRY(sl_exec_write(exec, e->scale.data, inverse_std, vector_bytes, err));
     SL_TRY(sl_exec_write(exec, e->shift.data, config->mean, vector_bytes, err));
+    encoder->frame_caches = 0;
+    encoder->repeat_count = 0;
     if (T > 1)
         SL_TRY(reserve_caches(e, err));
+    const chunk_sizes sizes = measure_chunk(e, T > 1 ? 1 : 0); /* the largest */
+    SL_TRY(sl_scratch_tensor(scratch, &encoder->hand, err, e->act, 4, sizes.n, sizes.hand_h,
+                             sizes.hand_w, sizes.hand_c));
 done:
     return status;
 }
@@ -245,38 +251,64 @@ static sl_status check_pictures(const sl_vae_stream *e, const sl_tensor *frames,
         sl_tensor_describe(frames, got, sizeof got), (long long)n, (long long)H, (long long)W);
 }
 
-sl_status sl_vae_encoder_next(sl_vae_encoder *encoder, const sl_tensor *frames,
-                              const sl_tensor *latent, int64_t t, sl_error *err)
+/* A frame's way through n causal convolutions ends up in 2 n frames: so far back what
+ * the part gives depends on what it was given. */
+static bool repeats_itself(const sl_vae_encoder *encoder, int64_t frames_per_chunk)
+{
+    const int64_t back = 2 * (int64_t)encoder->frame_caches;
+
+    return sl_vae_has(&encoder->stream.weights->encoder
+                           .stages[frame_stage_count(&encoder->stream.weights->encoder) - 1]
+                           .time_conv) &&
+           encoder->repeat_count > sl_ceil_div(back, frames_per_chunk);
+}
+
+/* Every frame of the chunk, into the hand-over. */
+static sl_status run_frames(sl_vae_encoder *encoder, sl_vae_part *p, const sl_tensor *frames,
+                            int64_t elements, sl_error *err)
+{
+    sl_scratch *scratch = encoder->stream.scratch;
+    const size_t mark = sl_scratch_mark(scratch);
+    sl_status status = SL_OK;
+
+    SL_TRY(sl_vae_take_buffers(p, elements, err));
+    for (int64_t f = 0; f < frames->dim[0]; f++) {
+        const sl_tensor row = sl_tensor_rows(&encoder->hand, f, 1);
+
+        if (p->next_cache)
+            *p->next_cache = 0;
+        p->x = sl_tensor_rows(frames, f, 1);
+        p->at = SL_VAE_ELSEWHERE;
+        SL_TRY(run_frame(p, &row, err));
+    }
+    if (p->next_cache)
+        encoder->frame_caches = *p->next_cache;
+done:
+    sl_scratch_release(scratch, mark);
+    return status;
+}
+
+static sl_status encode_chunk(sl_vae_encoder *encoder, const sl_tensor *frames,
+                              const sl_tensor *latent, int64_t t, bool again, sl_error *err)
 {
     sl_vae_stream *e = &encoder->stream;
     sl_scratch *scratch = e->scratch;
     const size_t mark = sl_scratch_mark(scratch);
-    const chunk_sizes sizes = measure_chunk(e);
-    int next_cache = 0;
+    const chunk_sizes sizes = measure_chunk(e, e->chunk_index);
+    int next_cache = encoder->frame_caches;
     sl_vae_part p = { .stream = e,
                       .ops = sl_exec_ops(e->exec),
                       .next_cache = e->cache_count > 0 ? &next_cache : NULL };
     sl_status status = SL_OK;
-    sl_tensor hand;
 
     SL_TRY(sl_vae_stream_check_turn(e, t, err));
     SL_TRY(check_pictures(e, frames, sizes.n, err));
-    SL_TRY(sl_scratch_tensor(scratch, &hand, err, e->act, 4, sizes.n, sizes.hand_h, sizes.hand_w,
-                             sizes.hand_c));
-    const size_t part_mark = sl_scratch_mark(scratch);
-    SL_TRY(sl_vae_take_buffers(&p, sizes.frame_elements, err));
-    for (int64_t f = 0; f < sizes.n; f++) {
-        const sl_tensor row = sl_tensor_rows(&hand, f, 1);
-
-        next_cache = 0;
-        p.x = sl_tensor_rows(frames, f, 1);
-        p.at = SL_VAE_ELSEWHERE;
-        SL_TRY(run_frame(&p, &row, err));
-    }
-    sl_scratch_release(scratch, part_mark);
+    encoder->repeat_count = again ? encoder->repeat_count + 1 : 0;
+    if (!repeats_itself(encoder, sizes.n))
+        SL_TRY(run_frames(encoder, &p, frames, sizes.frame_elements, err));
 
     SL_TRY(sl_vae_take_buffers(&p, sizes.whole_elements, err));
-    p.x = hand;
+    p.x = sl_tensor_rows(&encoder->hand, 0, sizes.n);
     p.at = SL_VAE_ELSEWHERE;
     SL_TRY(run_whole(&p, latent, t, err));
     SL_ASSERT(next_cache == e->cache_count);
@@ -284,4 +316,16 @@ sl_status sl_vae_encoder_next(sl_vae_encoder *encoder, const sl_tensor *frames,
 done:
     sl_scratch_release(scratch, mark);
     return status;
+}
+
+sl_status sl_vae_encoder_next(sl_vae_encoder *encoder, const sl_tensor *frames,
+                              const sl_tensor *latent, int64_t t, sl_error *err)
+{
+    return encode_chunk(encoder, frames, latent, t, false, err);
+}
+
+sl_status sl_vae_encoder_repeat(sl_vae_encoder *encoder, const sl_tensor *frames,
+                                const sl_tensor *latent, int64_t t, sl_error *err)
+{
+    return encode_chunk(encoder, frames, latent, t, true, err);
 }

@@ -521,7 +521,46 @@ SL_TEST(encoder_refuses_frames_out_of_order)
     net_test_close(&t);
 }
 
+static void count_conv1(void *arg, const char *name, const sl_tensor *tensor)
+{
+    (void)tensor;
+    *(int *)arg += strstr(name, ".conv1") != NULL;
+}
+
+/* The first frame is another, and the four that come again and again differ, too. */
+SL_TEST(a_video_that_stands_still_is_encoded_once)
+{
+    enum { T = 12 };
+    const sl_vae_config config = config_of(0);
+    int frames_run[2] = { 0, 0 };
+    sl_vae_weights weights;
+    sl_vae_encoder encoder;
+    sl_tensor latents[2];
+    net_test t;
+
+    net_test_open(&t);
+    SL_CHECK_OK(sl_vae_visit(&weights, &config, SL_PRECISION_F32, net_test_weight, &t, err));
+    const sl_tensor pictures = NET_TEST_INPUT(&t, 7, 4, 5, 16, 24, 3);
+    const sl_tensor first = sl_tensor_rows(&pictures, 0, 1),
+                    later = sl_tensor_rows(&pictures, 1, 4);
+    for (int again = 0; again < 2; again++) {
+        const sl_tap tap = { .fn = count_conv1, .arg = &frames_run[again] };
+
+        SL_CHECK_OK(sl_scratch_tensor(&t.scratch, &latents[again], err, SL_F32, 4, 16, T, 2, 3));
+        SL_CHECK_OK(sl_vae_encoder_begin(&encoder, t.exec, &t.scratch, &weights, &config, T, 2, 3,
+                                         &tap, err));
+        SL_CHECK_OK(sl_vae_encoder_next(&encoder, &first, &latents[again], 0, err));
+        for (int64_t k = 1; k < T; k++)
+            SL_CHECK_OK((again && k > 1 ? sl_vae_encoder_repeat : sl_vae_encoder_next)(
+                &encoder, &later, &latents[again], k, err));
+    }
+    SL_CHECK(frames_run[0] == 1 + 4 * (T - 1) && frames_run[1] < frames_run[0]);
+    SL_CHECK(memcmp(latents[0].data, latents[1].data, sl_tensor_bytes(&latents[0])) == 0);
+    net_test_close(&t);
+}
+
 SL_TEST_MAIN(SL_RUN(streaming_equals_the_whole_sequence), SL_RUN(memory_does_not_grow_with_frames),
              SL_RUN(refuses_frames_out_of_order),
              SL_RUN(encoding_in_chunks_equals_the_whole_sequence),
-             SL_RUN(encoder_refuses_frames_out_of_order))
+             SL_RUN(encoder_refuses_frames_out_of_order),
+             SL_RUN(a_video_that_stands_still_is_encoded_once))

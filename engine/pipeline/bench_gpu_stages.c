@@ -273,7 +273,8 @@ done:
     return status;
 }
 
-static sl_status run_encode(stage *s, sl_error *err)
+/* again: grey behind the first frame, as an image is encoded. */
+static sl_status encode(stage *s, bool again, sl_error *err)
 {
     const int height = *(const int *)s->arg;
     const size_t mark = sl_scratch_mark(s->scratch);
@@ -292,11 +293,71 @@ static sl_status run_encode(stage *s, sl_error *err)
                                 NULL, err));
     for (int64_t t = 0; t < LATENT_FRAMES; t++) {
         const sl_tensor chunk = sl_tensor_rows(&pictures, 0, t == 0 ? 1 : 4);
-        SL_TRY(sl_vae_encoder_next(&encoder, &chunk, &latent, t, err));
+        SL_TRY((again && t > 1 ? sl_vae_encoder_repeat : sl_vae_encoder_next)(&encoder, &chunk,
+                                                                              &latent, t, err));
     }
 done:
     sl_scratch_release(s->scratch, mark);
     return status;
+}
+
+static sl_status run_encode(stage *s, sl_error *err)
+{
+    return encode(s, false, err);
+}
+
+static sl_status run_image(stage *s, sl_error *err)
+{
+    return encode(s, true, err);
+}
+
+static double conv_flops(const sl_affine *a, double positions)
+{
+    return a->w.data ? 2.0 * (double)sl_tensor_count(&a->w) * positions : 0.0;
+}
+
+static double res_flops(const sl_vae_res *r, double positions)
+{
+    return conv_flops(&r->conv2, positions) + conv_flops(&r->conv6, positions) +
+           conv_flops(&r->shortcut, positions);
+}
+
+/* One way through all 81 frames; what a direction has not counts nothing. */
+static double vae_flops(const sl_vae_half *half, bool decode, int height)
+{
+    double h = (double)latent_height(height), w = (double)latent_width(height);
+    double n = decode ? LATENT_FRAMES : 4 * LATENT_FRAMES - 3, flops = 0.0;
+    const double middle = LATENT_FRAMES * h * w;
+
+    if (!decode) {
+        h *= 8;
+        w *= 8;
+    }
+    flops += conv_flops(&half->conv1, n * h * w);
+    for (int s = 0; s < 4; s++) {
+        const sl_vae_stage *part = &half->stages[s];
+        const bool resample = part->resample.w.data, time = part->time_conv.w.data;
+
+        for (int r = 0; r < part->res_count; r++)
+            flops += res_flops(&part->res[r], n * h * w);
+        if (decode && time) {
+            flops += conv_flops(&part->time_conv, n * h * w);
+            n = 2 * n - 1;
+        }
+        if (resample) {
+            h *= decode ? 2.0 : 0.5;
+            w *= decode ? 2.0 : 0.5;
+            flops += conv_flops(&part->resample, n * h * w);
+        }
+        if (!decode && time) {
+            n = (n + 1) / 2;
+            flops += conv_flops(&part->time_conv, n * h * w);
+        }
+    }
+    flops += res_flops(&half->mid0, middle) + res_flops(&half->mid2, middle);
+    flops += conv_flops(&half->mid1.qkv, middle) + conv_flops(&half->mid1.proj, middle);
+    flops += 4.0 * middle * (middle / LATENT_FRAMES) * (double)half->mid1.proj.w.dim[0];
+    return flops + conv_flops(&half->head, n * h * w);
 }
 
 static sl_status measure_vae(bench_gpu *b, sl_device *device, sl_error *err)
@@ -305,16 +366,20 @@ static sl_status measure_vae(bench_gpu *b, sl_device *device, sl_error *err)
     static const struct {
         const char *op;
         sl_status (*run)(stage *s, sl_error *err);
-    } ways[] = { { "stage vae decode", run_decode }, { "stage vae encode", run_encode } };
+        bool decode;
+    } ways[] = { { "stage vae decode", run_decode, true },
+                 { "stage vae encode", run_encode, false },
+                 { "stage vae image", run_image, false } };
     const sl_arch *arch = sl_arch_find("wan2.1-t2v-1.3b");
     sl_component *vae = NULL;
     sl_status status = SL_OK;
     char shape[32];
 
     for (size_t i = 0; i < SL_COUNT(heights) * SL_COUNT(ways) && status == SL_OK; i++) {
-        const char *op = ways[i % SL_COUNT(ways)].op;
+        const size_t way = i % SL_COUNT(ways);
+        const char *op = ways[way].op;
         const int *height = &heights[i / SL_COUNT(ways)];
-        stage s = { b, b->exec, &b->scratch, NULL, ways[i % SL_COUNT(ways)].run, height };
+        stage s = { b, b->exec, &b->scratch, NULL, ways[way].run, height };
 
         snprintf(shape, sizeof shape, "%dp bf16", *height);
         if (!bench_gpu_wanted(b, op, shape))
@@ -323,8 +388,13 @@ static sl_status measure_vae(bench_gpu *b, sl_device *device, sl_error *err)
             status =
                 make_component(b, device, arch, SL_COMPONENT_VAE, SL_PRECISION_BF16, &vae, err);
         s.component = vae;
-        status = status == SL_OK ? measure_stage(&s, op, shape, 0.0, err)
-                                 : bench_gpu_failed(b, op, shape, status, err);
+        if (status == SL_OK) {
+            const sl_vae_weights *weights = sl_component_vae(vae);
+            const sl_vae_half *half = ways[way].decode ? &weights->decoder : &weights->encoder;
+            status = measure_stage(&s, op, shape, vae_flops(half, ways[way].decode, *height), err);
+        } else {
+            status = bench_gpu_failed(b, op, shape, status, err);
+        }
     }
     sl_component_destroy(vae);
     return status;

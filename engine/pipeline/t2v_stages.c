@@ -66,7 +66,8 @@ sl_status sl_t2v_encode_image(sl_exec *exec, sl_scratch *scratch, const sl_compo
     if (T > 1)
         SL_TRY(ops->zero(exec, &pictures, err));
     for (int64_t t = 1; t < T; t++)
-        SL_TRY(sl_vae_encoder_next(&encoder, &pictures, &z, t, err));
+        SL_TRY((t == 1 ? sl_vae_encoder_next : sl_vae_encoder_repeat)(&encoder, &pictures, &z, t,
+                                                                      err));
     SL_TRY(check_finite(exec, &z, "encoding the image", err));
 done:
     status = sl_t2v_return(&lease, status, err);
