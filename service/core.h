@@ -476,6 +476,7 @@ typedef struct {
     bool running;                  /* RUN has been sent */
     bool started;                  /* its activations are mapped */
     size_t activation_bytes;       /* booked; by phase: of the phase at hand */
+    size_t mapped_bytes;           /* of them, by the worker's events */
     int attempt;
     int lane; /* of a running one */
     int variant, phase;

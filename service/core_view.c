@@ -152,6 +152,7 @@ void sl_core_get_active_at(const sl_core *core, int i, sl_core_active *out)
     out->running = j->running;
     out->started = j->told_bytes > 0;
     out->activation_bytes = sl_core_demand_now(j).activation_bytes;
+    out->mapped_bytes = j->told_bytes;
     out->attempt = j->attempt;
     out->lane = j->lane;
     out->variant = j->variant;

@@ -48,10 +48,9 @@ static bool add_jobs(sl_service *s, Sluice__V1__DeviceMemory *pb, sl_arena *aren
         sl_core_get_active_at(s->core, i, &active);
         if (!job || !(job->job_id = sl_arena_strdup(arena, active.job_id)))
             return false;
-        if (active.started)
-            job->activation_bytes = active.activation_bytes;
-        else
-            job->reserved_bytes = active.activation_bytes;
+        job->activation_bytes = active.mapped_bytes;
+        if (active.activation_bytes > active.mapped_bytes)
+            job->reserved_bytes = active.activation_bytes - active.mapped_bytes;
         pb->jobs[pb->n_jobs++] = job;
     }
     return true;

@@ -7,6 +7,7 @@
  *      ^         |           |          (any of these)              \-> FAILED
  *      \---------+-----------+-- the worker died, no memory           CANCELLED
  *
+ * By phase it is LOADING again before the phases whose components are not there yet.
  * Every move is an event with a sequence number; so are steps and places in the
  * queue.  Moves are made by service.c alone, through sl_jobs_move.
  *

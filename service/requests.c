@@ -401,8 +401,10 @@ static bool can_ever(void *arg, const sl_core_job *job, size_t *need_bytes)
     pthread_mutex_lock(&s->lock);
     const sl_status status = sl_core_plan(s->core, job, &answer, &ignored);
     pthread_mutex_unlock(&s->lock);
+    if (status != SL_OK || answer.when == SL_CORE_NEVER)
+        return false;
     *need_bytes = answer.need_bytes;
-    return status == SL_OK && answer.when != SL_CORE_NEVER;
+    return true;
 }
 
 sl_status sl_request_nearest(sl_service *s, const sl_job_spec *spec,

@@ -171,8 +171,12 @@ static void note_peak(sl_service *s, size_t mapped_bytes, bool job_ended)
         s->hours[0] = (sl_store_peak){ .hour_ns = begin_ns };
         s->hour_dirty = true;
     }
-    s->hour_dirty |= job_ended || mapped_bytes > s->hours[0].peak_bytes;
+    const size_t host_bytes = sl_hosttier_booked_bytes(s->host);
+    s->hour_dirty |= job_ended || mapped_bytes > s->hours[0].peak_bytes
+                     || host_bytes > s->hours[0].host_peak_bytes;
     s->hours[0].jobs += job_ended;
+    if (host_bytes > s->hours[0].host_peak_bytes)
+        s->hours[0].host_peak_bytes = host_bytes;
     if (mapped_bytes > s->hours[0].peak_bytes)
         s->hours[0].peak_bytes = mapped_bytes;
 }
