@@ -6,16 +6,15 @@
  *     sl_dnn_graph g;
  *     sl_dnn_begin(&g, "conv", err);
  *     x = sl_dnn_tensor(&g, &x_shape);  ...  sl_dnn_conv(&g, x, w, y, &conv);
- *     status = sl_dnn_finish(&g, dnn, &plan);
+ *     status = sl_dnn_finish(&g, dnn, &key, &plan);
  *
  * The plan is the first that cuDNN's heuristics offer (their best guess, then
  * their fallbacks) which is deterministic, has no note that the graph forbids,
  * and needs no more workspace than the limit; those that the graph prefers, if
- * they are offered, come before.  Nothing is timed, so that two
- * processes take the same plan and give the same bits.  Where there is none, or
- * the library does not take a step of the graph, the result is a refused plan,
- * whose text says what was offered and why it was passed over: that is for the
- * op to do in another way.
+ * they are offered, come before.  Nothing is timed, so that two processes take
+ * the same plan and give the same bits.  Where there is none, or the library does
+ * not take a step of the graph, the result is a refused plan, whose text says what
+ * was offered and why it was passed over: that is for the op to do in another way.
  *
  * Plans are kept by a key that the caller makes from everything that went into
  * the graph; the one used longest ago makes room for a new one.
