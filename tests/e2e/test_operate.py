@@ -121,6 +121,47 @@ def test_the_table_is_read_again():
         assert d.cli("health").code == 0
 
 
+def test_limits_are_read_again():
+    text = "threads: 1\nhost_memory: {host}\nlimits:\n  running: {running}\n  queue: {queue}\n"
+    with Daemon(config=text.format(host="64MiB", running=1, queue=50)) as d:
+        def reload(**values):
+            d.config = text.format(**values)
+            d.command()  # writes it
+            return d.cli("reload", "--json")
+
+        pid = d.worker_pid()
+        done(d)
+        images = d.memory()["host"]["used_bytes"]
+        assert images > 0
+        big = ["--width", "160", "--height", "160", "--frames", "17", "--steps", "4"]
+        first = d.submit(*big)
+        d.wait_state(first, ["denoising"])
+        result = reload(host="1MiB", running=2, queue=1)
+        assert result.code == 0, result
+        assert set(result.json["changed"]) == {"host_memory", "limits.running", "limits.queue"}
+        # Another number of lanes takes another worker, which waits for the job.
+        assert d.worker_pid() == pid
+        wait_for("the images to go", lambda: d.memory()["host"]["used_bytes"] < images, 10)
+        second = d.submit(*SMALL)
+        refused = d.cli("generate", "x", "--model", "tiny", "--detach", "--json", *SMALL)
+        assert refused.code == 7 and "queue is full" in refused.json["error"]["message"], refused
+        for job in (first, second):
+            last = d.wait_state(job, ["done", "failed"], 120)
+            assert last["state"] == "done" and last["attempt"] == 1, last
+        wait_for("another worker", lambda: d.worker_pid() not in (0, pid), 20)
+        both = [d.submit(*big, "--seed", str(i)) for i in range(2)]
+        wait_for("both to run", lambda: all(d.job(j)["state"] in ("encoding", "denoising")
+                                            for j in both), 20)
+        assert d.cli("load", "tiny", "--residency", "host").code != 0  # 1 MiB is too little
+        assert reload(host="64MiB", running=2, queue=1).code == 0
+        assert d.cli("load", "tiny", "--residency", "host").code == 0
+        low = reload(host="1MiB", running=2, queue=1)
+        assert low.code == 1 and "pinned" in low.json["error"]["message"], low
+        for job in both:
+            assert d.cli("cancel", job).code == 0
+        check_sums(d.memory())
+
+
 def test_a_full_disk_fails_the_job_and_nothing_else():
     with Daemon(start=False) as d:
         limit = 600 << 10  # of any one file: writes beyond it fail like those on a full disk

@@ -95,6 +95,29 @@ def test_loads_and_switches_share():
         check_sums(d.memory())
 
 
+def test_the_next_jobs_weights_come_to_the_host_meanwhile():
+    # On the device there is no room for both.
+    config = "threads: 1\nlimits:\n  running: 1\n"
+    with daemon(device="cpu:68MiB", config=config) as d:
+        first = submit(d, "a", "--width", "128", "--height", "128", "--frames", "17", "--steps",
+                       "4")
+        d.wait_state(first, ["denoising", "decoding"])
+        second = submit(d, "c")
+
+        def on_host():
+            return {c["component"] for c in d.memory()["components"]
+                    if c["model"] == "c" and c["residency"] == "host"}
+
+        wait_for("c on the host", lambda: "dit" in on_host(), 20)
+        assert d.job(first)["state"] not in ("done", "failed"), "it was done too soon"
+        queued = d.job(second)
+        assert queued["state"] in ("queued", "admitted"), queued
+        if queued["state"] == "queued":
+            assert queued["estimated_start_ns"] > queued["submitted_ns"], queued
+        assert d.wait_state(second, ["done"])["state"] == "done"
+        check_sums(d.memory())
+
+
 def test_a_file_that_changes_is_another_component():
     root = made_once("e2e-shared", make_models)
     with daemon() as d:
