@@ -5,8 +5,9 @@
  * DIR is laid out as described in golden/README.md; without it the shared
  * folder is used where there is one, else tests/golden.  One line a case; the
  * last line is `N passed, N failed, N skipped`; exit code 1 if any failed, 77 if DIR is
- * absent.  --full also runs the cases of full-size networks, on a GPU from files that
- * it writes into the folder of --work (28 GB at most at a time) and removes again;
+ * absent.  --full also runs the cases of full-size networks, on a GPU, and streamed on
+ * cpu, from files that it writes into the folder of --work (28 GB, twice that when
+ * streamed) and removes again;
  * --streamed takes the blocks of text encoders and transformers from host memory.
  *
  * On a GPU every case runs twice: in f32, within the tolerances of f32, and in bf16,

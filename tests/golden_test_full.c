@@ -2,9 +2,11 @@
  *
  * Weights are made by the rules of the golden set, in bf16: the generator's values
  * are bf16, so nothing is lost.  On cpu they are made in memory; minutes on a small
- * machine, and a case that does not fit into free memory is skipped.  On a GPU they
- * are written to a file, which the ordinary loader brings to the device, once for
- * each precision.
+ * machine.  What does not fit into free memory there, and all with --streamed, is
+ * written to a file and from there to another one that holds the image, whose blocks
+ * are streamed: twice the weights of disk, and little more memory than two blocks.
+ * On a GPU the file is brought to the device by the ordinary loader, once for each
+ * precision.
  */
 #include "tests/golden_test.h"
 
@@ -12,9 +14,12 @@
 #include "engine/model/match.h"
 #include "engine/model/synth.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #define TENSOR_ALIGN      ((size_t)256)
@@ -29,13 +34,14 @@ typedef struct {
     sl_component_spec spec;
     sl_region *region; /* cpu */
     size_t used_bytes;
-    char path[4096]; /* GPU: "" without a file */
+    char path[4096]; /* "" without a file */
+    void *image;     /* streamed on cpu: a mapped file without a name */
     sl_component *component;
     union {
         sl_dit_weights dit;
         sl_t5_weights t5;
         sl_vae_weights vae;
-    } weights;
+    } weights; /* made in memory: there is no component */
 } generated;
 
 /* One tensor under way. */
@@ -100,23 +106,18 @@ static sl_status generate_tensor(void *arg, const sl_weight_spec *spec, sl_error
                             err);
 }
 
-/* *fits false: not enough free memory, and the case says that it is skipped. */
-static sl_status generate_in_memory(golden_case *c, generated *net, bool *fits, sl_error *err)
+static size_t free_bytes(void)
+{
+    return (size_t)sysconf(_SC_AVPHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+}
+
+static sl_status generate_in_memory(generated *net, sl_error *err)
 {
     const sl_component_spec *spec = &net->spec;
     const size_t need = sl_component_plan_bytes(spec);
-    const size_t have = (size_t)sysconf(_SC_AVPHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-    char need_text[32], have_text[32];
     sl_status status = SL_OK;
 
-    *fits = have > SPARE_BYTES && need <= have - SPARE_BYTES;
-    if (!*fits) {
-        golden_skip_case(c, "needs %s of weights, %s are free",
-                         sl_size_format(need, need_text, sizeof need_text),
-                         sl_size_format(have, have_text, sizeof have_text));
-        return SL_OK;
-    }
-    GOLDEN_TRY(sl_region_create(&net->region, c->env->device, "generated weights", need, err));
+    GOLDEN_TRY(sl_region_create(&net->region, net->env->device, "generated weights", need, err));
     GOLDEN_TRY(sl_region_map(net->region, need, err));
     switch (spec->kind) {
     case SL_COMPONENT_TEXT_ENCODER:
@@ -229,16 +230,68 @@ static sl_status load_file(generated *net, sl_precision precision, sl_error *err
     GOLDEN_TRY(sl_ckpt_open(&ckpt, net->path, err));
     GOLDEN_TRY(sl_component_load(&net->component, &net->spec, net->env->device, net->env->exec,
                                  ckpt, err));
-    switch (net->spec.kind) {
-    case SL_COMPONENT_TEXT_ENCODER:
-        net->weights.t5 = *sl_component_t5(net->component);
-        break;
-    case SL_COMPONENT_VAE:
-        net->weights.vae = *sl_component_vae(net->component);
-        break;
-    default:
-        net->weights.dit = *sl_component_dit(net->component);
-    }
+done:
+    sl_ckpt_close(ckpt);
+    return status;
+}
+
+/* ---- streamed on cpu ---- */
+
+/* *fits false: the disk is too small, and the case says that it is skipped. */
+static sl_status check_disk(golden_case *c, const generated *net, bool *fits, sl_error *err)
+{
+    const size_t need = 2 * sl_component_image_bytes(&net->spec) + SPARE_BYTES;
+    char need_text[32], disk_text[32], free_text[32];
+    struct statvfs disk;
+
+    if (statvfs(c->env->work, &disk) != 0)
+        return sl_fail_errno(err, "could not look at the disk of \"%s\"", c->env->work);
+    const size_t have = (size_t)disk.f_bavail * disk.f_frsize;
+    *fits = have >= need;
+    if (!*fits)
+        golden_skip_case(c, "needs %s of disk to be streamed: \"%s\" has %s; memory has %s",
+                         sl_size_format(need, need_text, sizeof need_text), c->env->work,
+                         sl_size_format(have, disk_text, sizeof disk_text),
+                         sl_size_format(free_bytes(), free_text, sizeof free_text));
+    return SL_OK;
+}
+
+/* The image as pages of a file: the system writes them out and reads them again as
+ * memory is short. */
+static sl_status map_image(generated *net, size_t image_bytes, sl_error *err)
+{
+    char path[sizeof net->path + 8];
+    sl_status status = SL_OK;
+
+    snprintf(path, sizeof path, "%s.image", net->path);
+    const int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return sl_fail_errno(err, "could not create \"%s\"", path);
+    unlink(path);
+    void *image = ftruncate(fd, (off_t)image_bytes) == 0
+                      ? mmap(NULL, image_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+                      : MAP_FAILED;
+    if (image == MAP_FAILED)
+        status = sl_fail_errno(err, "could not map \"%s\"", path);
+    else
+        net->image = image;
+    close(fd);
+    return status;
+}
+
+static sl_status load_streamed(generated *net, sl_error *err)
+{
+    const size_t image_bytes = sl_component_image_bytes(&net->spec);
+    sl_status status = SL_OK;
+    sl_ckpt *ckpt = NULL;
+
+    net->spec.mode = SL_MODE_STREAMED;
+    GOLDEN_TRY(map_image(net, image_bytes, err));
+    GOLDEN_TRY(sl_ckpt_open(&ckpt, net->path, err));
+    GOLDEN_TRY(sl_component_fill_image(net->image, image_bytes, &net->spec, net->env->exec, ckpt,
+                                       err));
+    GOLDEN_TRY(sl_component_load_image(&net->component, &net->spec, net->env->device,
+                                       net->env->exec, net->image, image_bytes, err));
 done:
     sl_ckpt_close(ckpt);
     return status;
@@ -250,6 +303,8 @@ static void close_network(generated *net)
 {
     sl_component_destroy(net->component);
     sl_region_destroy(net->region);
+    if (net->image)
+        munmap(net->image, sl_component_image_bytes(&net->spec));
     if (net->path[0])
         unlink(net->path);
 }
@@ -263,16 +318,27 @@ static sl_status each_network(
     static const sl_precision precisions[] = { SL_PRECISION_F32, SL_PRECISION_BF16 };
     const bool cpu = sl_exec_numerics(c->env->exec)->kind == SL_DEVICE_CPU;
     sl_status status = SL_OK;
-    bool fits = true;
+    bool fits = true, streamed;
 
     memset(net, 0, sizeof *net);
     net->env = c->env;
     net->seed = (uint64_t)golden_number(c->json, "seed", 1);
     GOLDEN_TRY(golden_make_spec(&net->spec, kind, SL_PRECISION_BF16, config, err));
+    streamed = sl_component_can_stream(kind) &&
+               (c->env->streamed ||
+                free_bytes() < sl_component_plan_bytes(&net->spec) + SPARE_BYTES);
+    if (cpu && !streamed) {
+        GOLDEN_TRY(generate_in_memory(net, err));
+        status = run(c, net, "f32_rel_l2", err);
+        goto done;
+    }
     if (cpu) {
-        GOLDEN_TRY(generate_in_memory(c, net, &fits, err));
-        if (fits)
-            status = run(c, net, "f32_rel_l2", err);
+        GOLDEN_TRY(check_disk(c, net, &fits, err));
+        if (!fits)
+            goto done;
+        GOLDEN_TRY(generate_file(c, net, err));
+        GOLDEN_TRY(load_streamed(net, err));
+        status = run(c, net, "f32_rel_l2", err);
         goto done;
     }
     GOLDEN_TRY(generate_file(c, net, err));
@@ -342,14 +408,16 @@ static sl_status generate_input(golden_case *c, const char *name, sl_dtype dtype
 static sl_status run_full_vae(golden_case *c, generated *net, const char *key, sl_error *err)
 {
     const sl_vae_config *config = &net->spec.config.vae;
+    const sl_vae_weights *vae =
+        net->component ? sl_component_vae(net->component) : &net->weights.vae;
     sl_status status = SL_OK;
     sl_tensor latent, video;
 
     GOLDEN_TRY(generate_input(c, "in.latent", SL_F32, 0, &latent, err));
     GOLDEN_TRY(
-        golden_decode(c, &net->weights.vae, config, &latent, "out.video", NULL, key, NULL, err));
+        golden_decode(c, vae, config, &latent, "out.video", NULL, key, NULL, err));
     GOLDEN_TRY(generate_input(c, "in.video", SL_F32, 0, &video, err));
-    GOLDEN_TRY(golden_encode(c, &net->weights.vae, config, &video, "out.mu", NULL, key, NULL, err));
+    GOLDEN_TRY(golden_encode(c, vae, config, &video, "out.mu", NULL, key, NULL, err));
 done:
     return status;
 }
@@ -364,7 +432,9 @@ sl_status golden_run_full_vae(golden_case *c, sl_error *err)
 
 static sl_status run_full_t5(golden_case *c, generated *net, const char *key, sl_error *err)
 {
-    return golden_encode_text(c, &net->weights.t5, &net->spec.config.t5, NULL, key, NULL, err);
+    const sl_t5_weights *t5 = net->component ? sl_component_t5(net->component) : &net->weights.t5;
+
+    return golden_encode_text(c, t5, &net->spec.config.t5, NULL, key, NULL, err);
 }
 
 sl_status golden_run_full_t5(golden_case *c, sl_error *err)
@@ -380,6 +450,8 @@ sl_status golden_run_full_t5(golden_case *c, sl_error *err)
 static sl_status run_full_dit(golden_case *c, generated *net, const char *key, sl_error *err)
 {
     const sl_dit_config *config = &net->spec.config.dit;
+    const sl_dit_weights *dit =
+        net->component ? sl_component_dit(net->component) : &net->weights.dit;
     const golden_json *attention = golden_json_get(c->json, "attention");
     const golden_json *inputs = golden_json_get(c->json, "inputs");
     sl_dit_attention_options options = { .mode = SL_ATTENTION_DENSE };
@@ -401,7 +473,7 @@ static sl_status run_full_dit(golden_case *c, generated *net, const char *key, s
         status = sl_fail(err, SL_ERR_DATA, "\"in.text\" has another shape than the config");
         goto done;
     }
-    GOLDEN_TRY(golden_forward(c, &net->weights.dit, config, &options, &latent, &text,
+    GOLDEN_TRY(golden_forward(c, dit, config, &options, &latent, &text,
                               golden_number(inputs, "t", -1), NULL, "out.velocity", key, NULL,
                               err));
 done:
