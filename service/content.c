@@ -25,8 +25,10 @@ static void add_config(EVP_MD_CTX *hash, const sl_arch *arch, sl_component_kind 
 
     add_number(hash, kind);
     if (kind == SL_COMPONENT_TEXT_ENCODER) {
-        const int64_t numbers[] = { t5->vocab,     t5->dim,        t5->dim_attn,    t5->dim_ffn,
-                                    t5->num_heads, t5->num_layers, t5->num_buckets, t5->max_distance };
+        const int64_t numbers[] = {
+            t5->vocab,     t5->dim,        t5->dim_attn,    t5->dim_ffn,
+            t5->num_heads, t5->num_layers, t5->num_buckets, t5->max_distance
+        };
         add_bytes(hash, numbers, sizeof numbers);
         add_bytes(hash, &t5->eps, sizeof t5->eps);
     } else if (kind == SL_COMPONENT_VAE) {

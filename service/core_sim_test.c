@@ -221,10 +221,10 @@ static void unload_some(sim *s, sl_error *err)
     if (status == SL_OK)
         note_ticket(s, id, (sim_ticket){ .mode = mode }, needs, count);
     else
-        SIM_CHECK(s, status == (used == SL_CORE_USED_REFUSE &&
-                                        (count > 0 || mode == SL_CORE_UNLOAD_HARD)
-                                    ? SL_ERR_PRECONDITION
-                                    : SL_ERR_INVALID));
+        SIM_CHECK(s, status ==
+                         (used == SL_CORE_USED_REFUSE && (count > 0 || mode == SL_CORE_UNLOAD_HARD)
+                              ? SL_ERR_PRECONDITION
+                              : SL_ERR_INVALID));
 }
 
 static void switch_model(sim *s, sl_error *err)

@@ -131,13 +131,11 @@ sl_status sl_host_image_create(sl_host_image **out, sl_hosttier *tier, const cha
                        image_bytes, tier->limit_bytes);
     if (tier->booked_bytes > tier->limit_bytes ||
         cost_bytes > tier->limit_bytes - tier->booked_bytes)
-        return sl_fail(err, SL_ERR_BUSY,
-                       "the image of %s needs %zu bytes of host memory: %zu of %zu are free", name,
-                       cost_bytes,
-                       tier->limit_bytes > tier->booked_bytes
-                           ? tier->limit_bytes - tier->booked_bytes
-                           : 0,
-                       tier->limit_bytes);
+        return sl_fail(
+            err, SL_ERR_BUSY, "the image of %s needs %zu bytes of host memory: %zu of %zu are free",
+            name, cost_bytes,
+            tier->limit_bytes > tier->booked_bytes ? tier->limit_bytes - tier->booked_bytes : 0,
+            tier->limit_bytes);
     sl_host_image *image = calloc(1, sizeof *image);
     if (!image)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the image of %s", name);

@@ -48,8 +48,8 @@ void sl_reload_worker_up(sl_service *s, int lanes)
 
 void sl_reload_replace_worker(sl_service *s)
 {
-    if (!s->worker_up || s->resetting || s->lanes == s->limits.running
-        || sl_service_first_running(s))
+    if (!s->worker_up || s->resetting || s->lanes == s->limits.running ||
+        sl_service_first_running(s))
         return;
     s->resetting = true;
     sl_event_add(s, "worker_replaced", "lanes=%d wanted=%d", s->lanes, s->limits.running);

@@ -211,8 +211,7 @@ bool sl_shared_fill_models(const sl_service *s, const sl_core_key *key,
 
     pb->models = sl_arena_alloc(arena, (size_t)count * sizeof(char *));
     for (int i = 0; i < count && pb->models; i++) {
-        pb->models[i] =
-            sl_arena_strdup(arena, c && c->count > 0 ? c->sharers[i].name : key->model);
+        pb->models[i] = sl_arena_strdup(arena, c && c->count > 0 ? c->sharers[i].name : key->model);
         if (!pb->models[i])
             return false;
         pb->n_models++;
