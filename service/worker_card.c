@@ -18,7 +18,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define KERNEL_CODE_BYTES   (384 * SL_MIB)
+#define KERNEL_CODE_BYTES   (320 * SL_MIB)
 #define LEAST_CONTEXT_BYTES (32 * SL_MIB)
 
 static size_t less(size_t a, size_t b)
