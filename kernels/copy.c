@@ -94,6 +94,14 @@ sl_status sl_host_offer(sl_device *device, void *base, size_t size_bytes, sl_err
     return backend ? backend->offer(device, base, size_bytes, err) : SL_OK;
 }
 
+sl_status sl_host_pin(sl_device *device, void *base, size_t size_bytes, const atomic_uint *cancel,
+                      sl_error *err)
+{
+    const sl_copy_backend *backend = backend_of(device);
+
+    return backend ? backend->pin(device, base, size_bytes, cancel, err) : SL_OK;
+}
+
 void sl_host_withdraw(sl_device *device, void *base)
 {
     const sl_copy_backend *backend = backend_of(device);

@@ -54,6 +54,11 @@ sl_status sl_copy_wait_to(sl_copy *copy, uint64_t mark, sl_error *err) SL_MUST_C
  * belong to it.  Offers do not overlap.  Nothing is pinned yet. */
 sl_status sl_host_offer(sl_device *device, void *base, size_t size_bytes,
                         sl_error *err) SL_MUST_CHECK;
+/* Pins all of an offer now, as far as the system lets: then no copy waits for it.
+ * Beside copies and the offer's use; *cancel != 0 (it may be NULL) ends it between
+ * parts with SL_ERR_CANCELLED.  cpu: nothing. */
+sl_status sl_host_pin(sl_device *device, void *base, size_t size_bytes, const atomic_uint *cancel,
+                      sl_error *err) SL_MUST_CHECK;
 /* Unpins.  No copy may be under way there; `base` as offered, others are ignored. */
 void sl_host_withdraw(sl_device *device, void *base);
 size_t sl_host_pinned_bytes(sl_device *device); /* of all offers, now */

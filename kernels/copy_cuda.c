@@ -211,6 +211,23 @@ static sl_status cuda_offer(sl_device *device, void *base, size_t size_bytes, sl
     return sl_pins_offer(sl_device_cuda_pins(device), base, size_bytes, err);
 }
 
+static sl_status cuda_pin(sl_device *device, void *base, size_t size_bytes,
+                          const atomic_uint *cancel, sl_error *err)
+{
+    sl_status status = sl_device_cuda_enter(device, err);
+
+    for (size_t at = 0; status == SL_OK && at < size_bytes;) {
+        size_t bytes;
+        bool pinned;
+        if (cancel && atomic_load_explicit(cancel, memory_order_relaxed) != 0)
+            return sl_fail(err, SL_ERR_CANCELLED, "cancelled");
+        status = sl_pins_ensure(sl_device_cuda_pins(device), (unsigned char *)base + at,
+                                size_bytes - at, &bytes, &pinned, err);
+        at += bytes;
+    }
+    return status;
+}
+
 static void cuda_withdraw(sl_device *device, void *base)
 {
     sl_device_cuda_enter(device, NULL);
@@ -229,6 +246,7 @@ const sl_copy_backend sl_copy_backend_cuda = {
     .mark = cuda_mark,
     .wait_to = cuda_wait_to,
     .offer = cuda_offer,
+    .pin = cuda_pin,
     .withdraw = cuda_withdraw,
     .pinned_bytes = cuda_pinned_bytes,
 };

@@ -15,6 +15,8 @@ typedef struct {
     uint64_t (*mark)(const sl_copy_queue *queue);
     sl_status (*wait_to)(sl_copy_queue *queue, uint64_t mark, sl_error *err);
     sl_status (*offer)(sl_device *device, void *base, size_t size_bytes, sl_error *err);
+    sl_status (*pin)(sl_device *device, void *base, size_t size_bytes, const atomic_uint *cancel,
+                     sl_error *err);
     void (*withdraw)(sl_device *device, void *base);
     size_t (*pinned_bytes)(sl_device *device);
 } sl_copy_backend;

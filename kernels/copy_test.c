@@ -24,6 +24,7 @@ SL_TEST(copies_both_ways)
     SL_CHECK_OK(sl_region_map(region, bytes, err));
     SL_CHECK_OK(sl_copy_open(&copy, device, &cancel, err));
     SL_CHECK_OK(sl_host_offer(device, (void *)0x1000, 1, err));
+    SL_CHECK_OK(sl_host_pin(device, (void *)0x1000, 1, &cancel, err));
     SL_CHECK(sl_host_pinned_bytes(device) == 0);
     SL_CHECK_OK(sl_copy_push(copy, sl_region_data(region), there, bytes, err));
     SL_CHECK_OK(sl_copy_wait(copy, err));

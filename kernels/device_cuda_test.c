@@ -275,6 +275,34 @@ SL_TEST(what_was_offered_is_pinned_when_it_is_copied)
     close_copying(&c);
 }
 
+SL_TEST(an_offer_can_be_pinned_ahead)
+{
+    copying c;
+
+    open_copying(&c, err);
+    SL_CHECK_OK(sl_host_pin(c.f.device, c.host, HOST_BYTES, NULL, err)); /* no offer */
+    SL_CHECK(sl_host_pinned_bytes(c.f.device) == 0);
+    SL_CHECK_OK(sl_host_offer(c.f.device, c.host, HOST_BYTES, err));
+    atomic_store(&c.cancel, 1);
+    SL_CHECK_STATUS(sl_host_pin(c.f.device, c.host, HOST_BYTES, &c.cancel, err), SL_ERR_CANCELLED);
+    SL_CHECK(sl_host_pinned_bytes(c.f.device) == 0);
+    atomic_store(&c.cancel, 0);
+    c.f.limit_pins(256 * SL_MIB);
+    SL_CHECK_OK(
+        sl_host_pin(c.f.device, c.host, HOST_BYTES, &c.cancel, err)); /* as far as it goes */
+    SL_CHECK(sl_host_pinned_bytes(c.f.device) == 256 * SL_MIB);
+    sl_host_withdraw(c.f.device, c.host);
+    c.f.limit_pins(SIZE_MAX);
+    SL_CHECK_OK(sl_host_offer(c.f.device, c.host, HOST_BYTES, err));
+    SL_CHECK_OK(sl_host_pin(c.f.device, c.host, HOST_BYTES, &c.cancel, err));
+    SL_CHECK(sl_host_pinned_bytes(c.f.device) == HOST_BYTES);
+    look_now(&c.f);
+    SL_CHECK_OK(sl_copy_push(c.copy, c.d_data, c.host, HOST_BYTES, err));
+    SL_CHECK_OK(sl_copy_wait(c.copy, err));
+    SL_CHECK(look_now(&c.f).copies == 19); /* pieces of 32 MiB within parts */
+    close_copying(&c);
+}
+
 SL_TEST(what_cannot_be_pinned_is_staged)
 {
     copying c;
@@ -317,4 +345,5 @@ SL_TEST_MAIN(SL_RUN(the_whole_card_or_a_part), SL_RUN(a_card_that_the_driver_doe
              SL_RUN(shrinking_is_exact_and_keeps_contents),
              SL_RUN(what_others_took_is_said_and_changes_nothing),
              SL_RUN(what_was_offered_is_pinned_when_it_is_copied),
-             SL_RUN(what_cannot_be_pinned_is_staged), SL_RUN(a_cancel_stops_copies))
+             SL_RUN(an_offer_can_be_pinned_ahead), SL_RUN(what_cannot_be_pinned_is_staged),
+             SL_RUN(a_cancel_stops_copies))

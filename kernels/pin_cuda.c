@@ -77,11 +77,22 @@ sl_status sl_pins_offer(sl_pins *pins, void *base, size_t size_bytes, sl_error *
     return SL_OK;
 }
 
+static bool is_busy(const sl_pins *pins, const void *base)
+{
+    for (const offer *o = pins->offers; o; o = o->next)
+        for (size_t i = 0; o->base == base && i < o->part_count; i++)
+            if (o->parts[i] == BUSY)
+                return true;
+    return false;
+}
+
 void sl_pins_withdraw(sl_pins *pins, void *base)
 {
     offer *o;
 
     pthread_mutex_lock(&pins->lock);
+    while (is_busy(pins, base)) /* its thread still looks at the offer */
+        pthread_cond_wait(&pins->tried, &pins->lock);
     offer **at = &pins->offers;
     while (*at && (*at)->base != base)
         at = &(*at)->next;

@@ -5,7 +5,7 @@
  *
  *     untried -> busy -> pinned      the first sl_pins_ensure there
  *                     -> refused     the same, if the system says no
- *     any of them -> gone            withdraw
+ *     any but busy -> gone           withdraw, which waits for a busy one
  *
  * Ownership: the device's.
  * Threads:   any; a part is registered by one thread while others wait for it.

@@ -141,6 +141,8 @@ static char *describe(sl_service *s, const sl_core_ledger *ledger, sl_arena *are
     if (sl_service_is_leak(ledger->unexplained_bytes))
         return sl_arena_printf(arena, "%lld bytes of device memory are unexplained",
                                (long long)ledger->unexplained_bytes);
+    if (s->canary_problem[0])
+        return sl_arena_printf(arena, "the device gets its sums wrong: %s", s->canary_problem);
     if (s->store_problem[0])
         return sl_arena_strdup(arena, s->store_problem);
     if (s->draining)

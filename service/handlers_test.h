@@ -89,6 +89,7 @@ static inline void hello(sl_supervisor *f)
     f->generation++;
     message.pid = 4711;
     message.lanes = f->lanes;
+    message.canary_ns = SL_NS_PER_MS;
     event.kind_case = SLUICE__WORKER__EVENT__KIND_HELLO;
     event.hello = &message;
     tell(f, &event);

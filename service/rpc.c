@@ -39,6 +39,7 @@ typedef struct {
 struct sl_rpc {
     const sl_rpc_table *table;
     void *service;
+    sl_rpc_stats *stats;
     nng_socket socket;
     bool socket_open;
     int worker_count;
@@ -235,8 +236,38 @@ static void make_error_reply(nng_msg **out, const sl_rpc_call *call, int code, s
                sl_log_quote(quoted, sizeof quoted, why.message));
 }
 
+/* Of a call that was answered with `code`. */
+static sl_rpc_refusal why_refused(const sl_rpc_call *call, int code)
+{
+    const Sluice__V1__Refusal *refusal = call->refusal;
+
+    if (refusal && refusal->table_rule[0])
+        return SL_RPC_REFUSED_TABLE;
+    if (refusal && refusal->deadline_ns)
+        return SL_RPC_REFUSED_LATE;
+    if (refusal)
+        return refusal->when == SLUICE__V1__REFUSAL__WHEN__NEVER ? SL_RPC_REFUSED_NEVER
+                                                                 : SL_RPC_REFUSED_AFTER;
+    return code == 8 ? SL_RPC_REFUSED_BUSY : SL_RPC_NOT_REFUSED;
+}
+
+/* What has come of a call, for whoever counts.  A method that is not in the table
+ * has no name yet. */
+static void count_call(sl_rpc *rpc, const sl_rpc_call *call, int code, int64_t began_ns)
+{
+    int method = -1;
+
+    for (int i = 0; call->method && i < rpc->table->count; i++) {
+        if (rpc->table->methods[i].name == call->method)
+            method = i;
+    }
+    sl_rpc_stats_note(rpc->stats, method, code, sl_clock_now_ns() - began_ns,
+                      why_refused(call, code));
+}
+
 static nng_msg *answer(sl_rpc *rpc, nng_msg *message)
 {
+    const int64_t began_ns = sl_clock_now_ns();
     sl_error err = { .status = SL_OK };
     sl_rpc_call call = { .peer = { .role = SL_ROLE_NONE } };
     sl_arena *unpack_arena = NULL;
@@ -256,8 +287,9 @@ static nng_msg *answer(sl_rpc *rpc, nng_msg *message)
     }
     if (status == SL_OK)
         status = make_ok_reply(&out, &call, &err);
+    const int code = status != SL_OK && call.code ? call.code : sl_status_grpc_code(status);
+    count_call(rpc, &call, code, began_ns);
     if (status != SL_OK) {
-        const int code = call.code ? call.code : sl_status_grpc_code(status);
         log_failure(&call, code, &err);
         make_error_reply(&out, &call, code, &err);
     } else if (sl_debug("rpc")) {
@@ -357,7 +389,9 @@ sl_status sl_rpc_create(sl_rpc **out, const char *url, const sl_rpc_table *table
     rpc->table = table;
     rpc->service = service;
     rpc->worker_count = handlers;
-    status = open_socket(rpc, url, err);
+    status = sl_rpc_stats_create(&rpc->stats, table->count, err);
+    if (status == SL_OK)
+        status = open_socket(rpc, url, err);
     for (int i = 0; i < handlers && status == SL_OK; i++)
         status = start_worker(rpc, &rpc->workers[i], err);
     if (status != SL_OK)
@@ -389,6 +423,12 @@ void sl_rpc_destroy(sl_rpc *rpc)
     }
     if (rpc->socket_open)
         nng_close(rpc->socket);
+    sl_rpc_stats_destroy(rpc->stats);
     free(rpc->workers);
     free(rpc);
+}
+
+const sl_rpc_stats *sl_rpc_get_stats(const sl_rpc *rpc)
+{
+    return rpc->stats;
 }

@@ -18,6 +18,7 @@
 #include "base/arena.h"
 #include "base/status.h"
 #include "service/auth.h"
+#include "service/rpc_stats.h"
 
 #include <protobuf-c/protobuf-c.h>
 #include <stdint.h>
@@ -65,6 +66,8 @@ sl_status sl_rpc_create(sl_rpc **out, const char *url, const sl_rpc_table *table
                         int handlers, sl_error *err) SL_MUST_CHECK;
 /* Ends the handlers; waits for calls that are under way. */
 void sl_rpc_destroy(sl_rpc *rpc); /* NULL is fine */
+/* Rows in the order of the table; lives as long as rpc. */
+const sl_rpc_stats *sl_rpc_get_stats(const sl_rpc *rpc);
 
 /* Names the field, and the nearest valid value if there is one (nearest may be
  * NULL, copied); returns SL_ERR_INVALID. */

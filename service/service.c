@@ -398,6 +398,7 @@ static void on_requeued(sl_service *s, const sl_core_action *action)
     SL_ASSERT(job);
     job->attempt = job->attempt_base + action->attempt;
     job->step = 0;
+    s->counts.requeued++;
     sl_jobs_move(s->jobs, job, STATE(QUEUED), "queued again: %s", action->message);
     sl_service_note(job, SL_LOG_WARN, "job_requeued", "attempt=%d reason=\"%s\"", job->attempt,
                     action->message);
@@ -416,6 +417,13 @@ void sl_service_log_end(sl_job *job)
         job->spec.request.steps, job->resumed_from_step, (long long)(job->run_ns / SL_NS_PER_MS),
         sl_job_planned_peak_bytes(job), job->measured_peak_bytes, job->device_before_bytes,
         job->device_after_bytes, sl_log_quote(quoted, sizeof quoted, job->message));
+}
+
+static void count_end(sl_service_counts *counts, Sluice__V1__JobState state)
+{
+    counts->done += state == STATE(DONE);
+    counts->failed += state == STATE(FAILED);
+    counts->cancelled += state == STATE(CANCELLED_STATE);
 }
 
 static void on_ended(sl_service *s, const sl_core_action *action)
@@ -449,6 +457,7 @@ static void on_ended(sl_service *s, const sl_core_action *action)
         job->output_sha256[0] = '\0';
     }
     sl_outputs_remove_state(s, job);
+    count_end(&s->counts, state);
     sl_jobs_move(s->jobs, job, state, "%s", state == STATE(DONE) ? "done" : job->message);
     sl_service_log_end(job);
     note_peak(s, s->memory.mapped_bytes, true);
@@ -628,6 +637,8 @@ static void on_hello(sl_service *s, uint64_t generation, const Sluice__Worker__E
     s->generation = generation;
     s->worker_up = true;
     s->worker_pid = event->hello->pid;
+    s->canary_ns = event->hello->canary_ns;
+    snprintf(s->canary_problem, sizeof s->canary_problem, "%s", event->hello->canary_problem);
     sl_reload_worker_up(s, event->hello->lanes);
     s->worker_up_ns = sl_clock_now_ns();
     sl_event_add(s, "worker_up", "pid=%lld generation=%llu", (long long)s->worker_pid,
@@ -804,6 +815,23 @@ static sl_status finish_run(sl_service *s, running_job *run, const Sluice__Worke
     return status;
 }
 
+static void count_component(sl_service_counts *counts, const component_command *c, bool ok)
+{
+    const bool is_transformer = c->key.component == SL_COMPONENT_DIT
+                                || c->key.component == SL_COMPONENT_DIT_HIGH
+                                || c->key.component == SL_COMPONENT_DIT_LOW;
+
+    if (c->kind == SL_CORE_LOAD || c->kind == SL_CORE_UNLOAD)
+        counts->components[c->kind == SL_CORE_UNLOAD][!ok]++;
+    else
+        counts->images[c->kind == SL_CORE_HOST_DROP][!ok]++;
+    if (c->kind != SL_CORE_LOAD || !ok || !is_transformer
+        || strcmp(counts->last_model, c->key.model) == 0)
+        return;
+    counts->switches += counts->last_model[0] != '\0';
+    snprintf(counts->last_model, sizeof counts->last_model, "%s", c->key.model);
+}
+
 /* The line of a component's command.  *status: what the core is told. */
 static void note_component(sl_service *s, uint64_t id, const Sluice__Worker__Done *done,
                            sl_status *status)
@@ -830,6 +858,7 @@ static void note_component(sl_service *s, uint64_t id, const Sluice__Worker__Don
             sl_dispatch_filled(s, &c->key, *status == SL_OK);
         if (c->kind == SL_CORE_HOST_DROP)
             *status = SL_OK; /* the pages are gone whatever it says */
+        count_component(&s->counts, c, *status == SL_OK);
         sl_job *job = c->job_id[0] ? sl_jobs_find(s->jobs, c->job_id) : NULL;
         snprintf(text, sizeof text,
                  "component=\"%s\" status=%s device_before=%zu device_after=%zu peak=%zu ms=%lld",

@@ -69,6 +69,16 @@ typedef struct {
     char *partial, *final; /* paths */
 } running_job;
 
+/* What has happened since the start. */
+typedef struct {
+    uint64_t done, failed, cancelled; /* jobs */
+    uint64_t requeued;                /* after a worker's death or a pre-emption */
+    uint64_t components[2][2];        /* on the device: loads, unloads; well, badly */
+    uint64_t images[2][2];            /* in the host tier: fills, drops */
+    uint64_t switches;                /* another model's transformer than the one before */
+    char last_model[SL_CORE_NAME_BYTES]; /* whose transformer came last */
+} sl_service_counts;
+
 struct sl_service {
     sl_service_config config; /* strings are ours */
     char *outputs, *worker;
@@ -111,6 +121,9 @@ struct sl_service {
     uint64_t generation; /* of the worker that is up */
     bool worker_up;
     int64_t worker_pid;
+    int64_t canary_ns;        /* of the worker that is up */
+    char canary_problem[256]; /* "": none */
+    sl_service_counts counts;
     char down_reason[256];
     Sluice__Worker__Memory memory; /* the latest; plain numbers only */
     size_t calm_mapped_bytes;      /* arena mapped when no command was changing it */

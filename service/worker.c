@@ -21,7 +21,13 @@ enum {
     EXIT_PROTOCOL = 4, /* the daemon sent what is no message */
 };
 
-static void send_hello(sl_worker *worker)
+/* How the canary went: a time, or a problem. */
+typedef struct {
+    int64_t duration_ns;
+    sl_error error;
+} canary_result;
+
+static void send_hello(sl_worker *worker, canary_result *canary)
 {
     Sluice__Worker__Event event = SLUICE__WORKER__EVENT__INIT;
     Sluice__Worker__Hello hello = SLUICE__WORKER__HELLO__INIT;
@@ -30,6 +36,8 @@ static void send_hello(sl_worker *worker)
     hello.device_uuid = (char *)(uintptr_t)sl_device_uuid(worker->device);
     hello.threads = sl_exec_thread_count(worker->lanes[worker->job_lane_first].exec);
     hello.lanes = worker->lane_count - worker->job_lane_first;
+    hello.canary_ns = canary->duration_ns;
+    hello.canary_problem = canary->error.message;
     event.kind_case = SLUICE__WORKER__EVENT__KIND_HELLO;
     event.hello = &hello;
     sl_worker_send(worker, NULL, &event, true);
@@ -179,7 +187,21 @@ static void settle_in(void)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
 }
 
-static sl_status start(sl_worker *worker, const options *o, sl_error *err)
+/* One that comes back wrong is for the daemon to judge; a device that is gone is not. */
+static sl_status run_canary(sl_worker *worker, canary_result *out, sl_error *err)
+{
+    char quoted[2 * SL_ERROR_MESSAGE_BYTES];
+    const sl_status status = sl_worker_run_canary(worker, &out->duration_ns, &out->error);
+
+    if (status == SL_ERR_DEVICE)
+        return sl_fail(err, status, "%s", out->error.message);
+    if (status != SL_OK)
+        sl_log(SL_LOG_ERROR, "canary_wrong", "pid=%d message=%s", (int)getpid(),
+               sl_log_quote(quoted, sizeof quoted, out->error.message));
+    return SL_OK;
+}
+
+static sl_status start(sl_worker *worker, const options *o, canary_result *canary, sl_error *err)
 {
     sl_device_spec spec;
     sl_status status = sl_channel_create(&worker->channel, o->fd, "daemon", err);
@@ -192,6 +214,8 @@ static sl_status start(sl_worker *worker, const options *o, sl_error *err)
         status = sl_worker_init_lanes(worker, o->lanes, o->threads, err);
     if (status == SL_OK)
         status = sl_worker_settle_card(worker, err);
+    if (status == SL_OK)
+        status = run_canary(worker, canary, err);
     if (status == SL_OK)
         status = sl_worker_start_lanes(worker, err);
     return status;
@@ -234,6 +258,7 @@ static void log_failure(const char *event, const sl_error *error)
 int main(int argc, char **argv)
 {
     static sl_worker worker;
+    canary_result canary = { .error = { .status = SL_OK } };
     sl_error error;
     options o;
 
@@ -244,14 +269,14 @@ int main(int argc, char **argv)
     }
     settle_in();
     init_worker(&worker);
-    if (start(&worker, &o, &error) != SL_OK) {
+    if (start(&worker, &o, &canary, &error) != SL_OK) {
         log_failure("worker_start_failed", &error);
         if (!sl_worker_stop_lanes(&worker))
             _exit(EXIT_START);
         fini_worker(&worker);
         return EXIT_START;
     }
-    send_hello(&worker);
+    send_hello(&worker, &canary);
     const sl_status status = serve(&worker, &error);
     if (status != SL_OK)
         log_failure("worker_protocol", &error);

@@ -16,6 +16,7 @@
  *
  *   worker.c         start, the main thread
  *   worker_lane.c    lanes: queues, commands, their measured memory
+ *   worker_canary.c  a few ops with known results, before the hello
  *   worker_card.c    what a card holds beside the arena
  *   worker_tell.c    events
  *   worker_load.c    Load, Unload, Trim: components on the device
@@ -181,6 +182,13 @@ bool sl_worker_await_go(sl_lane *lane, int phase, size_t *size_bytes);
 __attribute__((noreturn)) void sl_worker_die(sl_worker *worker, const sl_error *why);
 /* After stop_lanes; also after an init or a start that did not succeed. */
 void sl_worker_fini_lanes(sl_worker *worker);
+
+/* ---- worker_canary.c ---- */
+
+/* Before the lanes start; nothing stays mapped.  SL_ERR_DATA: the device gets its sums
+ * wrong; SL_ERR_DEVICE as in sl_worker_die. */
+sl_status sl_worker_run_canary(sl_worker *worker, int64_t *duration_ns,
+                               sl_error *err) SL_MUST_CHECK;
 
 /* ---- worker_load.c; the loader's lane ---- */
 

@@ -18,7 +18,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define KERNEL_CODE_BYTES   (384 * SL_MIB)
+#define KERNEL_CODE_BYTES   (320 * SL_MIB)
 #define LEAST_CONTEXT_BYTES (32 * SL_MIB)
 
 static size_t less(size_t a, size_t b)
@@ -94,6 +94,23 @@ static void look_before(sl_card *card, processes *before)
            error.message);
 }
 
+/* Card numbers of driver and library agree unless the environment hides cards. */
+static void check_same_card(sl_worker *worker)
+{
+    sl_card *card = &worker->card;
+    const char *uuid = sl_device_uuid(worker->device);
+    int index = -1;
+
+    if (!card->nvml ||
+        (sl_nvml_find(card->nvml, uuid, &index, NULL) == SL_OK && index == card->index))
+        return;
+    sl_log(SL_LOG_WARN, "other_card", "uuid=%s driver=%d library=%d", uuid, card->index, index);
+    card->free_before_bytes = 0;
+    card->index = index;
+    if (index < 0)
+        sl_worker_close_card(worker);
+}
+
 sl_status sl_worker_open_device(sl_worker *worker, const sl_device_spec *spec, sl_error *err)
 {
     sl_card *card = &worker->card;
@@ -108,6 +125,7 @@ sl_status sl_worker_open_device(sl_worker *worker, const sl_device_spec *spec, s
     if (status == SL_OK)
         status = sl_device_get_memory(worker->device, &left, &card->total_bytes, err);
     if (status == SL_OK) {
+        check_same_card(worker);
         find_own_pid(card, &before);
         /* Nobody told, or the library's free bytes are not the driver's (no context
          * is that small): all that is gone counts as ours. */

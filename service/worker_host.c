@@ -210,6 +210,44 @@ static sl_status populate(sl_lane *lane, sl_host_mapping *image, sl_error *err)
                    image->mapped_bytes, failed);
 }
 
+/* Pins for a card while the file is read: either takes seconds for a large model.
+ * On cpu the thread has nothing to do. */
+typedef struct {
+    sl_lane *lane;
+    sl_host_mapping *image;
+    pthread_t thread;
+    sl_status status;
+    sl_error error;
+} pinning;
+
+static void *pin_image(void *arg)
+{
+    pinning *p = arg;
+
+    p->status = sl_host_pin(p->lane->worker->device, p->image->base, p->image->mapped_bytes,
+                            &p->lane->cancel, &p->error);
+    return NULL;
+}
+
+static sl_status fill_and_pin(sl_lane *lane, sl_host_mapping *image, const sl_component_spec *spec,
+                              const sl_ckpt *ckpt, sl_error *err)
+{
+    pinning p = { .lane = lane, .image = image };
+    const bool pins = sl_device_get_spec(lane->worker->device)->kind == SL_DEVICE_CUDA &&
+                      pthread_create(&p.thread, NULL, pin_image, &p) == 0;
+    sl_status status =
+        sl_component_fill_image(image->base, image->image_bytes, spec, lane->exec, ckpt, err);
+
+    if (pins) {
+        pthread_join(p.thread, NULL);
+        if (status == SL_OK && p.status != SL_OK) {
+            *err = p.error;
+            status = p.status;
+        }
+    }
+    return status;
+}
+
 static sl_status fill(sl_lane *lane, sl_host_mapping *image,
                       const Sluice__Worker__HostFill *message, sl_error *err)
 {
@@ -229,8 +267,7 @@ static sl_status fill(sl_lane *lane, sl_host_mapping *image,
     if (status == SL_OK)
         status = populate(lane, image, err);
     if (status == SL_OK)
-        status =
-            sl_component_fill_image(image->base, image->image_bytes, &spec, lane->exec, ckpt, err);
+        status = fill_and_pin(lane, image, &spec, ckpt, err);
     sl_ckpt_close(ckpt);
     sl_model_dir_close(dir);
     return status;

@@ -37,11 +37,11 @@ SPARSE_MODES = {"sla": (128, 64, 0.1), "sagesla": (64, 128, 0.1)}
 
 RECIPES = {  # seconds are upper bounds: a stage ends at its steps or its time, whichever is first
     "gpu": {
-        "vae": dict(steps=8000, batch=32, rate=3e-3, seconds=180),
-        "t2v": dict(steps=14000, batch=160, rate=1.5e-3, seconds=170, clips=50000),
-        "t2v-few": dict(steps=5000, batch=128, rate=5e-4, seconds=120, clips=50000),
-        "i2v": dict(steps=5000, batch=160, rate=1e-3, seconds=60, clips=30000),
-        "i2v-few": dict(steps=3000, batch=128, rate=5e-4, seconds=70, clips=30000),
+        "vae": dict(steps=16000, batch=16, rate=2.5e-3, seconds=320),
+        "t2v": dict(steps=14000, batch=160, rate=1.5e-3, seconds=200, clips=40000),
+        "t2v-few": dict(steps=5000, batch=128, rate=5e-4, seconds=140, clips=40000),
+        "i2v": dict(steps=5000, batch=160, rate=1e-3, seconds=80, clips=20000),
+        "i2v-few": dict(steps=3000, batch=128, rate=5e-4, seconds=80, clips=20000),
     },
     "cpu": {
         "vae": dict(steps=1500, batch=4, rate=2e-3, seconds=1200, clips=0),
@@ -150,6 +150,7 @@ class Run:
         self.on_gpu = self.device != "cpu"
         self.store = torch.bfloat16 if self.on_gpu else torch.float32
         self.scale = args.scale
+        self.seconds = args.seconds
         self.begin = time.time()
         torch.manual_seed(args.seed)
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -178,7 +179,7 @@ class Run:
     def settings(self, stage):
         s = dict(self.recipe[stage])
         s["steps"] = max(2, int(s["steps"] * self.scale))
-        s["seconds"] = max(1.0, s["seconds"] * max(self.scale, 0.02))
+        s["seconds"] = max(1.0, s["seconds"] * max(self.scale, 0.02) * self.seconds)
         if s.get("clips"):
             s["clips"] = max(64, int(s["clips"] * min(1.0, self.scale * 4)))
         return s
@@ -446,6 +447,8 @@ def main():
     parser.add_argument("--device")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="fraction of the recipe, to try it out")
+    parser.add_argument("--seconds", type=float, default=1.0, help="fraction of the time limits")
+    parser.add_argument("--start", help="a folder of .pt files whose weights stages begin with")
     parser.add_argument("--check", type=int, default=64, help="clips read back after each stage")
     args = parser.parse_args()
     os.makedirs(args.out, exist_ok=True)
@@ -462,6 +465,12 @@ def main():
                 modules[name].load_state_dict(state[name])
             run.say(f"{stage}: from {file}")
             continue
+        begun = args.start and os.path.join(args.start, f"{stage}.pt")
+        if begun and os.path.exists(begun):
+            state = torch.load(begun, map_location=run.device)
+            for name in trained[stage]:
+                modules[name].load_state_dict(state[name])
+            run.say(f"{stage}: begins with {begun}")
         settings = run.settings(stage)
         if stage == "vae":
             run.train_vae(settings)
