@@ -152,7 +152,8 @@ void sl_service_get_ledger(sl_service *s, sl_core_ledger *out);
 /* A line for the log and for `explain`: event id=... and what fmt says. */
 void sl_service_note(sl_job *job, sl_log_level level, const char *event, const char *fmt, ...)
     SL_PRINTF(4, 5);
-void sl_service_log_end(sl_job *job);
+void sl_service_clear_running(running_job *run);
+void sl_service_note_peak(sl_service *s, size_t mapped_bytes, bool job_ended); /* of the hour */
 /* By its id, or by the request_id of an own job.  What belongs to others is not found,
  * unless for an admin. */
 sl_status sl_service_get_job(sl_service *s, sl_rpc_call *call, const char *id, sl_job **out,
@@ -160,6 +161,11 @@ sl_status sl_service_get_job(sl_service *s, sl_rpc_call *call, const char *id, s
 size_t sl_service_workspace_bytes(sl_service *s); /* the worker's, or what is expected */
 /* When each queued job will start: into job.estimated_start_ns. */
 void sl_service_estimate(sl_service *s);
+
+/* --- actions.c; with the lock held --- */
+
+void sl_action_do(sl_service *s, const sl_core_action *action);
+void sl_service_log_end(sl_job *job);
 
 /* --- requests.c; without the lock --- */
 
