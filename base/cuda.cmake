@@ -13,7 +13,12 @@ if(SL_NVCC)
 else()
   option(SL_WITH_CUDA "Build the cuda device" OFF)
 endif()
-set(SL_CUDA_ARCHS "80;89;90a;120" CACHE STRING "Compute capabilities that kernels are built for")
+# Sanitizers look at host code: one kind of card is enough there.
+set(archs 80 89 90a 120)
+if(SL_SANITIZE)
+  set(archs 90a)
+endif()
+set(SL_CUDA_ARCHS "${archs}" CACHE STRING "Compute capabilities that kernels are built for")
 
 if(SL_WITH_CUDA)
   if(NOT CMAKE_CUDA_COMPILER)

@@ -25,6 +25,7 @@ enum {
     READS_PER_TURN = 32, /* then the others have their turn */
     ACCEPTS_PER_TURN = 32,
     DROP_LINES_PER_SECOND = 10,
+    JOINED_BYTES = 4096, /* of a reply's header and body in one write */
 };
 #define UNREAD_BOUND ((size_t)4 << 20)    /* of a connection: above it no request is taken */
 #define WRITE_PROGRESS ((size_t)64 << 10) /* within write_ns, or a whole reply */
@@ -59,6 +60,7 @@ typedef struct {
     uint8_t greeting_left;
     sl_io read_wants, write_wants; /* what the transport waits for */
     uint32_t interest;
+    bool again; /* its transport has bytes that no event tells of */
     bool parked;
     int parked_before, parked_after; /* slots, in the order of parking */
     int64_t opened_ns, message_since_ns, parked_since_ns, write_since_ns, active_ns;
@@ -84,6 +86,7 @@ struct sl_front {
     int account_count; /* entries in use or used before */
     int account_capacity;
     int parked_first, parked_last, parked_count;
+    bool again; /* some connection's */
     int64_t now_ns;
     int64_t drop_window_ns;
     int drop_lines;
@@ -103,6 +106,7 @@ sl_front_config sl_front_config_default(void)
     return (sl_front_config){
         .connections = 256,
         .connections_each = 205,
+        .connections_host = 128,
         .in_flight = 20,
         .in_flight_each = 16,
         .greeting_ns = 10 * SL_NS_PER_S,
@@ -205,7 +209,7 @@ static void drop(sl_front *front, connection *c, const char *why)
         if (front->drop_lines++ < DROP_LINES_PER_SECOND) {
             char quoted[256];
             sl_log(SL_LOG_WARN, "connection_dropped", "peer=%s reason=%s",
-                   c->account == NONE ? "unknown" : c->peer.address,
+                   c->account == NONE ? c->transport.address : c->peer.address,
                    sl_log_quote(quoted, sizeof quoted, why));
         }
     }
@@ -234,7 +238,7 @@ static void drop(sl_front *front, connection *c, const char *why)
 /* False when the connection is gone. */
 static bool write_some(sl_front *front, connection *c)
 {
-    uint8_t greeting[SL_SP_GREETING_BYTES];
+    uint8_t greeting[SL_SP_GREETING_BYTES], joined[JOINED_BYTES];
     size_t count = 0;
     sl_io io = SL_IO_DONE;
 
@@ -252,8 +256,17 @@ static bool write_some(sl_front *front, connection *c)
         const bool head = reply->sent < reply->head_bytes;
         const uint8_t *at = head ? reply->head + reply->sent
                                  : reply->body + (reply->sent - reply->head_bytes);
-        const size_t size = head ? reply->head_bytes - reply->sent
-                                 : reply->head_bytes + reply->body_bytes - reply->sent;
+        size_t size = head ? reply->head_bytes - reply->sent
+                           : reply->head_bytes + reply->body_bytes - reply->sent;
+        if (head) { /* with what fits of the body: one packet, one TLS record */
+            const size_t more = sizeof joined - size < reply->body_bytes ? sizeof joined - size
+                                                                         : reply->body_bytes;
+            memcpy(joined, at, size);
+            if (more)
+                memcpy(joined + size, reply->body, more);
+            at = joined;
+            size += more;
+        }
         if (size > 0)
             io = c->transport.ops->write(&c->transport, at, size, &count);
         else
@@ -467,7 +480,24 @@ static bool read_some(sl_front *front, connection *c)
         if (sl_sp_is_ready(&c->sp) && !on_request(front, c))
             return false;
     }
+    /* Bytes that TLS has decrypted already make no event. */
+    c->again = may_read(front, c) && c->transport.ops->pending
+               && c->transport.ops->pending(&c->transport);
+    front->again |= c->again;
     return true;
+}
+
+/* Those whose turn ended with bytes at hand. */
+static void read_again(sl_front *front)
+{
+    if (!front->again)
+        return;
+    front->again = false;
+    for (int i = 0; i < front->config.connections; i++) {
+        connection *c = &front->connections[i];
+        if (c->open && c->again && read_some(front, c))
+            set_interest(front, c);
+    }
 }
 
 /* Parked requests go on in their order, as far as the caps allow. */
@@ -492,13 +522,35 @@ static void unpark(sl_front *front)
 
 /* --- accepting --- */
 
-static connection *find_free(sl_front *front)
+/* A place for one more.  When all are taken, whoever has said nothing for longest
+ * goes: so connections that never speak keep nobody out. */
+static connection *make_room(sl_front *front)
 {
+    connection *oldest = NULL;
+
     for (int i = 0; i < front->config.connections; i++) {
-        if (!front->connections[i].open)
-            return &front->connections[i];
+        connection *c = &front->connections[i];
+        if (!c->open)
+            return c;
+        if (!sl_sp_greeted(&c->sp) && (!oldest || c->opened_ns < oldest->opened_ns))
+            oldest = c;
     }
-    return NULL;
+    if (oldest)
+        drop(front, oldest, "made room for another, no greeting yet");
+    return oldest;
+}
+
+/* Connections from the same address as this one. */
+static int count_host(const sl_front *front, const sl_transport *transport)
+{
+    int count = 0;
+
+    for (int i = 0; i < front->config.connections; i++) {
+        const sl_transport *other = &front->connections[i].transport;
+        count += front->connections[i].open && other->host_bytes == transport->host_bytes
+                 && memcmp(other->address, transport->address, transport->host_bytes) == 0;
+    }
+    return count;
 }
 
 static void add_connection(sl_front *front, connection *c, const sl_transport *transport)
@@ -539,11 +591,28 @@ static void pause_accepting(sl_front *front, bool paused)
     }
 }
 
+/* False: there is no place for it. */
+static bool take_connection(sl_front *front, sl_listener *listener, int fd)
+{
+    sl_error err = { .status = SL_OK };
+    sl_transport transport;
+
+    if (listener->accept(listener, fd, &transport, &err) != SL_OK)
+        return false;
+    connection *c = NULL;
+    if (transport.host_bytes == 0
+        || count_host(front, &transport) < front->config.connections_host)
+        c = make_room(front);
+    if (c)
+        add_connection(front, c, &transport);
+    else
+        transport.ops->close(&transport);
+    return c != NULL;
+}
+
 static void accept_some(sl_front *front, sl_listener *listener)
 {
     for (int i = 0; i < ACCEPTS_PER_TURN; i++) {
-        sl_error err = { .status = SL_OK };
-        sl_transport transport;
         const int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0) {
             /* Without descriptors the listener stays readable: rest, or spin. */
@@ -551,14 +620,10 @@ static void accept_some(sl_front *front, sl_listener *listener)
                 pause_accepting(front, true);
             return;
         }
-        connection *c = find_free(front);
-        if (!c)
-            close(fd);
-        else if (listener->accept(listener, fd, &transport, &err) == SL_OK)
-            add_connection(front, c, &transport);
+        const bool taken = take_connection(front, listener, fd);
         pthread_mutex_lock(&front->stats_lock);
-        front->stats.accepted += c != NULL;
-        front->stats.refused += c == NULL;
+        front->stats.accepted += taken;
+        front->stats.refused += !taken;
         pthread_mutex_unlock(&front->stats_lock);
     }
 }
@@ -610,9 +675,11 @@ static const char *overdue(const sl_front *front, const connection *c)
 {
     const sl_front_config *config = &front->config;
     const int64_t now = front->now_ns;
+    const int64_t greeting_ns =
+        c->transport.greeting_ns ? c->transport.greeting_ns : config->greeting_ns;
 
     if (!sl_sp_greeted(&c->sp))
-        return now - c->opened_ns > config->greeting_ns ? "no greeting in time" : NULL;
+        return now - c->opened_ns > greeting_ns ? "no greeting in time" : NULL;
     if (c->first && now - c->write_since_ns > config->write_ns)
         return "does not read its replies";
     if (sl_sp_mid_message(&c->sp) && now - c->message_since_ns > config->message_ns)
@@ -631,11 +698,14 @@ static void check_deadlines(sl_front *front)
         if (!c->open)
             continue;
         const char *why = overdue(front, c);
+        if (!why && c->transport.ops->lapsed)
+            why = c->transport.ops->lapsed(&c->transport);
         if (why) {
             drop(front, c, why);
         } else if (c->parked && front->now_ns - c->parked_since_ns > front->config.park_ns) {
             unlink_parked(front, c);
-            if (answer_unavailable(front, c, "the server has too many requests under way"))
+            if (answer_unavailable(front, c, "the server has too many requests under way")
+                && read_some(front, c))
                 set_interest(front, c);
         }
     }
@@ -721,8 +791,10 @@ static void *run(void *arg)
     for (;;) {
         const bool waits = front->connection_count > 0 || front->accept_again_ns
                            || front->stopping || sl_bridge_in_flight(front->bridge) > 0;
-        const int n = epoll_wait(front->epoll_fd, events, EVENTS, waits ? TICK_MS : -1);
+        const int n = epoll_wait(front->epoll_fd, events, EVENTS,
+                                 front->again ? 0 : waits ? TICK_MS : -1);
         front->now_ns = sl_clock_now_ns();
+        read_again(front);
         for (int i = 0; i < n; i++)
             on_event(front, &events[i]);
         take_replies(front);

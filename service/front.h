@@ -5,7 +5,8 @@
  * never sees the network, and a client never sees nng.
  *
  * Bounds, so that no client can hold up another:
- *   - connections in total, and of one identity; one more is closed at once
+ *   - connections in total, of one identity, and from one address; one more is
+ *     closed at once, or one in its place that has said nothing yet
  *   - requests under way in total, and of one identity; a request above that
  *     waits in its connection, which is not read meanwhile, first come first
  *     served; after park_ns it is answered with UNAVAILABLE
@@ -35,6 +36,7 @@ typedef struct {
     const char *service_url; /* "inproc://sluice" */
     int connections;         /* 1 to 65536 */
     int connections_each;    /* of one identity */
+    int connections_host;    /* from one address of the network */
     int in_flight;           /* below the number of handlers; 1 to 4096 */
     int in_flight_each;      /* of one identity */
     sl_sp_bound *bound;      /* size bound by method; borrowed */

@@ -1,7 +1,7 @@
 /* transport.h - the byte stream under the SP frames of one connection.
  *
- * The front knows streams only through this: Unix sockets today, TLS by another
- * file with the same functions.  Streams never block.
+ * The front knows streams only through this: Unix sockets (transport_unix.c) and TLS
+ * (transport_tls.c).  Streams never block.
  *
  * Ownership: a listener's accept makes a transport, the front closes it.
  * Threads:   the front's.
@@ -13,6 +13,7 @@
 #include "service/auth.h"
 #include "service/sp.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/stat.h>
@@ -32,14 +33,21 @@ typedef struct {
     sl_io (*write)(sl_transport *transport, const uint8_t *at, size_t size, size_t *count);
     /* Who it is; asked once, after the SP greeting has come. */
     sl_status (*identify)(sl_transport *transport, sl_peer *out, sl_error *err);
+    /* Read has bytes at once although fd may not become readable; NULL: never. */
+    bool (*pending)(const sl_transport *transport);
+    /* Why it may go on no longer, or NULL; asked now and then.  NULL: it always may. */
+    const char *(*lapsed)(sl_transport *transport);
     void (*close)(sl_transport *transport); /* and fd */
 } sl_transport_ops;
 
 struct sl_transport {
     const sl_transport_ops *ops;
     sl_sp_framing framing;
-    int fd;            /* for epoll */
-    const void *state; /* of the implementation */
+    int fd;                         /* for epoll */
+    char address[SL_ADDRESS_BYTES]; /* "tcp:10.0.0.7:40112"; for messages */
+    size_t host_bytes;              /* of address, without the port; 0: of this machine */
+    int64_t greeting_ns;            /* for handshake and SP greeting; 0: as the front has it */
+    void *state;                    /* of the implementation */
 };
 
 typedef struct sl_listener sl_listener;

@@ -58,7 +58,12 @@ static void unix_close(sl_transport *transport)
     transport->fd = -1;
 }
 
-static const sl_transport_ops unix_ops = { unix_read, unix_write, unix_identify, unix_close };
+static const sl_transport_ops unix_ops = {
+    .read = unix_read,
+    .write = unix_write,
+    .identify = unix_identify,
+    .close = unix_close,
+};
 
 static sl_status unix_accept(sl_listener *listener, int fd, sl_transport *out, sl_error *err)
 {
@@ -69,7 +74,8 @@ static sl_status unix_accept(sl_listener *listener, int fd, sl_transport *out, s
         .ops = &unix_ops,
         .framing = SL_SP_IPC,
         .fd = fd,
-        .state = self->auth,
+        .address = "unix",
+        .state = (void *)self->auth, /* only read again */
     };
     return SL_OK;
 }
