@@ -10,9 +10,7 @@
 #include "base/clock.h"
 #include "kernels/exec.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
