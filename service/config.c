@@ -18,6 +18,10 @@ typedef struct {
 } file_limits;
 
 typedef struct {
+    char *address, *certificate, *key;
+} file_http;
+
+typedef struct {
     char *device;
     char **models;
     uint32_t models_count;
@@ -25,6 +29,7 @@ typedef struct {
     char *outputs_quota, *outputs_retention, *host_memory;
     uint32_t threads;
     file_limits limits;
+    file_http http;
     int local_users;
     int log_level;
 } file_values;
@@ -54,6 +59,16 @@ static const cyaml_schema_field_t limit_fields[] = {
     CYAML_FIELD_END,
 };
 
+#define HTTP_FIELD(key)                                                                            \
+    CYAML_FIELD_STRING_PTR(#key, CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, file_http, key, 1, 4095)
+
+static const cyaml_schema_field_t http_fields[] = {
+    HTTP_FIELD(address),
+    HTTP_FIELD(certificate),
+    HTTP_FIELD(key),
+    CYAML_FIELD_END,
+};
+
 #define PATH_FIELD(key)                                                                            \
     CYAML_FIELD_STRING_PTR(#key, CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, file_values, key, 1,    \
                            4095)
@@ -72,6 +87,7 @@ static const cyaml_schema_field_t fields[] = {
     PATH_FIELD(worker),
     CYAML_FIELD_UINT("threads", CYAML_FLAG_OPTIONAL, file_values, threads),
     CYAML_FIELD_MAPPING("limits", CYAML_FLAG_OPTIONAL, file_values, limits, limit_fields),
+    CYAML_FIELD_MAPPING("http", CYAML_FLAG_OPTIONAL, file_values, http, http_fields),
     CYAML_FIELD_ENUM("local_users", CYAML_FLAG_OPTIONAL | CYAML_FLAG_STRICT, file_values,
                      local_users, role_words, SL_COUNT(role_words)),
     CYAML_FIELD_ENUM("log_level", CYAML_FLAG_OPTIONAL | CYAML_FLAG_STRICT, file_values, log_level,
@@ -213,6 +229,30 @@ static bool parse_duration(const char *text, int64_t *out_ns)
     return false;
 }
 
+static sl_status take_http(sl_settings *out, const sl_config *config, sl_error *err)
+{
+    const file_values *file = config ? sl_config_values(config) : NULL;
+
+    if (!file || !sl_config_has(config, "http"))
+        return SL_OK;
+    const file_http *http = &file->http;
+    if (!http->address) {
+        sl_fail(err, SL_ERR_DATA, "no address: expected PORT, ADDRESS:PORT or [ADDRESS]:PORT");
+        return sl_config_blame(config, "http", err);
+    }
+    if (!http->certificate != !http->key) {
+        sl_fail(err, SL_ERR_DATA, "certificate and key go together");
+        return sl_config_blame(config, http->key ? "http.key" : "http.certificate", err);
+    }
+    out->http_address = strdup(http->address);
+    out->http_certificate = http->certificate ? strdup(http->certificate) : NULL;
+    out->http_key = http->key ? strdup(http->key) : NULL;
+    if (!out->http_address || !out->http_certificate != !http->certificate
+        || !out->http_key != !http->key)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the configuration");
+    return SL_OK;
+}
+
 static sl_status take_outputs(sl_settings *out, const sl_config *config, sl_error *err)
 {
     const file_values *file = config ? sl_config_values(config) : NULL;
@@ -293,6 +333,8 @@ sl_status sl_settings_init(sl_settings *out, const sl_flags *flags, sl_error *er
     if (status == SL_OK)
         status = take_outputs(&settings, config, err);
     if (status == SL_OK)
+        status = take_http(&settings, config, err);
+    if (status == SL_OK)
         status = take_device(&settings, flags, config, err);
     if (status == SL_OK)
         status = take_paths(&settings, flags, file, err);
@@ -326,5 +368,8 @@ void sl_settings_fini(sl_settings *settings)
     free(settings->socket);
     free(settings->budget);
     free(settings->worker);
+    free(settings->http_address);
+    free(settings->http_certificate);
+    free(settings->http_key);
     *settings = (sl_settings){ .model_count = 0 };
 }

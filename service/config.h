@@ -36,6 +36,8 @@ typedef struct {
     size_t host_bytes; /* of the host tier; 0: there is none */
     uint64_t outputs_quota_bytes; /* 0: none */
     int64_t outputs_retention_ns; /* 0: for ever */
+    char *http_address; /* NULL: no side door */
+    char *http_certificate, *http_key; /* both or none */
     sl_role local_users;
     sl_log_level log_level;
 } sl_settings;

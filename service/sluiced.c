@@ -1,8 +1,9 @@
 /* sluiced.c - the daemon: configuration, locks, and the order of things.
  *
- * Up:   directories, device lock, outputs lock, service (and worker), rpc, front.
+ * Up:   directories, device lock, outputs lock, service (and worker), rpc, side
+ *       door, front.
  * Down: service begins to stop (jobs end cancelled, waits end), front delivers
- *       and closes, worker ends, rpc, front, service.
+ *       and closes, worker ends, side door, rpc, front, service.
  *
  * Exit codes: 0 stopped by SIGTERM or SIGINT, 1 could not start, 2 flags or
  * configuration, 3 another daemon holds the device or the outputs.
@@ -14,6 +15,7 @@
 #include "service/config.h"
 #include "service/front.h"
 #include "service/handlers.h"
+#include "service/http.h"
 #include "service/lock.h"
 #include "service/service.h"
 
@@ -51,6 +53,7 @@ typedef struct {
     sl_service *service;
     sl_rpc *rpc;
     sl_front *front;
+    sl_http *http;
 } daemon_state;
 
 static void print_help(void)
@@ -278,6 +281,21 @@ static sl_status start_front(daemon_state *d, sl_error *err)
     return status;
 }
 
+static sl_status start_http(daemon_state *d, sl_error *err)
+{
+    sl_http_config config = sl_http_config_default();
+
+    if (!d->settings.http_address)
+        return SL_OK;
+    config.address = d->settings.http_address;
+    config.certificate = d->settings.http_certificate;
+    config.key = d->settings.http_key;
+    config.service = d->service;
+    config.table = &sl_handlers_table;
+    config.calls = sl_rpc_get_stats(d->rpc);
+    return sl_http_create(&d->http, &config, err);
+}
+
 static sl_status start(daemon_state *d, sl_error *err)
 {
     char device[64];
@@ -287,6 +305,8 @@ static sl_status start(daemon_state *d, sl_error *err)
         status = make_table(d, err);
     if (status == SL_OK)
         status = start_service(d, err);
+    if (status == SL_OK)
+        status = start_http(d, err);
     if (status == SL_OK)
         status = start_front(d, err);
     if (status == SL_OK)
@@ -315,6 +335,7 @@ static void stop(daemon_state *d)
         sl_service_stop(d->service, WORKER_GRACE_NS);
     signal(SIGALRM, give_up);
     alarm(LAST_STEPS_S);
+    sl_http_destroy(d->http);
     sl_rpc_destroy(d->rpc);
     sl_front_destroy(d->front);
     sl_service_destroy(d->service);
