@@ -164,15 +164,16 @@ static sl_status run_method(sl_rpc *rpc, sl_rpc_call *call, const uint8_t *bytes
     if (strlen(envelope->trace_id) > TRACE_ID_BYTES)
         return sl_fail(err, SL_ERR_INVALID, "trace_id is longer than %d bytes", TRACE_ID_BYTES);
     call->trace_id = envelope->trace_id;
+    const sl_rpc_method *method =
+        find_method(rpc->table, envelope->method, strlen(envelope->method));
+    if (method)
+        call->method = method->name;
     sl_status status = check_access(rpc, call, envelope->token, err);
     if (status != SL_OK)
         return status;
-    const sl_rpc_method *method =
-        find_method(rpc->table, envelope->method, strlen(envelope->method));
     if (!method)
         return sl_fail(err, SL_ERR_UNIMPLEMENTED, "there is no method \"%.100s\"",
                        envelope->method);
-    call->method = method->name;
     status = check_role(call, method, err);
     if (status != SL_OK)
         return status;

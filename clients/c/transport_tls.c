@@ -51,7 +51,8 @@ static sl_status fail_ssl(const tls_transport *self, int result, const char *doi
                          X509_verify_cert_error_string(verify));
     else if (kind == SSL_ERROR_SSL && ERR_GET_REASON(error) > SSL_AD_REASON_OFFSET)
         status = sl_fail(err, SL_ERR_UNAUTHENTICATED, "\"%s\" refused the connection: %s",
-                         self->address, reason ? reason : "no reason given");
+                         self->address,
+                         SSL_alert_desc_string_long(ERR_GET_REASON(error) - SSL_AD_REASON_OFFSET));
     else if (kind == SSL_ERROR_SSL && ERR_GET_REASON(error) != SSL_R_UNEXPECTED_EOF_WHILE_READING)
         status = sl_fail(err, SL_ERR_DATA, "TLS with \"%s\" broke while %s it: %s", self->address,
                          doing, reason ? reason : "unknown reason");

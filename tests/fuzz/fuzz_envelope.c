@@ -1,7 +1,8 @@
 /* fuzz_envelope.c - what clients and workers send.  The first byte says as what the
  * rest is read: a stream of the front's, cut into pieces, or one of the messages.
  *
- * A message that passes comes back the same when it is packed and unpacked again; whatever it is, unpacking stays below the cap.
+ * A message that passes comes back the same when it is packed and unpacked again; whatever it is,
+ * unpacking stays below the cap.
  */
 #include "api/peer.pb-c.h"
 #include "api/sluice.pb-c.h"
