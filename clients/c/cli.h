@@ -187,6 +187,7 @@ int cli_load(cli *c);
 int cli_unload(cli *c);
 int cli_models(cli *c);
 int cli_health(cli *c);
+int cli_info(cli *c);
 int cli_stats(cli *c);
 int cli_switch(cli *c);
 int cli_trim(cli *c);

@@ -139,6 +139,7 @@ sl_status sl_client_fetch_file(sl_client *client, const char *job_id, const char
     X(ExplainJob, explain_job)                                                                     \
     X(Doctor, doctor)                                                                              \
     X(CleanOutputs, clean_outputs)                                                                 \
+    X(GetServerInfo, get_server_info)                                                              \
     X(Health, health)
 
 #define SL_X(Name, name)                                                                           \

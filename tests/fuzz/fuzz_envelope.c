@@ -40,6 +40,7 @@ static const ProtobufCMessageDescriptor *const messages[] = {
     &sluice__worker__event__descriptor,
     &sluice__peer__peer__descriptor,
     &sluice__v1__upload_input_request__descriptor,
+    &sluice__v1__get_server_info_reply__descriptor,
 };
 
 static ProtobufCMessage *unpack(const ProtobufCMessageDescriptor *type, sl_arena *arena,
