@@ -6,7 +6,9 @@
  * copy engine into a ring of STAGES; two groups of four warps each make 128 rows,
  * 64 at a time: a product of 64 x 128 x 128, then its 64 numbers of a thread into
  * the f32 sums.  Of int8 the two take about as long as each other, so the groups
- * take turns: while one multiplies, the other adds.
+ * take turns: while one multiplies, the other adds.  The turn is handed on when all
+ * but the last quarter of a product is done: what both have queued at the same time
+ * the units work on alternately, and then both would add at the same time too.
  *
  * Registers, of a thread in those groups: 128 f32 sums and 64 numbers.
  */
@@ -130,7 +132,7 @@ __device__ __forceinline__ void hold(float (&d)[NUMBERS])
         asm volatile("" : "+f"(d[i])::"memory");
 }
 
-/* Queues one product of PART_ROWS x COLS x STEP. */
+/* Queues one product of PART_ROWS x COLS x STEP, its last quarter apart. */
 template <typename Codes>
 __device__ __forceinline__ void start_part(typename Codes::number (&d)[NUMBERS], uint32_t x,
                                            uint32_t w)
@@ -140,15 +142,17 @@ __device__ __forceinline__ void start_part(typename Codes::number (&d)[NUMBERS],
     hold(d);
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-    for (int k = 0; k < STEP / 32; k++) /* 32 bytes on, in units of 16 */
+    for (int k = 0; k < STEP / 32; k++) { /* 32 bytes on, in units of 16 */
         Codes::multiply(d, x_at + 2 * k, w_at + 2 * k, k > 0);
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+        if (k >= STEP / 32 - 2)
+            asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    }
 }
 
-template <typename number> __device__ __forceinline__ void end_part(number (&d)[NUMBERS])
+/* All but the last `left` of what was queued is done. */
+template <int left> __device__ __forceinline__ void wait_part()
 {
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-    hold(d);
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(left) : "memory");
 }
 
 /* ---- the two roles ---- */
@@ -294,8 +298,10 @@ __device__ __forceinline__ void compute_tile(const sl_cuda_linear8 &l, float (&s
 
             turn_wait(group);
             start_part<Codes>(d, x + part * PART_ROWS * STEP, w);
+            wait_part<1>();
             turn_give(1 - group);
-            end_part(d);
+            wait_part<0>();
+            hold(d);
             if (part == PARTS - 1 && leads)
                 barrier_arrive(&b->empty[at.stage]);
 #pragma unroll
