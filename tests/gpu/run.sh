@@ -108,8 +108,10 @@ part_ops() {
 }
 
 part_golden() {
-    have golden_test golden &&
-        step golden 240 "$build/golden_test" --device "$device" ${word:+--only "$word"}
+    have golden_test golden || return
+    step golden 240 "$build/golden_test" --device "$device" ${word:+--only "$word"}
+    step golden-streamed 240 "$build/golden_test" --device "$device" --streamed \
+        ${word:+--only "$word"}
 }
 
 part_full() {
