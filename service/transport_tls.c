@@ -72,7 +72,7 @@ static sl_io from_ssl(tls_connection *c, int result)
     case SSL_ERROR_WANT_WRITE:
         return SL_IO_WAIT_WRITE;
     case SSL_ERROR_SSL:
-        if (shaking)
+        if (shaking && ERR_GET_REASON(ERR_peek_error()) != SSL_R_UNEXPECTED_EOF_WHILE_READING)
             sl_tls_note_refused(c->tls, c->address, handshake_reason(c));
         break;
     default: /* closed, in whatever way */

@@ -35,6 +35,15 @@ typedef struct {
 
 /* --- failures --- */
 
+/* "tlsv13 alert certificate required" without the words that nobody needs. */
+static const char *alert_text(const char *reason)
+{
+    static const char mark[] = " alert ";
+    const char *at = reason ? strstr(reason, mark) : NULL;
+
+    return at ? at + strlen(mark) : reason ? reason : "no reason given";
+}
+
 /* Of the last operation of OpenSSL.  A certificate that is wrong stays wrong; a
  * connection that broke may come again. */
 static sl_status fail_ssl(const tls_transport *self, int result, const char *doing, sl_error *err)
@@ -51,8 +60,7 @@ static sl_status fail_ssl(const tls_transport *self, int result, const char *doi
                          X509_verify_cert_error_string(verify));
     else if (kind == SSL_ERROR_SSL && ERR_GET_REASON(error) > SSL_AD_REASON_OFFSET)
         status = sl_fail(err, SL_ERR_UNAUTHENTICATED, "\"%s\" refused the connection: %s",
-                         self->address,
-                         SSL_alert_desc_string_long(ERR_GET_REASON(error) - SSL_AD_REASON_OFFSET));
+                         self->address, alert_text(reason));
     else if (kind == SSL_ERROR_SSL && ERR_GET_REASON(error) != SSL_R_UNEXPECTED_EOF_WHILE_READING)
         status = sl_fail(err, SL_ERR_DATA, "TLS with \"%s\" broke while %s it: %s", self->address,
                          doing, reason ? reason : "unknown reason");
