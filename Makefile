@@ -12,7 +12,7 @@ DEPS = cmake ninja-build gcc g++ libc6-dev pkg-config python3 ca-certificates \
        libopenblas-pthread-dev libprotobuf-c-dev protobuf-c-compiler libnng-dev libssl-dev \
        libavcodec-dev libavformat-dev libavutil-dev libswscale-dev ffmpeg zlib1g-dev \
        libsentencepiece-dev libutf8proc-dev libcyaml-dev libyaml-dev libcjson-dev libcmocka-dev \
-       libsqlite3-dev python3-venv protobuf-compiler openssl
+       libsqlite3-dev libmicrohttpd-dev python3-venv protobuf-compiler openssl
 LINT_DEPS = clang-tidy clang-format
 FUZZ_TARGETS = safetensors pth pickle image clean tokenizer
 FUZZ_SECONDS ?= 600

@@ -301,6 +301,7 @@ static void conv_tile(void *arg, int64_t i, int thread, void *workspace)
     int64_t a = 0; /* the first frame that is not zeros */
 
     (void)thread;
+    SL_ASSERT(y);
     start_rows(y, sl_param_f32(c->b, upcast),
                c->residual ? sl_load_f32(c->residual, first, rows * c->O, sums) : NULL, rows, c->O);
     while (a < c->kt && !frame_at(c, to * c->p.stride_t + a))

@@ -57,7 +57,7 @@
 
 typedef struct {
     void *library;
-#define SL_X(name) __typeof__(&name) name;
+#define SL_X(name) __typeof__ (&(name))(name);
     SL_CUDA_DRIVER_LIST(SL_X)
 #undef SL_X
 } sl_cuda_driver;

@@ -4,16 +4,17 @@
  *
  * Times: a context and the library handles; physical memory by handles of 2 and
  * of 64 MiB, per GiB; regions through device.h; registration of memfds with and
- * without huge pages; copies from pinned memory, both ways.  Bytes: the context,
- * what the driver keeps when everything is unmapped, and what it keeps of a
- * process that was killed.  The last two are checks, printed as "ok" or "FAIL";
- * the exit status says whether all held.
+ * without huge pages; copies from pinned memory, both ways, and those of copy.h.
+ * Bytes: the context, what the driver keeps when everything is unmapped, and what
+ * it keeps of a process that was killed.  The last two are checks, printed as "ok"
+ * or "FAIL"; the exit status says whether all held.
  *
  * Times are medians of RUNS.  GB are 10^9 bytes, as copies are rated; GiB are
  * memory.
  */
 #include "base/clock.h"
 #include "base/size.h"
+#include "kernels/copy.h"
 #include "kernels/device_cuda.h"
 #include "kernels/exec.h"
 #include "kernels/nvml.h"
@@ -415,6 +416,50 @@ static sl_status measure_memfds(bench *b, sl_error *err)
     return SL_OK;
 }
 
+/* ---- copy.h ---- */
+
+static sl_status time_push(bench *b, sl_copy *copy, sl_region *region, const void *host,
+                           const char *name, sl_error *err)
+{
+    const int64_t start_ns = sl_clock_now_ns();
+
+    TRY(sl_copy_push(copy, sl_region_data(region), host, COPY_BYTES, err));
+    TRY(sl_copy_wait(copy, err));
+    say(b, name, gb_per_s(COPY_BYTES, ms_since(start_ns)), "GB/s");
+    return SL_OK;
+}
+
+/* What the loader sees: to be compared with the plain copies above. */
+static sl_status measure_copies(bench *b, sl_error *err)
+{
+    sl_region *region = NULL;
+    sl_copy *copy = NULL;
+    void *host;
+
+    host = mmap(NULL, COPY_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (host == MAP_FAILED)
+        return sl_fail_errno(err, "could not map %zu bytes", (size_t)COPY_BYTES);
+    memset(host, 1, COPY_BYTES);
+    TRY(sl_region_create(&region, b->device, "copies", COPY_BYTES, err));
+    TRY(sl_region_map(region, COPY_BYTES, err));
+    TRY(sl_copy_open(&copy, b->device, NULL, err));
+    TRY(time_push(b, copy, region, host, "copy.h: not offered, staged", err));
+    TRY(sl_host_offer(b->device, host, COPY_BYTES, err));
+    TRY(time_push(b, copy, region, host, "copy.h: offered, pinned as it is copied", err));
+    TRY(time_push(b, copy, region, host, "copy.h: pinned", err));
+    const int64_t start_ns = sl_clock_now_ns();
+    TRY(sl_copy_pull(copy, host, sl_region_data(region), COPY_BYTES, err));
+    TRY(sl_copy_wait(copy, err));
+    say(b, "copy.h: pinned, from the card", gb_per_s(COPY_BYTES, ms_since(start_ns)), "GB/s");
+    check(b, sl_host_pinned_bytes(b->device) == COPY_BYTES, "pinned of what was offered",
+          (double)sl_host_pinned_bytes(b->device));
+    sl_copy_close(copy);
+    sl_host_withdraw(b->device, host);
+    sl_region_destroy(region);
+    munmap(host, COPY_BYTES);
+    return SL_OK;
+}
+
 /* ---- a process that is killed ---- */
 
 typedef struct {
@@ -550,6 +595,8 @@ int main(int argc, char **argv)
         status = measure_plain_pinned(&b, &error);
     if (status == SL_OK)
         status = measure_memfds(&b, &error);
+    if (status == SL_OK)
+        status = measure_copies(&b, &error);
     if (status == SL_OK)
         status = measure_killed(&b, &error);
     if (b.json && b.printed)

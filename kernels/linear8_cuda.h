@@ -30,7 +30,7 @@ typedef struct {
 
 /* What the wgmma kernels' tensor maps must be: boxes of this many rows by 128
  * codes, swizzled over 128 bytes, zeros outside. */
-enum { SL_CUDA_LINEAR8_X_ROWS = 256, SL_CUDA_LINEAR8_W_ROWS = 128 };
+enum { SL_CUDA_LINEAR8_BOX_ROWS = 128 };
 
 typedef struct {
     CUtensorMap x, w;

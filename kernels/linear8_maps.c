@@ -45,9 +45,9 @@ cudaError_t sl_cuda_linear8_maps_make(sl_cuda_linear8_maps *out, sl_exec *exec,
 
     out->multiprocessors = sl_cuda_properties(exec)->multiProcessorCount;
     if (error == cudaSuccess)
-        error = encode_map(&out->x, encode, l->x, l->S, l->I, SL_CUDA_LINEAR8_X_ROWS);
+        error = encode_map(&out->x, encode, l->x, l->S, l->I, SL_CUDA_LINEAR8_BOX_ROWS);
     if (error == cudaSuccess)
-        error = encode_map(&out->w, encode, l->w, l->O, l->I, SL_CUDA_LINEAR8_W_ROWS);
+        error = encode_map(&out->w, encode, l->w, l->O, l->I, SL_CUDA_LINEAR8_BOX_ROWS);
     return error;
 }
 

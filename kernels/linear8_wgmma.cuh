@@ -6,7 +6,13 @@
  * copy engine into a ring of STAGES; two groups of four warps each make 128 rows,
  * 64 at a time: a product of 64 x 128 x 128, then its 64 numbers of a thread into
  * the f32 sums.  Of int8 the two take about as long as each other, so the groups
- * take turns: while one multiplies, the other adds.
+ * take turns: while one multiplies, the other adds.  The turn is handed on when all
+ * but the last quarter of a product is done: what both have queued at the same time
+ * the units work on alternately, and then both would add at the same time too.
+ *
+ * Two blocks, a pair, make tiles side by side.  Each brings half of the rows of x
+ * for both of them, so that what comes from L2 for a step is 32 KiB a block and not
+ * 48.  A stage is filled again when both blocks' groups are done with it.
  *
  * Registers, of a thread in those groups: 128 f32 sums and 64 numbers.
  */
@@ -22,9 +28,10 @@ namespace wgmma
 {
 
 enum {
-    ROWS = SL_CUDA_LINEAR8_X_ROWS,
-    COLS = SL_CUDA_LINEAR8_W_ROWS,
-    GROUP = 128, /* threads that multiply together */
+    COLS = SL_CUDA_LINEAR8_BOX_ROWS,
+    ROWS = 2 * SL_CUDA_LINEAR8_BOX_ROWS, /* a box of each block of the pair */
+    PAIR = 2,                            /* blocks that share the rows of x */
+    GROUP = 128,                         /* threads that multiply together */
     GROUPS = 2,
     GROUP_ROWS = ROWS / GROUPS,
     PART_ROWS = 64, /* of one product */
@@ -55,10 +62,16 @@ __device__ __forceinline__ void barrier_init(uint64_t *barrier, int arrivals)
                  : "memory");
 }
 
-__device__ __forceinline__ void barrier_arrive(uint64_t *barrier)
+/* At the same barrier of block `rank` of the pair.  No ordinary store has to be seen
+ * on the other side, so it needs none of the fences of the pair's scope. */
+__device__ __forceinline__ void barrier_arrive(uint64_t *barrier, int rank)
 {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
-                 : "memory");
+    uint32_t there;
+
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                 : "=r"(there)
+                 : "r"(shared_address(barrier)), "r"(rank));
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
 }
 
 __device__ __forceinline__ void barrier_expect(uint64_t *barrier, int bytes)
@@ -93,6 +106,32 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, in
                  "[%0], [%1, {%2, %3}], [%4];" ::"r"(to),
                  "l"(map), "r"(code), "r"(row), "r"(shared_address(barrier))
                  : "memory");
+}
+
+/* The same into both blocks of the pair, towards the barrier of each. */
+__device__ __forceinline__ void copy_box_to_pair(uint32_t to, const CUtensorMap *map, int code,
+                                                 int row, uint64_t *barrier)
+{
+    const uint16_t both = (1 << PAIR) - 1;
+
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+                 "l"(map), "r"(code), "r"(row), "r"(shared_address(barrier)), "h"(both)
+                 : "memory");
+}
+
+/* All threads of the pair. */
+__device__ __forceinline__ void pair_sync()
+{
+    asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+__device__ __forceinline__ int pair_rank()
+{
+    uint32_t rank;
+
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return (int)rank;
 }
 
 /* Named barriers of both groups: one waits, the other only passes by. */
@@ -130,7 +169,7 @@ __device__ __forceinline__ void hold(float (&d)[NUMBERS])
         asm volatile("" : "+f"(d[i])::"memory");
 }
 
-/* Queues one product of PART_ROWS x COLS x STEP. */
+/* Queues one product of PART_ROWS x COLS x STEP, its last quarter apart. */
 template <typename Codes>
 __device__ __forceinline__ void start_part(typename Codes::number (&d)[NUMBERS], uint32_t x,
                                            uint32_t w)
@@ -140,15 +179,17 @@ __device__ __forceinline__ void start_part(typename Codes::number (&d)[NUMBERS],
     hold(d);
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-    for (int k = 0; k < STEP / 32; k++) /* 32 bytes on, in units of 16 */
+    for (int k = 0; k < STEP / 32; k++) { /* 32 bytes on, in units of 16 */
         Codes::multiply(d, x_at + 2 * k, w_at + 2 * k, k > 0);
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+        if (k >= STEP / 32 - 2)
+            asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    }
 }
 
-template <typename number> __device__ __forceinline__ void end_part(number (&d)[NUMBERS])
+/* All but the last `left` of what was queued is done. */
+template <int left> __device__ __forceinline__ void wait_part()
 {
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-    hold(d);
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(left) : "memory");
 }
 
 /* ---- the two roles ---- */
@@ -171,23 +212,40 @@ __device__ __forceinline__ void advance(place &at)
     }
 }
 
+/* What there is to make: tiles, side by side in pairs. */
+typedef struct {
+    int row_tiles, col_pairs;
+    int rank; /* of the block in its pair */
+} grid;
+
+/* Tile i of this block, if there is one. */
+__device__ __forceinline__ bool find_tile(const grid &g, int64_t i, int *row, int *col)
+{
+    int pair;
+
+    if (i >= (int64_t)g.row_tiles * g.col_pairs)
+        return false;
+    tile_at(i, g.row_tiles, g.col_pairs, row, &pair);
+    *col = pair * PAIR + g.rank; /* perhaps one past the last: zeros, and nothing is stored */
+    return true;
+}
+
 __device__ __forceinline__ void load(const sl_cuda_linear8 &l, const CUtensorMap *x_map,
                                      const CUtensorMap *w_map, uint32_t ring, barriers *b,
-                                     int row_tiles, int col_tiles)
+                                     const grid &g)
 {
-    const int steps = (int)(l.I / STEP);
+    const int steps = (int)(l.I / STEP), half = ROWS / PAIR * g.rank;
     place at = { 0, 0 };
+    int row, col;
 
-    for (int64_t i = blockIdx.x; i < (int64_t)row_tiles * col_tiles; i += gridDim.x) {
-        int row, col;
-
-        tile_at(i, row_tiles, col_tiles, &row, &col);
+    for (int64_t i = blockIdx.x / PAIR; find_tile(g, i, &row, &col); i += gridDim.x / PAIR) {
         for (int step = 0; step < steps; step++) {
             const uint32_t to = ring + (uint32_t)(at.stage * STAGE_BYTES);
 
             barrier_wait(&b->empty[at.stage], at.parity ^ 1); /* the first round: at once */
             barrier_expect(&b->full[at.stage], STAGE_BYTES);
-            copy_box(to, x_map, step * STEP, row * ROWS, &b->full[at.stage]);
+            copy_box_to_pair(to + (uint32_t)(half * STEP), x_map, step * STEP, row * ROWS + half,
+                             &b->full[at.stage]);
             copy_box(to + X_BYTES, w_map, step * STEP, col * COLS, &b->full[at.stage]);
             advance(at);
         }
@@ -266,6 +324,7 @@ __device__ __forceinline__ void compute_tile(const sl_cuda_linear8 &l, float (&s
     const int steps = (int)(l.I / STEP);
     const int64_t s_lane = s0 + threadIdx.x % GROUP / 32 * 16 + threadIdx.x % 32 / 4;
     const bool leads = threadIdx.x % 32 == 0; /* of its warp */
+    const int last = (int)((l.O - 1) / COLS), w_tile = col < last ? col : last;
 
 #pragma unroll
     for (int part = 0; part < PARTS; part++)
@@ -275,7 +334,7 @@ __device__ __forceinline__ void compute_tile(const sl_cuda_linear8 &l, float (&s
     for (int step = 0; step < steps; step++) {
         const uint32_t x = ring + (uint32_t)(at.stage * STAGE_BYTES + group * GROUP_ROWS * STEP);
         const uint32_t w = ring + (uint32_t)(at.stage * STAGE_BYTES + X_BYTES);
-        const float w_scale = Codes::w_scale(l, col, step, steps);
+        const float w_scale = Codes::w_scale(l, w_tile, step, steps);
         float scale[PARTS][2];
 
         scale[0][0] = __fmul_rn(Codes::x_scale(l, s_lane, step, steps), w_scale);
@@ -294,10 +353,13 @@ __device__ __forceinline__ void compute_tile(const sl_cuda_linear8 &l, float (&s
 
             turn_wait(group);
             start_part<Codes>(d, x + part * PART_ROWS * STEP, w);
+            wait_part<1>();
             turn_give(1 - group);
-            end_part(d);
+            wait_part<0>();
+            hold(d);
             if (part == PARTS - 1 && leads)
-                barrier_arrive(&b->empty[at.stage]);
+                for (int rank = 0; rank < PAIR; rank++)
+                    barrier_arrive(&b->empty[at.stage], rank);
 #pragma unroll
             for (int n = 0; n < NUMBERS; n++)
                 sum[part][n] = Codes::add(sum[part][n], d[n], scale[part][n / 2 % 2]);
@@ -308,17 +370,16 @@ __device__ __forceinline__ void compute_tile(const sl_cuda_linear8 &l, float (&s
 
 template <typename Codes, typename TY>
 __device__ __forceinline__ void compute(const sl_cuda_linear8 &l, uint32_t ring, barriers *b,
-                                        float *staged, int group, int row_tiles, int col_tiles)
+                                        float *staged, int group, const grid &g)
 {
     place at = { 0, 0 };
+    int row, col;
 
     if (group == 1)
         turn_give(0);
-    for (int64_t i = blockIdx.x; i < (int64_t)row_tiles * col_tiles; i += gridDim.x) {
+    for (int64_t i = blockIdx.x / PAIR; find_tile(g, i, &row, &col); i += gridDim.x / PAIR) {
         float sum[PARTS][NUMBERS];
-        int row, col;
 
-        tile_at(i, row_tiles, col_tiles, &row, &col);
         const int64_t s0 = (int64_t)row * ROWS + group * GROUP_ROWS, o0 = (int64_t)col * COLS;
         compute_tile<Codes>(l, sum, ring, b, at, group, s0, col);
         if (l.act == SL_ACT_NONE)
@@ -344,29 +405,29 @@ __global__ void __launch_bounds__(THREADS, 1)
     __shared__ barriers b;
     const uint32_t start = shared_address(shared);
     const uint32_t ring = (start + SWIZZLE_ALIGN - 1) & ~(uint32_t)(SWIZZLE_ALIGN - 1);
-    const int row_tiles = (int)((l.S + ROWS - 1) / ROWS);
-    const int col_tiles = (int)((l.O + COLS - 1) / COLS);
+    const grid g = { (int)((l.S + ROWS - 1) / ROWS), (int)((l.O + PAIR * COLS - 1) / (PAIR * COLS)),
+                     pair_rank() };
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
             barrier_init(&b.full[i], 1);
-            barrier_init(&b.empty[i], GROUPS * GROUP / 32);
+            barrier_init(&b.empty[i], PAIR * GROUPS * GROUP / 32);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }
-    __syncthreads();
+    pair_sync();
     if (threadIdx.x < GROUP) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"((int)LOADER_REGISTERS));
         if (threadIdx.x == 0)
-            load(l, &x_map, &w_map, ring, &b, row_tiles, col_tiles);
+            load(l, &x_map, &w_map, ring, &b, g);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"((int)GROUP_REGISTERS));
         unsigned char *staged = shared + (ring - start) + STAGES * STAGE_BYTES +
                                 (threadIdx.x - GROUP) / 32 * STAGED_BYTES;
-        compute<Codes, TY>(l, ring, &b, (float *)staged, (int)threadIdx.x / GROUP - 1, row_tiles,
-                           col_tiles);
+        compute<Codes, TY>(l, ring, &b, (float *)staged, (int)threadIdx.x / GROUP - 1, g);
     }
+    pair_sync(); /* nobody writes into a block that has ended */
 #else
     (void)l, (void)x_map, (void)w_map;
     __trap(); /* chosen for sm_90 alone, whose code is built for sm_90a */
@@ -377,16 +438,25 @@ template <typename Codes, typename TY>
 cudaError_t launch_as(cudaStream_t stream, const sl_cuda_linear8 *l,
                       const sl_cuda_linear8_maps *maps)
 {
-    const int64_t tiles = (l->S + ROWS - 1) / ROWS * ((l->O + COLS - 1) / COLS);
-    const unsigned blocks =
-        (unsigned)(tiles < maps->multiprocessors ? tiles : maps->multiprocessors);
-    const cudaError_t error = cudaFuncSetAttribute(
+    const int64_t pairs = (l->S + ROWS - 1) / ROWS * ((l->O + PAIR * COLS - 1) / (PAIR * COLS));
+    const int64_t most = maps->multiprocessors / PAIR;
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute pair = {};
+    cudaError_t error = cudaFuncSetAttribute(
         linear<Codes, TY>, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES);
 
-    if (error != cudaSuccess)
-        return error;
-    linear<Codes, TY><<<blocks, THREADS, SHARED_BYTES, stream>>>(*l, maps->x, maps->w);
-    return cudaGetLastError();
+    pair.id = cudaLaunchAttributeClusterDimension;
+    pair.val.clusterDim.x = PAIR;
+    pair.val.clusterDim.y = pair.val.clusterDim.z = 1;
+    config.gridDim = dim3((unsigned)(PAIR * (pairs < most ? pairs : most)));
+    config.blockDim = dim3(THREADS);
+    config.dynamicSmemBytes = SHARED_BYTES;
+    config.stream = stream;
+    config.attrs = &pair;
+    config.numAttrs = 1;
+    if (error == cudaSuccess)
+        error = cudaLaunchKernelEx(&config, linear<Codes, TY>, *l, maps->x, maps->w);
+    return error == cudaSuccess ? cudaGetLastError() : error;
 }
 
 template <typename Codes>

@@ -3,8 +3,8 @@
  *   few rows   own dot products.
  *   library    both operands bf16, or both f32 (then true f32).  bf16 results get
  *              bias and GELU in its epilogue; where it takes no f32 bias beside a
- *              bf16 y, the bias is rounded to bf16 before.  f32 results get bias
- *              and act from a pass of ours: its GELU is too rough for f32.
+ *              bf16 y, the bias is rounded to bf16 before.  f32 results get act
+ *              from a pass of ours: its GELU is too rough for f32.
  *   tiles      own product in f32: mixed dtypes, and what the library refuses.
  */
 #include "kernels/linear.h"
@@ -37,24 +37,36 @@ static sl_cuda_matmul_key key_of(const sl_cuda_linear *l)
     };
 }
 
-/* A product without epilogue, and one pass for what is left. */
+/* A product with the bias where the library takes it beside f32, and one pass for
+ * what is left. */
 static sl_status run_plain(sl_exec *exec, const sl_cuda_linear *l, sl_error *err)
 {
-    const sl_cuda_matmul_key key = key_of(l);
+    const cudaStream_t stream = sl_cuda_stream(exec);
+    sl_cuda_linear rest = *l;
+    sl_cuda_matmul_key key = key_of(l);
     sl_cuda_matmul *m = NULL;
-    sl_status status = sl_cuda_matmul_get(&m, exec, &key, err);
+    sl_status status = SL_OK;
 
+    if (l->b && !l->b_bf16) {
+        key.bias = CUDA_R_32F;
+        key.bias_align = sl_cuda_alignment(l->b);
+        status = sl_cuda_matmul_get(&m, exec, &key, err);
+        if (m)
+            rest.b = NULL;
+    }
+    if (status == SL_OK && !m) {
+        key = key_of(l);
+        status = sl_cuda_matmul_get(&m, exec, &key, err);
+    }
     if (status == SL_OK && !m)
         return run_own(exec, l, err);
     if (status == SL_OK)
-        status = sl_cuda_matmul_run(exec, m, l->y, l->x, l->w, NULL, err);
+        status = sl_cuda_matmul_run(exec, m, l->y, l->x, l->w, l->b, err);
     if (status != SL_OK)
         return status;
-    return sl_cuda_end(exec, "linear",
-                       l->b || l->act != SL_ACT_NONE
-                           ? sl_cuda_linear_finish(sl_cuda_stream(exec), l)
-                           : cudaSuccess,
-                       err);
+    return sl_cuda_end(
+        exec, "linear",
+        rest.b || l->act != SL_ACT_NONE ? sl_cuda_linear_finish(stream, &rest) : cudaSuccess, err);
 }
 
 /* The bias as the library takes it: *m, and where it lies.  *m NULL: not at all. */

@@ -116,50 +116,61 @@ static cudaError_t find_encode(PFN_cuTensorMapEncodeTiled_v12000 *out, sl_exec *
         error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &slot->value, 12000,
                                                  cudaEnableDefault, &found);
     if (error == cudaSuccess && !slot->value)
-        error = cudaErrorSymbolNotFound;
+        error = cudaErrorNotSupported;
     *out = (PFN_cuTensorMapEncodeTiled_v12000)slot->value;
     return error;
 }
 
-/* [S, N*D] bf16 in boxes of 64 rows and 64 columns; rows beyond S come as zeros. */
+/* Of data [S, width], bf16 or codes, in boxes of box_rows and 128 bytes of columns;
+ * rows beyond S come as zeros. */
 static cudaError_t make_map(CUtensorMap *out, PFN_cuTensorMapEncodeTiled_v12000 encode,
-                            const void *data, int64_t S, int64_t width)
+                            const void *data, bool bf16, int64_t S, int64_t width,
+                            uint32_t box_rows)
 {
+    const uint32_t each = bf16 ? 2 : 1;
     const cuuint64_t size[] = { (cuuint64_t)width, (cuuint64_t)S };
-    const cuuint64_t row_bytes[] = { (cuuint64_t)width * sizeof(uint16_t) };
-    const cuuint32_t box[] = { 64, 64 }, step[] = { 1, 1 };
+    const cuuint64_t row_bytes[] = { (cuuint64_t)width * each };
+    const cuuint32_t box[] = { 128 / each, box_rows }, step[] = { 1, 1 };
     const CUresult error = encode(
-        out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)(uintptr_t)data, size, row_bytes, box,
-        step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+        out, bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8, 2,
+        (void *)(uintptr_t)data, size, row_bytes, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 
     return (cudaError_t)error; /* the same numbers */
 }
 
-static cudaError_t run_wgmma(sl_exec *exec, const sl_cuda_sparse *a)
+static bool takes_wgmma(sl_exec *exec, bool bf16, int64_t N, int64_t D, float scale)
+{
+    const struct cudaDeviceProp *p = sl_cuda_properties(exec);
+
+    return p->major == 9 && p->minor == 0 && bf16 && D == 128 && scale > 0.0f &&
+           SL_CUDA_IMAGES_BYTES(N) <= SL_CUDA_WORKSPACE_BYTES;
+}
+
+static cudaError_t run_sparse(sl_exec *exec, const sl_cuda_sparse *a)
 {
     const int64_t width = a->N * a->D;
     PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
     sl_cuda_sparse_maps maps;
-    cudaError_t error = find_encode(&encode, exec);
+    sl_cuda_images images;
+    cudaError_t error;
 
+    if (!takes_wgmma(exec, a->bf16, a->N, a->D, a->scale) || a->block_q != 128 || a->block_k != 64)
+        return sl_cuda_sparse_attention(sl_cuda_stream(exec), a);
+    error = find_encode(&encode, exec);
     if (error == cudaSuccess)
-        error = make_map(&maps.q, encode, a->q, a->S, width);
+        error = make_map(&maps.q, encode, a->q, true, a->S, width, 64);
     if (error == cudaSuccess)
-        error = make_map(&maps.k, encode, a->k, a->S, width);
+        error = make_map(&maps.k, encode, a->k, true, a->S, width, 64);
     if (error == cudaSuccess)
-        error = make_map(&maps.v, encode, a->v, a->S, width);
+        error = make_map(&maps.v, encode, a->v, true, a->S, width, 64);
     if (error == cudaSuccess)
-        error = sl_cuda_sparse_attention_wgmma(sl_cuda_stream(exec), a, &maps);
+        error = sl_cuda_branch_images(sl_cuda_stream(exec), &images, &a->branch, a->N,
+                                      sl_cuda_workspace(exec));
+    if (error == cudaSuccess)
+        error = sl_cuda_sparse_attention_wgmma(sl_cuda_stream(exec), a, &maps, &images);
     return error;
-}
-
-static bool takes_wgmma(sl_exec *exec, const sl_cuda_sparse *a)
-{
-    const struct cudaDeviceProp *p = sl_cuda_properties(exec);
-
-    return p->major == 9 && p->minor == 0 && a->bf16 && a->D == 128 && a->block_q == 128 &&
-           a->block_k == 64 && a->scale > 0.0f;
 }
 
 sl_status sl_sparse_attention_cuda(sl_exec *exec, const sl_tensor *o, const sl_tensor *q,
@@ -190,11 +201,7 @@ sl_status sl_sparse_attention_cuda(sl_exec *exec, const sl_tensor *o, const sl_t
         .block_k = block_k,
         .scale = scale,
     };
-    return sl_cuda_end(exec, "sparse_attention",
-                       takes_wgmma(exec, &args)
-                           ? run_wgmma(exec, &args)
-                           : sl_cuda_sparse_attention(sl_cuda_stream(exec), &args),
-                       err);
+    return sl_cuda_end(exec, "sparse_attention", run_sparse(exec, &args), err);
 }
 
 /* ---- SageSLA ---- */
@@ -231,6 +238,33 @@ sl_status sl_sage_quantize_v_cuda(sl_exec *exec, const sl_tensor *q, const sl_te
                        err);
 }
 
+static cudaError_t run_sage(sl_exec *exec, const sl_cuda_sage *a)
+{
+    const int64_t width = a->N * a->D;
+    PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
+    sl_cuda_sage_maps maps;
+    sl_cuda_images images;
+    cudaError_t error;
+
+    if (!takes_wgmma(exec, a->bf16, a->N, a->D, a->scale) || a->block_q != 64 || a->block_k != 128)
+        return sl_cuda_sage_attention(sl_cuda_stream(exec), a);
+    error = find_encode(&encode, exec);
+    if (error == cudaSuccess)
+        error = make_map(&maps.q8, encode, a->q8, false, a->S, width, 64);
+    if (error == cudaSuccess)
+        error = make_map(&maps.k8, encode, a->k8, false, a->S, width, 128);
+    if (error == cudaSuccess)
+        error = make_map(&maps.v8, encode, a->v8, false, a->S, width, 128);
+    if (error == cudaSuccess)
+        error = make_map(&maps.q, encode, a->q ? a->q : a->o, true, a->S, width, 64);
+    if (error == cudaSuccess)
+        error = sl_cuda_branch_images(sl_cuda_stream(exec), &images, &a->branch, a->N,
+                                      sl_cuda_workspace(exec));
+    if (error == cudaSuccess)
+        error = sl_cuda_sage_attention_wgmma(sl_cuda_stream(exec), a, &maps, &images);
+    return error;
+}
+
 sl_status sl_sage_attention_cuda(sl_exec *exec, const sl_tensor *o, const sl_sage_operands *x,
                                  const sl_tensor *lut, const sl_tensor *q,
                                  const sl_linear_branch *branch, int64_t N, int64_t block_q,
@@ -263,6 +297,5 @@ sl_status sl_sage_attention_cuda(sl_exec *exec, const sl_tensor *o, const sl_sag
         .block_k = block_k,
         .scale = scale,
     };
-    return sl_cuda_end(exec, "sage_attention", sl_cuda_sage_attention(sl_cuda_stream(exec), &args),
-                       err);
+    return sl_cuda_end(exec, "sage_attention", run_sage(exec, &args), err);
 }

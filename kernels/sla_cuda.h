@@ -53,14 +53,31 @@ typedef struct {
 
 cudaError_t sl_cuda_sparse_attention(cudaStream_t stream, const sl_cuda_sparse *args);
 
-/* The same for sm_90 alone: bf16, heads of 128, blocks of 128 and 64, a positive
- * scale.  maps: [S, N*D] bf16 in boxes of 64 x 64, swizzled by 128 bytes. */
+/* ---- for sm_90 alone ---- */
+
+/* The branch's operands as tiles of bf16 in `workspace`, which needs
+ * SL_CUDA_IMAGES_BYTES(N). */
+#define SL_CUDA_IMAGES_BYTES(N) (((size_t)(N) + 1) * 32768 + 512)
+typedef struct {
+    const unsigned char *images; /* NULL: no branch */
+    const float *z, *bias;
+    int64_t z_stride;
+} sl_cuda_images;
+
+cudaError_t sl_cuda_branch_images(cudaStream_t stream, sl_cuda_images *out,
+                                  const sl_cuda_branch *branch, int64_t N, void *workspace);
+
+/* bf16, heads of 128, blocks of 128 and 64, a positive scale.  maps: [S, N*D] bf16
+ * in boxes of 64 x 64, swizzled by 128 bytes. */
 typedef struct {
     CUtensorMap q, k, v;
 } sl_cuda_sparse_maps;
 
 cudaError_t sl_cuda_sparse_attention_wgmma(cudaStream_t stream, const sl_cuda_sparse *args,
-                                           const sl_cuda_sparse_maps *maps);
+                                           const sl_cuda_sparse_maps *maps,
+                                           const sl_cuda_images *images);
+
+/* ---- SageSLA ---- */
 
 cudaError_t sl_cuda_sage_quantize(cudaStream_t stream, int8_t *q, float *scale, const void *x,
                                   bool bf16, const float *shift, int64_t S, int64_t N, int64_t D,
@@ -82,6 +99,17 @@ typedef struct {
 } sl_cuda_sage;
 
 cudaError_t sl_cuda_sage_attention(cudaStream_t stream, const sl_cuda_sage *args);
+
+/* For sm_90 alone: bf16, heads of 128, blocks of 64 and 128, a positive scale.
+ * maps: codes [S, N*D] in boxes of 128 columns and 64 (q8) or 128 rows; q as for
+ * sparse_attention, if there is a branch. */
+typedef struct {
+    CUtensorMap q8, k8, v8, q;
+} sl_cuda_sage_maps;
+
+cudaError_t sl_cuda_sage_attention_wgmma(cudaStream_t stream, const sl_cuda_sage *args,
+                                         const sl_cuda_sage_maps *maps,
+                                         const sl_cuda_images *images);
 
 #ifdef __cplusplus
 }

@@ -3,37 +3,33 @@
  *
  * One block of threads has a query block of a head.  One thread of the first group
  * brings two kept blocks of keys at a time through the copy engine, two such tiles
- * deep; the rest of its group rounds the branch's operands to bf16.  Two groups of
- * four warps have 64 rows each: while the values of one tile are weighed, the
- * scores of the next become weights, and the groups take turns at queueing
- * products.
+ * deep, and the images of the branch's operands.  Two groups of four warps have 64
+ * rows each: while the values of one tile are weighed, the scores of the next
+ * become weights, and the groups take turns at queueing products.
  *
  * Registers, of a thread in those groups: 64 sums, 64 scores, 32 weights. */
-#include "kernels/sla_branch.cuh"
-#include "kernels/wgmma.cuh"
+#include "kernels/sla_wgmma.cuh"
 
 namespace {
 
 enum {
-    HEAD = 128,
     ROWS = 128,      /* of a query block */
     KEYS = 64,       /* of a key block */
     TILE = 2 * KEYS, /* keys of a tile */
     GROUP = 128,     /* threads that multiply together */
     GROUPS = 2,
     THREADS = (1 + GROUPS) * GROUP,
-    STRIP = 64,              /* columns */
-    STRIP_BYTES = ROWS * 128, /* of queries, a tile, state and proj: all have 128 rows */
-    TILE_BYTES = 2 * STRIP_BYTES,
+    STRIP_BYTES = IMAGE_STRIP, /* of queries, keys and values too: all have 128 rows */
+    TILE_BYTES = IMAGE_BYTES,
     BOX_BYTES = KEYS * 128, /* half a strip */
     STAGES = 2,
-    /* Queries; keys and values of each stage; state, proj_w; z, proj_b. */
+    /* Queries; keys and values of each stage; state, proj_w. */
     VALUES_AT = TILE_BYTES,
     STAGES_AT = TILE_BYTES,
     BRANCH_AT = STAGES_AT + STAGES * 2 * TILE_BYTES,
-    SHARED_BYTES = 1024 + BRANCH_AT + 2 * TILE_BYTES + 2 * HEAD * 4,
-    LOADER_REGISTERS = 40,
-    GROUP_REGISTERS = 232,
+    SHARED_BYTES = 1024 + BRANCH_AT + 2 * IMAGE_BYTES,
+    LOADER_REGISTERS = 24,
+    GROUP_REGISTERS = 240,
     TURN = 1, /* the first of GROUPS named barriers */
     MEET = TURN + GROUPS,
 };
@@ -41,8 +37,9 @@ enum {
 struct args {
     __nv_bfloat16 *o;
     const int32_t *lut;
-    sl_cuda_branch branch;
-    int64_t S, width;
+    const unsigned char *images; /* NULL: no branch */
+    const float *z, *bias;       /* [N][z_stride], [HEAD] */
+    int64_t S, width, z_stride;
     int keep, query_blocks;
     float scale_log2; /* positive */
 };
@@ -55,12 +52,6 @@ struct barriers {
     uint64_t keys_done[STAGES], values_done[STAGES]; /* may be overwritten */
     float unread[GROUPS * GROUP / 32];
 };
-
-/* Address of unit `unit` of row `row` in a tile of two strips. */
-__device__ __forceinline__ uint32_t strip_unit(uint32_t tile, int row, int unit)
-{
-    return tile + (uint32_t)(unit / 8 * STRIP_BYTES + row * 128 + ((unit % 8 ^ row % 8) << 4));
-}
 
 /* ---- the first group ---- */
 
@@ -97,40 +88,13 @@ __device__ __forceinline__ void bring(const args &a, const CUtensorMap *q, const
         barrier_expect(&b->values[stage], TILE_BYTES);
         copy_block(keys + VALUES_AT, v, head, first, &b->values[stage]);
         copy_block(keys + VALUES_AT + BOX_BYTES, v, head, second, &b->values[stage]);
+        if (tile == 0 && a.images) {
+            barrier_expect(&b->branch, 2 * IMAGE_BYTES);
+            copy_bytes(shared + BRANCH_AT, sl_image_of_state(a.images, blockIdx.y), IMAGE_BYTES,
+                       &b->branch);
+            copy_bytes(shared + BRANCH_AT + IMAGE_BYTES, a.images, IMAGE_BYTES, &b->branch);
+        }
     }
-}
-
-__device__ __forceinline__ float4 four(const void *from, int64_t i, bool bf16)
-{
-    if (!bf16)
-        return ((const float4 *)from)[i];
-    const uint2 x = ((const uint2 *)from)[i];
-    return make_float4(low_bf16(x.x), high_bf16(x.x), low_bf16(x.y), high_bf16(x.y));
-}
-
-/* state and proj_w as tiles, z and proj_b as they are; by warps 1 to 3. */
-__device__ __forceinline__ void bring_branch(const sl_cuda_branch &branch, unsigned char *at,
-                                             barriers *b)
-{
-    const float *state = branch.state + (int64_t)blockIdx.y * (HEAD + 1) * HEAD;
-    const uint32_t state_tile = shared_address(at);
-    float *z = (float *)(at + 2 * TILE_BYTES);
-
-#pragma unroll 2
-    for (int i = (int)threadIdx.x - 32; i < HEAD * HEAD / 8; i += GROUP - 32) {
-        const uint32_t to = strip_unit(state_tile, i / (HEAD / 8), i % (HEAD / 8));
-
-        store_unit(to, four(state, 2 * i, false), four(state, 2 * i + 1, false));
-        store_unit(to + TILE_BYTES, four(branch.proj_w, 2 * i, branch.w_bf16),
-                   four(branch.proj_w, 2 * i + 1, branch.w_bf16));
-    }
-    for (int d = (int)threadIdx.x - 32; d < HEAD; d += GROUP - 32) {
-        z[d] = state[HEAD * HEAD + d];
-        z[HEAD + d] = branch.b_bf16 ? __bfloat162float(((const __nv_bfloat16 *)branch.proj_b)[d])
-                                    : ((const float *)branch.proj_b)[d];
-    }
-    publish_shared();
-    barrier_arrive(&b->branch);
 }
 
 /* ---- the other groups ---- */
@@ -148,21 +112,6 @@ __device__ __forceinline__ void start_scores(float (&s)[TILE / 8][4], uint32_t q
         const uint64_t step = i / 4 * (STRIP_BYTES / 16) + i % 4 * 2;
         multiply_rows(s, q + step, k + step, i > 0);
     }
-    group_commit();
-}
-
-/* Queues o += p . values. */
-__device__ __forceinline__ void start_values(float (&o)[HEAD / 8][4], uint32_t (&p)[TILE / 16][4],
-                                             uint32_t values)
-{
-    const uint64_t v = describe_columns(values, STRIP_BYTES);
-
-    hold(o);
-    hold(p);
-    group_begin();
-#pragma unroll
-    for (int i = 0; i < TILE / 16; i++)
-        multiply_fragments<true>(o, p[i], v + i * 128, 1);
     group_commit();
 }
 
@@ -209,15 +158,6 @@ __device__ __forceinline__ void stay_before(float *unread, float x, bool writes)
                  : "memory");
 }
 
-__device__ __forceinline__ void pack(uint32_t (&p)[TILE / 16][4], const float (&s)[TILE / 8][4])
-{
-#pragma unroll
-    for (int j = 0; j < TILE / 8; j++) {
-        p[j / 2][j % 2 * 2] = pack_bf16(s[j][0], s[j][1]);
-        p[j / 2][j % 2 * 2 + 1] = pack_bf16(s[j][2], s[j][3]);
-    }
-}
-
 /* How many keys of a tile's two blocks there are; a block that is not there has
  * none. */
 __device__ __forceinline__ void count_keys(int (&left)[2], const args &a, const int32_t *lut,
@@ -244,76 +184,25 @@ __device__ __forceinline__ void mask(float (&s)[TILE / 8][4], const int (&left)[
                 s[j][i] = -INFINITY;
 }
 
-/* o += the linear branch of the warp's rows, both products by the group. */
-__device__ __forceinline__ void add_branch(float (&o)[HEAD / 8][4], uint32_t queries, int row,
-                                           unsigned char *branch)
+/* o += the linear branch. */
+__device__ __forceinline__ void add_branch(float (&o)[HEAD / 8][4], const args &a, uint32_t queries,
+                                           int row, uint32_t images)
 {
     const int lane = threadIdx.x % 32;
-    const float *z = (const float *)(branch + 2 * TILE_BYTES), *bias = z + HEAD;
-    const uint64_t proj = describe_rows(shared_address(branch) + TILE_BYTES);
-    float part[HEAD / 8][4], norm[2];
+    float branch[HEAD / 8][4];
     uint32_t x[HEAD / 16][4];
 
 #pragma unroll
     for (int i = 0; i < HEAD / 16; i++)
-        load_matrix(x[i], strip_unit(queries, row + lane % 16, 2 * i + lane / 16));
-    phi_fragments<HEAD>(x, norm, z);
+        load_matrix(x[i], strip_unit<STRIP_BYTES>(queries, row + lane % 16, 2 * i + lane / 16));
+    run_branch_group(branch, x, images, images + IMAGE_BYTES, a.z + blockIdx.y * a.z_stride);
 #pragma unroll
-    for (int i = 0; i < HEAD / 2; i++)
-        part[i / 4][i % 4] = 0.0f;
-    start_values(part, x, shared_address(branch));
-    group_wait<0>();
-    hold(part);
-#pragma unroll
-    for (int j = 0; j < HEAD / 8; j++)
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            part[j][i] *= norm[i / 2];
-    pack(x, part);
-    hold(part);
-    hold(x);
-    group_begin();
-#pragma unroll
-    for (int i = 0; i < HEAD / 16; i++)
-        multiply_fragments<false>(part, x[i], proj + i / 4 * (STRIP_BYTES / 16) + i % 4 * 2, i > 0);
-    group_commit();
-    group_wait<0>();
-    hold(part);
-#pragma unroll
-    for (int j = 0; j < HEAD / 8; j++)
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            o[j][i] += part[j][i] + bias[j * 8 + lane % 4 * 2 + i % 2];
-}
-
-/* Through the warp's own queries, which nobody needs any more. */
-__device__ __forceinline__ void store(const args &a, const float (&o)[HEAD / 8][4],
-                                      uint32_t queries, int row)
-{
-    const int lane = threadIdx.x % 32;
-    const int64_t first = (int64_t)blockIdx.x * ROWS;
-
-    __syncwarp();
-#pragma unroll
-    for (int j = 0; j < HEAD / 8; j++)
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-            asm volatile("st.shared.u32 [%0], %1;" ::"r"(
-                             strip_unit(queries, row + half * 8 + lane / 4, j) + lane % 4 * 4),
-                         "r"(pack_bf16(o[j][half * 2], o[j][half * 2 + 1]))
-                         : "memory");
-    __syncwarp();
-#pragma unroll 4
-    for (int i = lane; i < 16 * HEAD / 8; i += 32) {
-        const int r = row + i / (HEAD / 8), unit = i % (HEAD / 8);
-        uint4 value;
-
-        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-                     : "r"(strip_unit(queries, r, unit))
-                     : "memory");
-        if (first + r < a.S)
-            *(uint4 *)(a.o + (first + r) * a.width + blockIdx.y * HEAD + unit * 8) = value;
+    for (int j = 0; j < HEAD / 8; j++) {
+        const float2 bias = *(const float2 *)(a.bias + j * 8 + lane % 4 * 2);
+        o[j][0] += branch[j][0] + bias.x;
+        o[j][1] += branch[j][1] + bias.y;
+        o[j][2] += branch[j][2] + bias.x;
+        o[j][3] += branch[j][3] + bias.y;
     }
 }
 
@@ -390,12 +279,13 @@ __device__ __forceinline__ void attend(const args &a, unsigned char *base, barri
 #pragma unroll
         for (int i = 0; i < 4; i++)
             o[j][i] *= sum[i / 2];
-    if (a.branch.state) {
+    if (a.images) {
         barrier_wait(&b->branch, 0);
-        add_branch(o, queries, row, base + BRANCH_AT);
+        add_branch(o, a, queries, row, queries + BRANCH_AT);
     }
     named_wait<GROUPS * GROUP>(MEET); /* no product reads queries any more */
-    store(a, o, queries, row);
+    store_rows<STRIP_BYTES>(a.o + blockIdx.y * HEAD, a.width, (int64_t)blockIdx.x * ROWS, a.S, o,
+                            queries, row);
 }
 
 #endif
@@ -411,7 +301,7 @@ __global__ void __launch_bounds__(THREADS, 1)
 
     if (threadIdx.x == 0) {
         barrier_init(&b.queries, 1);
-        barrier_init(&b.branch, GROUP - 32);
+        barrier_init(&b.branch, 1);
         for (int i = 0; i < STAGES; i++) {
             barrier_init(&b.keys[i], 1);
             barrier_init(&b.values[i], 1);
@@ -426,8 +316,6 @@ __global__ void __launch_bounds__(THREADS, 1)
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"((int)LOADER_REGISTERS));
         if (threadIdx.x == 0)
             bring(a, &q, &k, &v, shared_address(base), &b);
-        else if (threadIdx.x >= 32 && a.branch.state)
-            bring_branch(a.branch, base + BRANCH_AT, &b);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"((int)GROUP_REGISTERS));
         attend(a, base, &b, (int)threadIdx.x / GROUP - 1);
@@ -438,19 +326,66 @@ __global__ void __launch_bounds__(THREADS, 1)
 #endif
 }
 
+/* Block 0: proj_w and, as f32, proj_b; block 1 + n: the state of head n. */
+__global__ void make_images(unsigned char *images, float *bias, const sl_cuda_branch branch)
+{
+    const float *state = branch.state + ((int64_t)blockIdx.x - 1) * (HEAD + 1) * HEAD;
+    const bool proj = blockIdx.x == 0, bf16 = proj && branch.w_bf16;
+    unsigned char *image = images + (int64_t)blockIdx.x * IMAGE_BYTES;
+
+    for (int i = threadIdx.x; i < HEAD * HEAD / 8; i += blockDim.x) {
+        const int row = i / (HEAD / 8), unit = i % (HEAD / 8);
+        uint4 *to = (uint4 *)(image + strip_unit<IMAGE_STRIP>(0, row, unit));
+        if (bf16) {
+            *to = ((const uint4 *)branch.proj_w)[i];
+            continue;
+        }
+        const float4 *from = (const float4 *)(proj ? (const float *)branch.proj_w : state) + 2 * i;
+        const float4 x = from[0], y = from[1];
+        *to = make_uint4(pack_bf16(x.x, x.y), pack_bf16(x.z, x.w), pack_bf16(y.x, y.y),
+                         pack_bf16(y.z, y.w));
+    }
+    for (int d = threadIdx.x; proj && d < HEAD; d += blockDim.x)
+        bias[d] = branch.b_bf16 ? __bfloat162float(((const __nv_bfloat16 *)branch.proj_b)[d])
+                                : ((const float *)branch.proj_b)[d];
+}
+
 } // namespace
+
+extern "C" cudaError_t sl_cuda_branch_images(cudaStream_t stream, sl_cuda_images *out,
+                                             const sl_cuda_branch *branch, int64_t N,
+                                             void *workspace)
+{
+    const int64_t bytes = (N + 1) * IMAGE_BYTES;
+
+    *out = {};
+    if (!branch->state)
+        return cudaSuccess;
+    out->images = (unsigned char *)workspace;
+    out->bias = (const float *)((unsigned char *)workspace + bytes);
+    out->z = branch->state + HEAD * HEAD;
+    out->z_stride = (HEAD + 1) * HEAD;
+    make_images<<<(unsigned)(N + 1), 256, 0, stream>>>((unsigned char *)workspace,
+                                                       (float *)((unsigned char *)workspace + bytes),
+                                                       *branch);
+    return cudaGetLastError();
+}
 
 extern "C" cudaError_t sl_cuda_sparse_attention_wgmma(cudaStream_t stream,
                                                       const sl_cuda_sparse *args_in,
-                                                      const sl_cuda_sparse_maps *maps)
+                                                      const sl_cuda_sparse_maps *maps,
+                                                      const sl_cuda_images *images)
 {
     const int query_blocks = (int)((args_in->S + ROWS - 1) / ROWS);
     const args a = {
         (__nv_bfloat16 *)args_in->o,
         args_in->lut,
-        args_in->branch,
+        images->images,
+        images->z,
+        images->bias,
         args_in->S,
         args_in->N * HEAD,
+        images->z_stride,
         (int)args_in->keep,
         query_blocks,
         args_in->scale * 1.44269504088896341f,

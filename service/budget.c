@@ -44,6 +44,7 @@ sl_status sl_budget_facts_make(sl_budget_facts *out, const char *model, const sl
         facts.width = request->width;
         facts.height = request->height;
         facts.frames = request->frames;
+        facts.attention = request->attention;
     }
     *out = facts;
     return SL_OK;
@@ -123,6 +124,8 @@ static bool rule_forbids(const sl_budget_rule *rule, const sl_budget_facts *fact
         return false;
     return facts->dit_params >= rule->dit_params_from &&
            (rule->precisions == 0 || (rule->precisions >> facts->precision & 1)) &&
+           (rule->attentions == 0 ||
+            (facts->width > 0 && (rule->attentions >> facts->attention & 1))) &&
            (!rule->dit_whole || facts->dit_whole) &&
            (!rule->experts_together || facts->experts > 1) &&
            (rule->pixels_above == 0 ||

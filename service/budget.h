@@ -35,6 +35,7 @@ typedef struct {
     char model[SL_BUDGET_NAME_BYTES]; /* the name of a model or of its architecture */
     uint64_t dit_params_from;         /* the DiT has at least so many parameters */
     unsigned precisions;              /* set of 1u << sl_precision */
+    unsigned attentions;              /* set of 1u << sl_attention_mode; of requests alone */
     bool dit_whole;                   /* the DiT would be resident as a whole */
     bool experts_together;            /* two experts of one model would be resident at once */
     int64_t pixels_above;             /* width * height is more */
@@ -61,6 +62,7 @@ typedef struct {
     char arch[SL_BUDGET_NAME_BYTES];
     uint64_t dit_params; /* 0: no DiT is involved */
     sl_precision precision;
+    sl_attention_mode attention; /* of a request */
     bool dit_whole;            /* false: none is involved, or it is streamed */
     int experts;               /* of the model, resident at once */
     int width, height, frames; /* 0: no request, a load */

@@ -24,8 +24,8 @@ typedef struct {
     char *text, *model;
     uint64_t dit_params_from, pixels_above;
     uint32_t frames_above;
-    char **precisions;
-    uint32_t precisions_count;
+    char **precisions, **attentions;
+    uint32_t precisions_count, attentions_count;
     int dit_whole, experts_together;
 } file_rule;
 
@@ -66,6 +66,8 @@ static const cyaml_schema_field_t rule_fields[] = {
     CYAML_FIELD_UINT("dit_params_from", CYAML_FLAG_OPTIONAL, file_rule, dit_params_from),
     CYAML_FIELD_SEQUENCE("precisions", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, file_rule,
                          precisions, &word_value, 1, SL_PRECISION_COUNT),
+    CYAML_FIELD_SEQUENCE("attentions", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, file_rule,
+                         attentions, &word_value, 1, SL_ATTENTION_COUNT),
     YES_FIELD(dit_whole),
     YES_FIELD(experts_together),
     CYAML_FIELD_UINT("pixels_above", CYAML_FLAG_OPTIONAL, file_rule, pixels_above),
@@ -125,6 +127,36 @@ static sl_status take_bound(const sl_config *config, int row, const char *includ
     return SL_OK;
 }
 
+static sl_status blame_word(const sl_config *config, int row, int number, const char *list,
+                            uint32_t i, const char *what, const char *word, sl_error *err)
+{
+    char key[96];
+
+    snprintf(key, sizeof key, "rows[%d].forbid[%d].%s[%u]", row + 1, number + 1, list, i + 1);
+    sl_fail(err, SL_ERR_DATA, "\"%s\" is no %s", word, what);
+    return sl_config_blame(config, key, err);
+}
+
+static sl_status take_sets(sl_budget_rule *out, const sl_config *config, const file_rule *rule,
+                           int row, int number, sl_error *err)
+{
+    for (uint32_t i = 0; i < rule->precisions_count; i++) {
+        sl_precision precision;
+        if (!sl_precision_parse(rule->precisions[i], &precision))
+            return blame_word(config, row, number, "precisions", i, "precision",
+                              rule->precisions[i], err);
+        out->precisions |= 1u << precision;
+    }
+    for (uint32_t i = 0; i < rule->attentions_count; i++) {
+        sl_attention_mode mode;
+        if (!sl_attention_parse(rule->attentions[i], &mode))
+            return blame_word(config, row, number, "attentions", i, "attention",
+                              rule->attentions[i], err);
+        out->attentions |= 1u << mode;
+    }
+    return SL_OK;
+}
+
 static sl_status take_rule(sl_budget_rule *out, const sl_config *config, const file_rule *rule,
                            int row, int number, sl_error *err)
 {
@@ -142,17 +174,7 @@ static sl_status take_rule(sl_budget_rule *out, const sl_config *config, const f
     }
     out->pixels_above = (int64_t)rule->pixels_above;
     out->frames_above = (int)rule->frames_above;
-    for (uint32_t i = 0; i < rule->precisions_count; i++) {
-        sl_precision precision;
-        if (!sl_precision_parse(rule->precisions[i], &precision)) {
-            snprintf(key, sizeof key, "rows[%d].forbid[%d].precisions[%u]", row + 1, number + 1,
-                     i + 1);
-            sl_fail(err, SL_ERR_DATA, "\"%s\" is no precision", rule->precisions[i]);
-            return sl_config_blame(config, key, err);
-        }
-        out->precisions |= 1u << precision;
-    }
-    return SL_OK;
+    return take_sets(out, config, rule, row, number, err);
 }
 
 static sl_status check_range(const sl_config *config, const sl_budget_table *table, int row,

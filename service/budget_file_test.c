@@ -60,6 +60,7 @@ SL_TEST(every_condition_is_read)
                           "        model: tiny\n"
                           "        dit_params_from: 5\n"
                           "        precisions: [bf16]\n"
+                          "        attentions: [dense, sagesla]\n"
                           "        dit_whole: true\n"
                           "        experts_together: no\n"
                           "        pixels_above: 399360\n"
@@ -72,6 +73,7 @@ SL_TEST(every_condition_is_read)
     const sl_budget_rule *rule = &row->rules[0];
     SL_CHECK(strcmp(rule->text, "no big pictures") == 0 && strcmp(rule->model, "tiny") == 0);
     SL_CHECK(rule->dit_params_from == 5 && rule->precisions == 1u << SL_PRECISION_BF16);
+    SL_CHECK(rule->attentions == (1u << SL_ATTENTION_DENSE | 1u << SL_ATTENTION_SAGESLA));
     SL_CHECK(rule->dit_whole && !rule->experts_together);
     SL_CHECK(rule->pixels_above == 399360 && rule->frames_above == 81);
     free(table);
@@ -90,6 +92,8 @@ SL_TEST(mistakes_name_their_place)
         { ROW("    above: 4GiB\n    to: 4GiB\n"), "rows[1]", "is empty" },
         { ROW("    to: 4GiB\n  - name: s\n    kind: cuda\n    from: 4GiB\n"), "rows[2]",
           "overlaps row \"r\"" },
+        { ROW("    forbid:\n      - text: t\n        attentions: [full]\n"),
+          "rows[1].forbid[1].attentions[1]", "\"full\" is no attention" },
         { ROW("    forbid:\n      - text: t\n        precisions: [int5]\n"),
           "rows[1].forbid[1].precisions[1]", "\"int5\" is no precision" },
         { ROW("    forbid:\n      - dit_whole: yes\n"), "rows[1]", "text" },

@@ -138,6 +138,19 @@ SL_TEST(every_condition_must_hold)
     SL_CHECK(sl_budget_find_rule(&row, &facts) != NULL);
 }
 
+SL_TEST(attention_is_a_requests)
+{
+    const sl_budget_rule rule = { .text = "no", .attentions = 1u << SL_ATTENTION_DENSE };
+    const sl_budget_row row = { .rule_count = 1, .rules = { rule } };
+    sl_budget_facts facts = { .width = 1280, .height = 720, .frames = 81 };
+
+    SL_CHECK(sl_budget_find_rule(&row, &facts) != NULL);
+    facts.attention = SL_ATTENTION_SLA;
+    SL_CHECK(sl_budget_find_rule(&row, &facts) == NULL);
+    facts = (sl_budget_facts){ .width = 0 }; /* a load attends to nothing */
+    SL_CHECK(sl_budget_find_rule(&row, &facts) == NULL);
+}
+
 SL_TEST_MAIN(SL_RUN(parameters_are_counted), SL_RUN(the_default_rows_forbid_what_they_say),
              SL_RUN(parts_of_a_model_and_streamed_ones_pass), SL_RUN(cpu_has_no_rows),
-             SL_RUN(every_condition_must_hold))
+             SL_RUN(every_condition_must_hold), SL_RUN(attention_is_a_requests))

@@ -15,7 +15,19 @@
 
 typedef struct {
     uint32_t connections, in_flight, queue, retry_limit, running, bypass, user_running, user_queued;
+    uint32_t connections_host, rate, burst;
 } file_limits;
+
+typedef struct {
+    char *address, *certificate, *key;
+} file_http;
+
+typedef struct {
+    char **listen;
+    uint32_t listen_count;
+    char *certificate, *key, *client_ca, *revoked, *handshake;
+    int client_auth;
+} file_tls;
 
 typedef struct {
     char *device;
@@ -25,6 +37,9 @@ typedef struct {
     char *outputs_quota, *outputs_retention, *host_memory;
     uint32_t threads;
     file_limits limits;
+    file_http http;
+    file_tls tls;
+    char *tokens, *audit;
     int local_users;
     int log_level;
 } file_values;
@@ -40,6 +55,11 @@ static const cyaml_strval_t level_words[] = {
     { "warn", SL_LOG_WARN },
     { "error", SL_LOG_ERROR },
 };
+static const cyaml_strval_t client_auth_words[] = {
+    { "off", SL_TLS_AUTH_OFF },
+    { "optional", SL_TLS_AUTH_OPTIONAL },
+    { "required", SL_TLS_AUTH_REQUIRED },
+};
 static const cyaml_schema_value_t path_value = { CYAML_VALUE_STRING(CYAML_FLAG_POINTER, char, 1,
                                                                     4095) };
 static const cyaml_schema_field_t limit_fields[] = {
@@ -51,6 +71,35 @@ static const cyaml_schema_field_t limit_fields[] = {
     CYAML_FIELD_UINT("bypass", CYAML_FLAG_OPTIONAL, file_limits, bypass),
     CYAML_FIELD_UINT("user_running", CYAML_FLAG_OPTIONAL, file_limits, user_running),
     CYAML_FIELD_UINT("user_queued", CYAML_FLAG_OPTIONAL, file_limits, user_queued),
+    CYAML_FIELD_UINT("connections_host", CYAML_FLAG_OPTIONAL, file_limits, connections_host),
+    CYAML_FIELD_UINT("rate", CYAML_FLAG_OPTIONAL, file_limits, rate),
+    CYAML_FIELD_UINT("burst", CYAML_FLAG_OPTIONAL, file_limits, burst),
+    CYAML_FIELD_END,
+};
+
+#define TLS_FIELD(key)                                                                             \
+    CYAML_FIELD_STRING_PTR(#key, CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, file_tls, key, 1, 4095)
+
+static const cyaml_schema_field_t tls_fields[] = {
+    CYAML_FIELD_SEQUENCE("listen", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, file_tls, listen,
+                         &path_value, 1, SL_SETTINGS_MAX_LISTEN),
+    TLS_FIELD(certificate),
+    TLS_FIELD(key),
+    TLS_FIELD(client_ca),
+    TLS_FIELD(revoked),
+    TLS_FIELD(handshake),
+    CYAML_FIELD_ENUM("client_auth", CYAML_FLAG_OPTIONAL | CYAML_FLAG_STRICT, file_tls, client_auth,
+                     client_auth_words, SL_COUNT(client_auth_words)),
+    CYAML_FIELD_END,
+};
+
+#define HTTP_FIELD(key)                                                                            \
+    CYAML_FIELD_STRING_PTR(#key, CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, file_http, key, 1, 4095)
+
+static const cyaml_schema_field_t http_fields[] = {
+    HTTP_FIELD(address),
+    HTTP_FIELD(certificate),
+    HTTP_FIELD(key),
     CYAML_FIELD_END,
 };
 
@@ -69,9 +118,13 @@ static const cyaml_schema_field_t fields[] = {
     PATH_FIELD(socket),
     PATH_FIELD(budget),
     PATH_FIELD(host_memory),
+    PATH_FIELD(tokens),
+    PATH_FIELD(audit),
+    CYAML_FIELD_MAPPING("tls", CYAML_FLAG_OPTIONAL, file_values, tls, tls_fields),
     PATH_FIELD(worker),
     CYAML_FIELD_UINT("threads", CYAML_FLAG_OPTIONAL, file_values, threads),
     CYAML_FIELD_MAPPING("limits", CYAML_FLAG_OPTIONAL, file_values, limits, limit_fields),
+    CYAML_FIELD_MAPPING("http", CYAML_FLAG_OPTIONAL, file_values, http, http_fields),
     CYAML_FIELD_ENUM("local_users", CYAML_FLAG_OPTIONAL | CYAML_FLAG_STRICT, file_values,
                      local_users, role_words, SL_COUNT(role_words)),
     CYAML_FIELD_ENUM("log_level", CYAML_FLAG_OPTIONAL | CYAML_FLAG_STRICT, file_values, log_level,
@@ -103,6 +156,11 @@ static const struct {
       offsetof(sl_settings, user_running), 0, 0, 16 },
     { "limits.user_queued", offsetof(file_limits, user_queued), offsetof(sl_settings, user_queued),
       0, 0, 100000 },
+    { "limits.connections_host", offsetof(file_limits, connections_host),
+      offsetof(sl_settings, connections_host), 128, 1, 65536 },
+    { "limits.rate", offsetof(file_limits, rate), offsetof(sl_settings, rate.rate), 0, 0, 1000000 },
+    { "limits.burst", offsetof(file_limits, burst), offsetof(sl_settings, rate.burst), 20, 1,
+      1000000 },
 };
 
 static char *below(const char *parent, const char *name)
@@ -213,6 +271,30 @@ static bool parse_duration(const char *text, int64_t *out_ns)
     return false;
 }
 
+static sl_status take_http(sl_settings *out, const sl_config *config, sl_error *err)
+{
+    const file_values *file = config ? sl_config_values(config) : NULL;
+
+    if (!file || !sl_config_has(config, "http"))
+        return SL_OK;
+    const file_http *http = &file->http;
+    if (!http->address) {
+        sl_fail(err, SL_ERR_DATA, "no address: expected PORT, ADDRESS:PORT or [ADDRESS]:PORT");
+        return sl_config_blame(config, "http", err);
+    }
+    if (!http->certificate != !http->key) {
+        sl_fail(err, SL_ERR_DATA, "certificate and key go together");
+        return sl_config_blame(config, http->key ? "http.key" : "http.certificate", err);
+    }
+    out->http_address = strdup(http->address);
+    out->http_certificate = http->certificate ? strdup(http->certificate) : NULL;
+    out->http_key = http->key ? strdup(http->key) : NULL;
+    if (!out->http_address || !out->http_certificate != !http->certificate
+        || !out->http_key != !http->key)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the configuration");
+    return SL_OK;
+}
+
 static sl_status take_outputs(sl_settings *out, const sl_config *config, sl_error *err)
 {
     const file_values *file = config ? sl_config_values(config) : NULL;
@@ -233,6 +315,57 @@ static sl_status take_outputs(sl_settings *out, const sl_config *config, sl_erro
         return sl_config_blame(config, "outputs_retention", err);
     }
     return SL_OK;
+}
+
+static sl_status blame_tls(const sl_config *config, const char *key, const char *why, sl_error *err)
+{
+    sl_fail(err, SL_ERR_DATA, "%s", why);
+    return sl_config_blame(config, key, err);
+}
+
+/* What belongs together is there. */
+static sl_status check_tls(const sl_settings_tls *tls, const sl_config *config, sl_error *err)
+{
+    if (tls->listen_count == 0)
+        return SL_OK;
+    if (!tls->certificate || !tls->key)
+        return blame_tls(config, "tls.listen", "TLS needs certificate and key", err);
+    if (tls->client_auth != SL_TLS_AUTH_OFF && !tls->client_ca)
+        return blame_tls(config, "tls.client_auth",
+                         "clients' certificates need client_ca, their issuer's", err);
+    return SL_OK;
+}
+
+static bool copy(char **out, const char *text)
+{
+    return !text || (*out = strdup(text)) != NULL;
+}
+
+static sl_status take_tls(sl_settings *out, const sl_config *config, sl_error *err)
+{
+    const file_values *values = config ? sl_config_values(config) : NULL;
+    sl_settings_tls *tls = &out->tls;
+    bool complete = true;
+
+    tls->handshake_ns = 5 * SL_NS_PER_S;
+    if (!values)
+        return SL_OK;
+    const file_tls *file = &values->tls;
+    for (uint32_t i = 0; i < file->listen_count; i++)
+        complete &= (tls->listen[tls->listen_count++] = strdup(file->listen[i])) != NULL;
+    complete &= copy(&tls->certificate, file->certificate) && copy(&tls->key, file->key)
+                && copy(&tls->client_ca, file->client_ca) && copy(&tls->revoked, file->revoked)
+                && copy(&out->tokens, values->tokens) && copy(&out->audit, values->audit);
+    if (!complete)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the configuration");
+    if (file->handshake
+        && (!parse_duration(file->handshake, &tls->handshake_ns) || tls->handshake_ns == 0))
+        return blame_tls(config, "tls.handshake", "expected a time like 5s", err);
+    /* Whoever names an issuer means its certificates to be shown. */
+    tls->client_auth = sl_config_has(config, "tls.client_auth")
+                           ? (sl_tls_client_auth)file->client_auth
+                           : file->client_ca ? SL_TLS_AUTH_REQUIRED : SL_TLS_AUTH_OFF;
+    return check_tls(tls, config, err);
 }
 
 static sl_status take_device(sl_settings *out, const sl_flags *flags, const sl_config *config,
@@ -293,6 +426,10 @@ sl_status sl_settings_init(sl_settings *out, const sl_flags *flags, sl_error *er
     if (status == SL_OK)
         status = take_outputs(&settings, config, err);
     if (status == SL_OK)
+        status = take_http(&settings, config, err);
+    if (status == SL_OK)
+        status = take_tls(&settings, config, err);
+    if (status == SL_OK)
         status = take_device(&settings, flags, config, err);
     if (status == SL_OK)
         status = take_paths(&settings, flags, file, err);
@@ -326,5 +463,16 @@ void sl_settings_fini(sl_settings *settings)
     free(settings->socket);
     free(settings->budget);
     free(settings->worker);
+    free(settings->http_address);
+    free(settings->http_certificate);
+    free(settings->http_key);
+    for (int i = 0; i < settings->tls.listen_count; i++)
+        free(settings->tls.listen[i]);
+    free(settings->tls.certificate);
+    free(settings->tls.key);
+    free(settings->tls.client_ca);
+    free(settings->tls.revoked);
+    free(settings->tokens);
+    free(settings->audit);
     *settings = (sl_settings){ .model_count = 0 };
 }

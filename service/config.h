@@ -12,9 +12,20 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "kernels/device.h"
+#include "service/access.h"
 #include "service/auth.h"
+#include "service/tls.h"
 
-enum { SL_SETTINGS_MAX_MODELS = 16 };
+enum { SL_SETTINGS_MAX_MODELS = 16, SL_SETTINGS_MAX_LISTEN = 4 };
+
+/* Over the network; nothing is listened on by default. */
+typedef struct {
+    char *listen[SL_SETTINGS_MAX_LISTEN];
+    int listen_count;
+    char *certificate, *key, *client_ca, *revoked;
+    sl_tls_client_auth client_auth;
+    int64_t handshake_ns;
+} sl_settings_tls;
 
 typedef struct {
     sl_device_spec device;
@@ -36,7 +47,14 @@ typedef struct {
     size_t host_bytes; /* of the host tier; 0: there is none */
     uint64_t outputs_quota_bytes; /* 0: none */
     int64_t outputs_retention_ns; /* 0: for ever */
+    char *http_address; /* NULL: no side door */
+    char *http_certificate, *http_key; /* both or none */
     sl_role local_users;
+    sl_settings_tls tls;
+    char *tokens; /* file; NULL: there are none */
+    char *audit;  /* file; NULL: none is kept */
+    sl_access_rate rate;
+    int connections_host;
     sl_log_level log_level;
 } sl_settings;
 

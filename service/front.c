@@ -29,6 +29,7 @@ enum {
 };
 #define UNREAD_BOUND ((size_t)4 << 20)    /* of a connection: above it no request is taken */
 #define WRITE_PROGRESS ((size_t)64 << 10) /* within write_ns, or a whole reply */
+#define SILENCE_NS     (250 * SL_NS_PER_MS) /* before a greeting: then it may be pushed out */
 #define NONE           (-1)
 
 /* epoll's data: what, and which one */
@@ -535,8 +536,9 @@ static connection *make_room(sl_front *front)
         if (!sl_sp_greeted(&c->sp) && (!oldest || c->opened_ns < oldest->opened_ns))
             oldest = c;
     }
-    if (oldest)
-        drop(front, oldest, "made room for another, no greeting yet");
+    if (!oldest || front->now_ns - oldest->opened_ns < SILENCE_NS)
+        return NULL;
+    drop(front, oldest, "made room for another, no greeting yet");
     return oldest;
 }
 

@@ -134,7 +134,7 @@ static void start(server *s, const sl_front_config *config, sl_error *err)
     *s = (server){ .auth = { .daemon_uid = getuid(), .local_users = SL_ROLE_NONE } };
     snprintf(s->path, sizeof s->path, "/tmp/sl_front_test_%d.sock", (int)getpid());
     snprintf(s->url, sizeof s->url, "ipc://%s", s->path);
-    SL_CHECK_OK(sl_rpc_create(&s->rpc, URL, &table, &slow_now, HANDLERS, err));
+    SL_CHECK_OK(sl_rpc_create(&s->rpc, URL, &table, &slow_now, NULL, HANDLERS, err));
     SL_CHECK_OK(sl_front_create(&s->front, &used, err));
     SL_CHECK_OK(sl_unix_listen(&listener, s->path, 0600, &s->auth, err));
     SL_CHECK_OK(sl_front_add(s->front, listener, err));

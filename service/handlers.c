@@ -14,6 +14,7 @@
 
 static const sl_rpc_method methods[] = {
     METHOD("Health", NONE, SMALL, 10, health, sl_handle_health),
+    METHOD("GetServerInfo", VIEWER, SMALL, 10, get_server_info, sl_handle_get_server_info),
     METHOD("GetMemoryStats", VIEWER, SMALL, 10, get_memory_stats, sl_handle_get_memory_stats),
     METHOD("ListModels", VIEWER, SMALL, 60, list_models, sl_handle_list_models),
     METHOD("PlanJob", VIEWER, LARGE, 60, plan_job, sl_handle_plan_job),

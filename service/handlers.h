@@ -18,7 +18,7 @@ sl_rpc_handler sl_handle_generate, sl_handle_decode_latent, sl_handle_plan_job,
 sl_rpc_handler sl_handle_get_job, sl_handle_list_jobs, sl_handle_watch_job, sl_handle_cancel_job,
     sl_handle_fetch_output;
 sl_rpc_handler sl_handle_explain_job;
-sl_rpc_handler sl_handle_get_memory_stats, sl_handle_health;
+sl_rpc_handler sl_handle_get_memory_stats, sl_handle_health, sl_handle_get_server_info;
 sl_rpc_handler sl_handle_get_budget_table, sl_handle_reload_config, sl_handle_reset_device,
     sl_handle_drain, sl_handle_watch_events, sl_handle_clean_outputs, sl_handle_doctor;
 

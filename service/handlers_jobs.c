@@ -37,7 +37,9 @@ sl_status sl_service_get_job(sl_service *s, sl_rpc_call *call, const char *id, s
         return sl_rpc_fail_field(call, "job_id", NULL, err, "no job is named");
     if (!job)
         job = sl_jobs_find_request(s->jobs, call->peer.identity, id);
-    if (!job || (call->peer.role < SL_ROLE_ADMIN && strcmp(job->owner, call->peer.identity) != 0))
+    call->denied =
+        job && call->peer.role < SL_ROLE_ADMIN && strcmp(job->owner, call->peer.identity) != 0;
+    if (!job || call->denied)
         return sl_fail(err, SL_ERR_NOT_FOUND, "there is no job \"%.80s\"", id);
     *out = job;
     return SL_OK;

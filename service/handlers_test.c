@@ -473,6 +473,42 @@ SL_TEST(health_and_models_are_told)
     stop(s);
 }
 
+SL_TEST(the_server_says_what_it_is_to_whom)
+{
+    static const struct {
+        sl_role role;
+        const char *name, *may, *may_not;
+    } cases[] = {
+        { SL_ROLE_VIEWER, "viewer", "PlanJob", "Generate" },
+        { SL_ROLE_USER, "user", "Generate", "LoadModel" },
+        { SL_ROLE_ADMIN, "admin", "LoadModel", NULL },
+    };
+    const Sluice__V1__GetServerInfoRequest request = SLUICE__V1__GET_SERVER_INFO_REQUEST__INIT;
+    sl_service *s = start((size_t)256 << 20, err);
+
+    for (size_t i = 0; i < SL_COUNT(cases); i++) {
+        bool may = false, may_not = false;
+        sl_rpc_call call;
+        begin_call(&call, cases[i].role, "uid:7", &request.base);
+        SL_CHECK_OK(sl_handle_get_server_info(s, &call, err));
+        const Sluice__V1__GetServerInfoReply *reply = (const void *)call.reply;
+        for (size_t k = 0; k < reply->n_methods; k++) {
+            may |= strcmp(reply->methods[k], cases[i].may) == 0;
+            may_not |= cases[i].may_not && strcmp(reply->methods[k], cases[i].may_not) == 0;
+        }
+        SL_CHECK(may && !may_not);
+        SL_CHECK(strcmp(reply->role, cases[i].name) == 0 && strcmp(reply->identity, "uid:7") == 0);
+        SL_CHECK(reply->api_version == 1 && reply->api_version_least == 1);
+        SL_CHECK(strcmp(reply->version, SL_VERSION) == 0 && reply->n_features >= 3);
+        SL_CHECK(reply->n_devices == 1 && strcmp(reply->devices[0]->kind, "cpu") == 0
+                 && reply->devices[0]->limit_bytes == (size_t)256 << 20
+                 && reply->devices[0]->lanes == 1);
+        SL_CHECK(protobuf_c_message_check(call.reply));
+        sl_arena_destroy(call.arena);
+    }
+    stop(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -489,6 +525,7 @@ int main(void)
         RUN(loads_that_fail_or_never_fit_say_so),
         RUN(watchers_wait_up_to_the_cap_and_stopping_wakes_them),
         RUN(health_and_models_are_told),
+        RUN(the_server_says_what_it_is_to_whom),
     };
 
     return cmocka_run_group_tests(tests, set_up, tear_down);

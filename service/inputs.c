@@ -67,8 +67,8 @@ sl_status sl_input_size(sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb
     if (image->size_bytes == 0)
         return sl_rpc_fail_field(call, "image", NULL, err,
                                  "model \"%s\" makes videos from images: none is given", pb->model);
-    sl_status status = sl_image_probe(&info, image->bytes, image->size_bytes,
-                                      SL_INPUT_MAX_PIXELS, &why);
+    sl_status status =
+        sl_image_probe(&info, image->bytes, image->size_bytes, SL_INPUT_MAX_PIXELS, &why);
     if (status == SL_OK && adaptive)
         status = sl_image_fit(&size, (sl_image_size){ info.width, info.height },
                               (sl_image_size){ request->width, request->height }, &why);

@@ -37,6 +37,7 @@ sl_status sl_input_size(sl_rpc_call *call, const Sluice__V1__GenerateRequest *pb
 sl_status sl_input_store(sl_service *s, sl_rpc_call *call, const sl_input_image *image,
                          const sl_t2v_request *request, char **path, sl_error *err) SL_MUST_CHECK;
 /* The same for the output of a job, which is on the same disk. */
-sl_status sl_input_link(sl_service *s, const char *output, char **path, sl_error *err) SL_MUST_CHECK;
+sl_status sl_input_link(sl_service *s, const char *output, char **path,
+                        sl_error *err) SL_MUST_CHECK;
 
 #endif

@@ -121,6 +121,11 @@ sl_status sl_service_reload(sl_service *s, void (*changed)(void *arg, const char
     pthread_mutex_lock(&s->lock);
     status = take(s, now, &list, err);
     pthread_mutex_unlock(&s->lock);
+    if (s->config.finish_settings) {
+        const char *more =
+            s->config.finish_settings(s->config.read_arg, now->more, status == SL_OK);
+        note(&list, more != NULL, more);
+    }
     if (status != SL_OK)
         goto done;
     for (int i = 0; i < list.count && changed; i++)

@@ -111,7 +111,7 @@ static void set_double(double *out, double value)
 /* What the request says; the rest of *out stays. */
 static void read_fields(sl_t2v_request *out, const Sluice__V1__GenerateRequest *pb)
 {
-    out->part = pb->latent_of[0]                                           ? SL_PART_DECODE
+    out->part = pb->latent_of[0]                                  ? SL_PART_DECODE
                 : pb->output == SLUICE__V1__OUTPUT_FORMAT__LATENT ? SL_PART_LATENT
                                                                   : SL_PART_ALL;
     set_int(&out->width, pb->width);
@@ -140,7 +140,7 @@ static void read_fields(sl_t2v_request *out, const Sluice__V1__GenerateRequest *
 sl_t2v_request sl_request_read(const Sluice__V1__GenerateRequest *pb, const sl_model_info *info)
 {
     const bool distilled = info->sparse_tuned || info->synthetic;
-    const sl_sampler_mode mode = pb->sampler   ? (sl_sampler_mode)(pb->sampler - 1)
+    const sl_sampler_mode mode = pb->sampler ? (sl_sampler_mode)(pb->sampler - 1)
                                  : distilled ? SL_SAMPLER_SDE
                                              : SL_SAMPLER_UNIPC;
     sl_t2v_request out = mode == SL_SAMPLER_UNIPC ? sl_t2v_request_official(info->arch)
@@ -156,8 +156,8 @@ sl_t2v_request sl_request_read(const Sluice__V1__GenerateRequest *pb, const sl_m
 
 sl_t2v_request sl_request_read_stored(const Sluice__V1__GenerateRequest *pb)
 {
-    sl_t2v_request out = { .mode = pb->sampler ? (sl_sampler_mode)(pb->sampler - 1)
-                                               : SL_SAMPLER_SDE };
+    sl_t2v_request out = { .mode =
+                               pb->sampler ? (sl_sampler_mode)(pb->sampler - 1) : SL_SAMPLER_SDE };
 
     read_fields(&out, pb);
     return out;
@@ -231,7 +231,8 @@ static sl_status check_misplaced(const Sluice__V1__GenerateRequest *pb,
           "is for sla and sagesla: dense attention keeps every block" },
         { pb->image_id[0] != '\0', from_image, "image_id",
           "is for models that make videos from images" },
-        { pb->image_id[0] != '\0', pb->image.len == 0, "image_id", "and image cannot both be given" },
+        { pb->image_id[0] != '\0', pb->image.len == 0, "image_id",
+          "and image cannot both be given" },
         { pb->image.len != 0, from_image, "image", "is for models that make videos from images" },
         { pb->sizing == SLUICE__V1__SIZING__ADAPTIVE, from_image, "sizing",
           "adaptive is for models that make videos from images" },

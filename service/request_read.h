@@ -21,8 +21,8 @@
 sl_t2v_request sl_request_read(const Sluice__V1__GenerateRequest *pb, const sl_model_info *info);
 /* The same without a model: what is not given is 0, or the default of the oldest daemon. */
 sl_t2v_request sl_request_read_stored(const Sluice__V1__GenerateRequest *pb);
-/* The fields that say the same, but for its part, which output and latent_of say; those that the sampler or the attention does not look at stay
- * as they are. */
+/* The fields that say the same, but for its part, which output and latent_of say; those that the
+ * sampler or the attention does not look at stay as they are. */
 void sl_request_write(Sluice__V1__GenerateRequest *pb, const sl_t2v_request *request,
                       const sl_arch *arch);
 

@@ -6,8 +6,8 @@
 
 static sl_model_info info_of(const char *arch, bool tuned, bool synthetic)
 {
-    return (sl_model_info){ .arch = sl_arch_find(arch), .sparse_tuned = tuned,
-                            .synthetic = synthetic };
+    return (
+        sl_model_info){ .arch = sl_arch_find(arch), .sparse_tuned = tuned, .synthetic = synthetic };
 }
 
 SL_TEST(defaults_are_the_checkpoints)
@@ -107,7 +107,8 @@ SL_TEST(written_and_read_again_is_the_same)
 
 SL_TEST(the_field_at_fault_is_named)
 {
-    const sl_model_info t2v = info_of("tiny-t2v", false, true), i2v = info_of("tiny-i2v", true, true);
+    const sl_model_info t2v = info_of("tiny-t2v", false, true),
+                        i2v = info_of("tiny-i2v", true, true);
     static uint8_t byte;
     struct {
         const sl_model_info *info;
@@ -118,8 +119,7 @@ SL_TEST(the_field_at_fault_is_named)
     {                                                                                              \
         &(of), name, near,                                                                         \
         {                                                                                          \
-            PROTOBUF_C_MESSAGE_INIT(&sluice__v1__generate_request__descriptor),                    \
-                __VA_ARGS__                                                                        \
+            PROTOBUF_C_MESSAGE_INIT(&sluice__v1__generate_request__descriptor), __VA_ARGS__        \
         }                                                                                          \
     }
         BAD(t2v, "width", "112", .width = 111),
@@ -160,7 +160,8 @@ SL_TEST(the_field_at_fault_is_named)
         sl_error why = { .status = SL_OK };
         const sl_status status =
             sl_request_check(&bad[i].pb, &r, bad[i].info->arch, &problem, &why);
-        if (status != SL_ERR_INVALID || !problem.field || strcmp(problem.field, bad[i].field) != 0 ||
+        if (status != SL_ERR_INVALID || !problem.field ||
+            strcmp(problem.field, bad[i].field) != 0 ||
             strcmp(problem.nearest, bad[i].nearest) != 0)
             SL_FAIL("case %zu (%s): status %d, field %s, nearest \"%s\": %s", i, bad[i].field,
                     (int)status, problem.field ? problem.field : "none", problem.nearest,
@@ -169,5 +170,5 @@ SL_TEST(the_field_at_fault_is_named)
 }
 
 SL_TEST_MAIN(SL_RUN(defaults_are_the_checkpoints), SL_RUN(int8_files_stay_int8),
-             SL_RUN(what_is_given_is_taken),
-             SL_RUN(written_and_read_again_is_the_same), SL_RUN(the_field_at_fault_is_named))
+             SL_RUN(what_is_given_is_taken), SL_RUN(written_and_read_again_is_the_same),
+             SL_RUN(the_field_at_fault_is_named))

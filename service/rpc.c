@@ -39,6 +39,7 @@ typedef struct {
 struct sl_rpc {
     const sl_rpc_table *table;
     void *service;
+    sl_access *access;
     sl_rpc_stats *stats;
     nng_socket socket;
     bool socket_open;
@@ -125,10 +126,28 @@ static sl_status check_role(const sl_rpc_call *call, const sl_rpc_method *method
         return SL_OK;
     if (call->peer.role == SL_ROLE_NONE)
         return sl_fail(err, SL_ERR_UNAUTHENTICATED,
-                       "%s has no access here; the daemon's configuration (local_users) gives it",
+                       "%s has no role here: a certificate or token gives one, to users of the "
+                       "daemon's machine its configuration (local_users)",
                        call->peer.identity);
     return sl_fail(err, SL_ERR_PERMISSION, "%s needs the role %s, %s has %s", method->name,
                    sl_role_name(method->role), call->peer.identity, sl_role_name(call->peer.role));
+}
+
+/* Who asks, and whether they may at this moment. */
+static sl_status check_access(sl_rpc *rpc, sl_rpc_call *call, const char *token, sl_error *err)
+{
+    sl_status status = SL_OK;
+
+    if (!rpc->access)
+        return SL_OK;
+    if (token[0])
+        status = sl_access_identify(rpc->access, token, &call->peer, err);
+    if (status == SL_OK)
+        status = sl_access_admit(rpc->access, &call->peer, sl_clock_now_ns(),
+                                 &call->retry_after_ns, err);
+    if (status == SL_ERR_BUSY)
+        call->denied = true;
+    return status;
 }
 
 static sl_status run_method(sl_rpc *rpc, sl_rpc_call *call, const uint8_t *bytes, size_t size,
@@ -147,11 +166,15 @@ static sl_status run_method(sl_rpc *rpc, sl_rpc_call *call, const uint8_t *bytes
     call->trace_id = envelope->trace_id;
     const sl_rpc_method *method =
         find_method(rpc->table, envelope->method, strlen(envelope->method));
+    if (method)
+        call->method = method->name;
+    sl_status status = check_access(rpc, call, envelope->token, err);
+    if (status != SL_OK)
+        return status;
     if (!method)
         return sl_fail(err, SL_ERR_UNIMPLEMENTED, "there is no method \"%.100s\"",
                        envelope->method);
-    call->method = method->name;
-    sl_status status = check_role(call, method, err);
+    status = check_role(call, method, err);
     if (status != SL_OK)
         return status;
     if (size > method->request_bytes)
@@ -181,6 +204,33 @@ static void log_failure(const sl_rpc_call *call, int code, const sl_error *err)
            call->method ? call->method : "unknown", sl_grpc_code_name(code), call->peer.address,
            call->peer.identity, sl_log_quote(trace, sizeof trace, call->trace_id ? call->trace_id : ""),
            sl_log_quote(message, sizeof message, err->message));
+}
+
+static bool is_refusal(const sl_rpc_call *call, sl_status status)
+{
+    return call->denied || status == SL_ERR_PERMISSION || status == SL_ERR_UNAUTHENTICATED
+           || status == SL_ERR_EXISTS;
+}
+
+/* Refusals, and whatever an admin's method did or did not do. */
+static void record(sl_rpc *rpc, const sl_rpc_call *call, sl_status status, int code,
+                   const sl_error *err)
+{
+    const sl_rpc_method *method =
+        call->method ? find_method(rpc->table, call->method, strlen(call->method)) : NULL;
+    const bool refusal = is_refusal(call, status);
+
+    if (!rpc->access || (!refusal && (!method || method->role < SL_ROLE_ADMIN)))
+        return;
+    sl_access_record(rpc->access,
+                     &(sl_audit_entry){ .identity = call->peer.identity,
+                                        .role = call->peer.role,
+                                        .address = call->peer.address,
+                                        .method = call->method ? call->method : "unknown",
+                                        .result = sl_grpc_code_name(code),
+                                        .reason = status == SL_OK ? NULL : err->message,
+                                        .trace = call->trace_id,
+                                        .refusal = refusal });
 }
 
 /* Takes the packed size first: nothing grows while it packs. */
@@ -289,6 +339,7 @@ static nng_msg *answer(sl_rpc *rpc, nng_msg *message)
         status = make_ok_reply(&out, &call, &err);
     const int code = status != SL_OK && call.code ? call.code : sl_status_grpc_code(status);
     count_call(rpc, &call, code, began_ns);
+    record(rpc, &call, status, code, &err);
     if (status != SL_OK) {
         log_failure(&call, code, &err);
         make_error_reply(&out, &call, code, &err);
@@ -377,7 +428,7 @@ static sl_status open_socket(sl_rpc *rpc, const char *url, sl_error *err)
 }
 
 sl_status sl_rpc_create(sl_rpc **out, const char *url, const sl_rpc_table *table, void *service,
-                        int handlers, sl_error *err)
+                        sl_access *access, int handlers, sl_error *err)
 {
     sl_status status = SL_OK;
     sl_rpc *rpc = calloc(1, sizeof *rpc);
@@ -388,6 +439,7 @@ sl_status sl_rpc_create(sl_rpc **out, const char *url, const sl_rpc_table *table
     }
     rpc->table = table;
     rpc->service = service;
+    rpc->access = access;
     rpc->worker_count = handlers;
     status = sl_rpc_stats_create(&rpc->stats, table->count, err);
     if (status == SL_OK)

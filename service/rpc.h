@@ -1,9 +1,9 @@
 /* rpc.h - methods behind the front: envelope in, reply out.
  *
  * A REP socket on inproc with one context and one thread per handler.  Each
- * request is unpacked through a capped arena, checked (role, size, strings,
- * enums), given to its method, and answered with a gRPC status.  Failed
- * requests are logged here, once.
+ * request is unpacked through a capped arena, checked (token, rate, role, size,
+ * strings, enums), given to its method, and answered with a gRPC status.  Failed
+ * requests are logged here, once; refusals and what admins do go to the audit log.
  *
  * A handler may block until its deadline; there are more handlers than the
  * front lets requests through.
@@ -17,6 +17,7 @@
 #include "api/sluice.pb-c.h"
 #include "base/arena.h"
 #include "base/status.h"
+#include "service/access.h"
 #include "service/auth.h"
 #include "service/rpc_stats.h"
 
@@ -38,6 +39,7 @@ typedef struct {
     Sluice__V1__Refusal *refusal;
     const char *field, *field_nearest; /* with SL_ERR_INVALID; in the arena or static */
     int64_t retry_after_ns;
+    bool denied; /* whatever the status says: it is somebody else's; for the audit log */
 } sl_rpc_call;
 
 typedef sl_status sl_rpc_handler(void *service, sl_rpc_call *call, sl_error *err);
@@ -61,9 +63,10 @@ size_t sl_rpc_bound(void *arg, const char *method, size_t method_bytes);
 
 typedef struct sl_rpc sl_rpc;
 
-/* Listens on url and starts the handlers. */
+/* Listens on url and starts the handlers.  access NULL: tokens are ignored, and nobody
+ * asks too often. */
 sl_status sl_rpc_create(sl_rpc **out, const char *url, const sl_rpc_table *table, void *service,
-                        int handlers, sl_error *err) SL_MUST_CHECK;
+                        sl_access *access, int handlers, sl_error *err) SL_MUST_CHECK;
 /* Ends the handlers; waits for calls that are under way. */
 void sl_rpc_destroy(sl_rpc *rpc); /* NULL is fine */
 /* Rows in the order of the table; lives as long as rpc. */

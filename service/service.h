@@ -17,6 +17,7 @@
 #include "kernels/device.h"
 #include "service/budget.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 typedef struct sl_service sl_service;
@@ -35,6 +36,7 @@ typedef struct {
 typedef struct {
     sl_budget_table table;
     sl_service_limits limits;
+    void *more; /* of whoever reads the settings; goes to finish_settings */
 } sl_service_settings; /* some 60 KiB: not for the stack */
 
 typedef struct {
@@ -54,6 +56,9 @@ typedef struct {
     sl_service_limits limits;
     /* Reads the configuration again; NULL: it cannot change.  Any thread. */
     sl_status (*read_settings)(void *arg, sl_service_settings *out, sl_error *err);
+    /* Always called after read_settings has succeeded: takes `more` into use, or (take
+     * false) lets it go.  Returns what has changed, or NULL.  NULL: `more` is not used. */
+    const char *(*finish_settings)(void *arg, void *more, bool take);
     void *read_arg;
 } sl_service_config;
 

@@ -1,8 +1,9 @@
 /* sluiced.c - the daemon: configuration, locks, and the order of things.
  *
- * Up:   directories, device lock, outputs lock, service (and worker), rpc, front.
+ * Up:   directories, device lock, outputs lock, service (and worker), rpc, side
+ *       door, front.
  * Down: service begins to stop (jobs end cancelled, waits end), front delivers
- *       and closes, worker ends, rpc, front, service.
+ *       and closes, worker ends, side door, rpc, front, service.
  *
  * Exit codes: 0 stopped by SIGTERM or SIGINT, 1 could not start, 2 flags or
  * configuration, 3 another daemon holds the device or the outputs.
@@ -14,8 +15,10 @@
 #include "service/config.h"
 #include "service/front.h"
 #include "service/handlers.h"
+#include "service/http.h"
 #include "service/lock.h"
 #include "service/service.h"
+#include "service/transport_tls.h"
 
 #include <getopt.h>
 #include <signal.h>
@@ -46,11 +49,15 @@ typedef struct {
     sl_settings settings;
     sl_budget_table *table;
     sl_auth auth;
+    sl_audit *audit;
+    sl_access *access;
+    sl_tls *tls;
     int device_lock, outputs_lock;
     char *store;
     sl_service *service;
     sl_rpc *rpc;
     sl_front *front;
+    sl_http *http;
 } daemon_state;
 
 static void print_help(void)
@@ -201,6 +208,87 @@ static sl_service_limits limits_of(const sl_settings *settings)
                                 .outputs_retention_ns = settings->outputs_retention_ns };
 }
 
+/* --- who may come in: what is read again as a set --- */
+
+typedef struct {
+    sl_tls_keys *keys; /* NULL: no TLS */
+    sl_tokens tokens;
+    sl_access_rate rate;
+} access_files;
+
+static void free_access_files(access_files *files)
+{
+    if (!files)
+        return;
+    sl_tls_keys_release(files->keys);
+    sl_tokens_fini(&files->tokens);
+    free(files);
+}
+
+static sl_status read_access_files(access_files **out, const sl_settings *settings, sl_error *err)
+{
+    const sl_settings_tls *tls = &settings->tls;
+    const sl_tls_config config = { .certificate = tls->certificate,
+                                   .key = tls->key,
+                                   .client_ca = tls->client_ca,
+                                   .revoked = tls->revoked,
+                                   .client_auth = tls->client_auth,
+                                   .handshake_ns = tls->handshake_ns };
+    access_files *files = calloc(1, sizeof *files);
+    sl_status status = SL_OK;
+
+    if (!files)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the configuration");
+    files->rate = settings->rate;
+    if (settings->tokens)
+        status = sl_tokens_load(&files->tokens, settings->tokens, err);
+    if (status == SL_OK && tls->listen_count > 0)
+        status = sl_tls_keys_load(&files->keys, &config, err);
+    if (status == SL_OK)
+        *out = files;
+    else
+        free_access_files(files);
+    return status;
+}
+
+/* For sl_service_config. */
+static const char *finish_settings(void *arg, void *more, bool take)
+{
+    daemon_state *d = arg;
+    access_files *files = more;
+    bool changed = false;
+
+    if (take) {
+        changed = sl_access_take(d->access, &files->tokens, files->rate);
+        if (d->tls && files->keys) {
+            changed |= sl_tls_take(d->tls, files->keys);
+            files->keys = NULL;
+        }
+        sl_audit_reopen(d->audit);
+    }
+    free_access_files(files);
+    return changed ? "access" : NULL;
+}
+
+static sl_status start_access(daemon_state *d, sl_error *err)
+{
+    access_files *files = NULL;
+    sl_status status = SL_OK;
+
+    if (d->settings.audit)
+        status = sl_audit_open(&d->audit, d->settings.audit, err);
+    if (status == SL_OK)
+        status = read_access_files(&files, &d->settings, err);
+    if (status == SL_OK)
+        status = sl_access_create(&d->access, &files->tokens, files->rate, d->audit, err);
+    if (status == SL_OK && files->keys) {
+        status = sl_tls_create(&d->tls, files->keys, d->audit, err);
+        files->keys = NULL;
+    }
+    free_access_files(files);
+    return status;
+}
+
 /* For sl_service_config: what may change is read again, the rest is ignored. */
 static sl_status read_settings(void *arg, sl_service_settings *out, sl_error *err)
 {
@@ -212,6 +300,11 @@ static sl_status read_settings(void *arg, sl_service_settings *out, sl_error *er
         return status;
     status = fill_table(&out->table, &settings, err);
     out->limits = limits_of(&settings);
+    if (status == SL_OK) {
+        access_files *files = NULL;
+        status = read_access_files(&files, &settings, err);
+        out->more = files;
+    }
     sl_settings_fini(&settings);
     return status;
 }
@@ -243,12 +336,13 @@ static sl_status start_service(daemon_state *d, sl_error *err)
         .table = d->table,
         .limits = limits_of(settings),
         .read_settings = read_settings,
+        .finish_settings = finish_settings,
         .read_arg = d,
     };
     sl_status status = sl_service_create(&d->service, &config, err);
 
     if (status == SL_OK)
-        status = sl_rpc_create(&d->rpc, SERVICE_URL, &sl_handlers_table, d->service,
+        status = sl_rpc_create(&d->rpc, SERVICE_URL, &sl_handlers_table, d->service, d->access,
                                settings->in_flight + SPARE_HANDLERS, err);
     return status;
 }
@@ -262,6 +356,7 @@ static sl_status start_front(daemon_state *d, sl_error *err)
     config.service_url = SERVICE_URL;
     config.connections = settings->connections;
     config.connections_each = settings->connections - settings->connections / 5;
+    config.connections_host = settings->connections_host;
     config.in_flight = settings->in_flight;
     config.in_flight_each = settings->in_flight - settings->in_flight / 5;
     config.bound = sl_rpc_bound;
@@ -273,9 +368,29 @@ static sl_status start_front(daemon_state *d, sl_error *err)
                                 settings->local_users == SL_ROLE_NONE ? 0600 : 0666, &d->auth, err);
     if (status == SL_OK)
         status = sl_front_add(d->front, listener, err);
+    for (int i = 0; i < settings->tls.listen_count && status == SL_OK; i++) {
+        status = sl_tls_listen(&listener, settings->tls.listen[i], d->tls, err);
+        if (status == SL_OK)
+            status = sl_front_add(d->front, listener, err);
+    }
     if (status == SL_OK)
         status = sl_front_start(d->front, err);
     return status;
+}
+
+static sl_status start_http(daemon_state *d, sl_error *err)
+{
+    sl_http_config config = sl_http_config_default();
+
+    if (!d->settings.http_address)
+        return SL_OK;
+    config.address = d->settings.http_address;
+    config.certificate = d->settings.http_certificate;
+    config.key = d->settings.http_key;
+    config.service = d->service;
+    config.table = &sl_handlers_table;
+    config.calls = sl_rpc_get_stats(d->rpc);
+    return sl_http_create(&d->http, &config, err);
 }
 
 static sl_status start(daemon_state *d, sl_error *err)
@@ -286,7 +401,11 @@ static sl_status start(daemon_state *d, sl_error *err)
     if (status == SL_OK)
         status = make_table(d, err);
     if (status == SL_OK)
+        status = start_access(d, err);
+    if (status == SL_OK)
         status = start_service(d, err);
+    if (status == SL_OK)
+        status = start_http(d, err);
     if (status == SL_OK)
         status = start_front(d, err);
     if (status == SL_OK)
@@ -315,9 +434,13 @@ static void stop(daemon_state *d)
         sl_service_stop(d->service, WORKER_GRACE_NS);
     signal(SIGALRM, give_up);
     alarm(LAST_STEPS_S);
+    sl_http_destroy(d->http);
     sl_rpc_destroy(d->rpc);
     sl_front_destroy(d->front);
     sl_service_destroy(d->service);
+    sl_tls_destroy(d->tls);
+    sl_access_destroy(d->access);
+    sl_audit_close(d->audit);
     alarm(0);
     free(d->table);
     free(d->store);

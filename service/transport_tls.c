@@ -72,7 +72,7 @@ static sl_io from_ssl(tls_connection *c, int result)
     case SSL_ERROR_WANT_WRITE:
         return SL_IO_WAIT_WRITE;
     case SSL_ERROR_SSL:
-        if (shaking)
+        if (shaking && ERR_GET_REASON(ERR_peek_error()) != SSL_R_UNEXPECTED_EOF_WHILE_READING)
             sl_tls_note_refused(c->tls, c->address, handshake_reason(c));
         break;
     default: /* closed, in whatever way */
@@ -110,12 +110,24 @@ static bool tls_pending(const sl_transport *transport)
     return SSL_pending(c->ssl) > 0;
 }
 
+/* Closing with bytes unread resets the connection, and the peer might never see the
+ * alert that says why it was refused. */
+static void drain(int fd)
+{
+    uint8_t bytes[4096];
+
+    for (int i = 0; i < 8 && recv(fd, bytes, sizeof bytes, MSG_DONTWAIT) > 0; i++)
+        ;
+}
+
 static void tls_close(sl_transport *transport)
 {
     tls_connection *c = transport->state;
 
     if (!c->ended && SSL_is_init_finished(c->ssl))
         SSL_shutdown(c->ssl); /* a word to the peer; nobody waits for its answer */
+    else if (c->ended)
+        drain(transport->fd);
     ERR_clear_error();
     SSL_free(c->ssl);
     sl_tls_keys_release(c->keys);

@@ -49,10 +49,10 @@ static sl_status find_paths(const sl_service *s, const sl_rpc_call *call, const 
     SL_ASSERT(length > 0 && length < (int)sizeof text);
     SHA256((const uint8_t *)text, (size_t)length, digest);
     to_hex(digest, (NAME_BYTES - 1) / 2, name);
-    if (snprintf(out->part, sizeof out->part, "%s/" PART_PREFIX "%s", s->outputs, name)
-            >= (int)sizeof out->part
-        || snprintf(out->whole, sizeof out->whole, "%s/" WHOLE_PREFIX "%s", s->outputs, name)
-               >= (int)sizeof out->whole)
+    if (snprintf(out->part, sizeof out->part, "%s/" PART_PREFIX "%s", s->outputs, name) >=
+            (int)sizeof out->part ||
+        snprintf(out->whole, sizeof out->whole, "%s/" WHOLE_PREFIX "%s", s->outputs, name) >=
+            (int)sizeof out->whole)
         return sl_fail(err, SL_ERR_IO, "the outputs directory's name is too long");
     return SL_OK;
 }
@@ -69,9 +69,9 @@ static int clean_up(const sl_service *s)
         return 0;
     while ((entry = readdir(dir)) != NULL) {
         struct stat st;
-        if ((strncmp(entry->d_name, PART_PREFIX, sizeof PART_PREFIX - 1) != 0
-             && strncmp(entry->d_name, WHOLE_PREFIX, sizeof WHOLE_PREFIX - 1) != 0)
-            || fstatat(dirfd(dir), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0)
+        if ((strncmp(entry->d_name, PART_PREFIX, sizeof PART_PREFIX - 1) != 0 &&
+             strncmp(entry->d_name, WHOLE_PREFIX, sizeof WHOLE_PREFIX - 1) != 0) ||
+            fstatat(dirfd(dir), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0)
             continue;
         if (st.st_mtime < oldest)
             unlinkat(dirfd(dir), entry->d_name, 0);
@@ -95,10 +95,9 @@ static sl_status check_piece(sl_rpc_call *call, const Sluice__V1__UploadInputReq
         return sl_rpc_fail_field(call, "size_bytes", NULL, err, "%llu bytes: expected 1 to %d",
                                  (unsigned long long)r->size_bytes, SL_UPLOAD_MAX_BYTES);
     if (r->offset > r->size_bytes || r->data.len > r->size_bytes - r->offset)
-        return sl_rpc_fail_field(call, "offset", NULL, err,
-                                 "a piece of %zu bytes at %llu does not lie in %llu bytes",
-                                 r->data.len, (unsigned long long)r->offset,
-                                 (unsigned long long)r->size_bytes);
+        return sl_rpc_fail_field(
+            call, "offset", NULL, err, "a piece of %zu bytes at %llu does not lie in %llu bytes",
+            r->data.len, (unsigned long long)r->offset, (unsigned long long)r->size_bytes);
     if (strlen(r->sha256) != 2 * SHA256_DIGEST_LENGTH)
         return sl_rpc_fail_field(call, "sha256", NULL, err, "sha256 is not 64 hexadecimal digits");
     return SL_OK;
@@ -138,8 +137,7 @@ static sl_status append(int fd, const Sluice__V1__UploadInputRequest *r, uint64_
     if (r->offset > *received || r->offset + r->data.len <= *received)
         return SL_OK; /* too early, or known: the reply says where to go on */
     for (size_t at = (size_t)(*received - r->offset); at < r->data.len;) {
-        const ssize_t n =
-            pwrite(fd, r->data.data + at, r->data.len - at, (off_t)(r->offset + at));
+        const ssize_t n = pwrite(fd, r->data.data + at, r->data.len - at, (off_t)(r->offset + at));
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)

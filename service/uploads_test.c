@@ -107,7 +107,7 @@ SL_TEST(what_is_wrong_is_named)
 {
     sl_service *s = start((size_t)256 << 20, err);
     Sluice__V1__UploadInputRequest bad[6];
-    static const char *const fields[] = { "upload_id", "upload_id", "size_bytes",
+    static const char *const fields[] = { "upload_id",  "upload_id", "size_bytes",
                                           "size_bytes", "offset",    "sha256" };
 
     fill_content();

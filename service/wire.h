@@ -8,6 +8,7 @@ enum {
     SL_WIRE_MAX_CHUNK_BYTES = 4 << 20, /* of an output, in one reply */
     SL_WIRE_MAX_REPLY_BYTES = SL_WIRE_MAX_CHUNK_BYTES + (64 << 10),
     SL_WIRE_API_VERSION = 1,
+    SL_WIRE_API_VERSION_LEAST = 1,
 };
 
 static inline void sl_wire_put_u32(uint8_t out[4], uint32_t value)

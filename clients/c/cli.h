@@ -37,7 +37,8 @@ enum { CLI_MAX_ARGS = 4, CLI_MAX_COMPONENTS = 8 };
 
 typedef struct {
     bool json, help, detach, active;
-    const char *socket;
+    const char *socket, *address, *ca, *cert, *key, *server_name, *token, *profile;
+    const char *dir, *role, *host, *file;
     int64_t timeout_s; /* 0: by the command */
     const char *components[CLI_MAX_COMPONENTS];
     int component_count;
@@ -45,7 +46,7 @@ typedef struct {
     const char *resolution, *device, *arch, *attention, *streaming, *residency, *to, *host_memory;
     bool soft, full, hard, now, off, once, follow, dry_run, no_pin, table;
     int64_t width, height, frames, steps, limit, threads, priority; /* 0: not given */
-    int64_t deadline_ns, older_than_ns;                             /* 0: not given */
+    int64_t deadline_ns, older_than_ns, expires_ns;                             /* 0: not given */
     const char *preview, *image, *sizing, *negative, *vae_precision, *dialect, *layer_norm;
     double sigma_max, shift, guidance, guidance_low, boundary, topk; /* 0: not given */
     uint64_t seed;
@@ -186,6 +187,7 @@ int cli_load(cli *c);
 int cli_unload(cli *c);
 int cli_models(cli *c);
 int cli_health(cli *c);
+int cli_info(cli *c);
 int cli_stats(cli *c);
 int cli_switch(cli *c);
 int cli_trim(cli *c);
@@ -208,6 +210,13 @@ int cli_cancel(cli *c);
 int cli_fetch(cli *c);
 int cli_plan(cli *c);
 
+/* ---- cli_profile.c ---- */
+
+/* c->client, by the options and the user's configuration. */
+sl_status cli_open_client(cli *c) SL_MUST_CHECK;
+
+int cli_certs(cli *c);
+int cli_token(cli *c);
 int cli_budget(cli *c);
 int cli_inspect(cli *c);
 int cli_synth_model(cli *c);

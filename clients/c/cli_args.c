@@ -104,19 +104,37 @@ static const opt_spec specs[] = {
     { "to", 0, OPT_TEXT, AT(to), "T", "safetensors, or quant: int8 linears in a transformer" },
     { "arch", 0, OPT_TEXT, AT(arch), "A", "the kind of model; see below" },
     { "timeout", 't', OPT_COUNT, AT(timeout_s), "S", "seconds to wait for each answer" },
+    { "dir", 0, OPT_TEXT, AT(dir), "DIR", "of the certificates (default certs)" },
+    { "role", 0, OPT_TEXT, AT(role), "R", "viewer, user or admin" },
+    { "host", 0, OPT_TEXT, AT(host), "H,H",
+      "names and addresses by which clients reach the server" },
+    { "expires", 0, OPT_DURATION, AT(expires_ns), "T",
+      "from now: 30d (default: a certificate 365d, a token 90d)" },
+    { "file", 0, OPT_TEXT, AT(file), "FILE", "of the tokens (default tokens)" },
     { "socket", 0, OPT_TEXT, AT(socket), "PATH", "the daemon's socket (default below)" },
+    { "address", 0, OPT_TEXT, AT(address), "A", "of a daemon elsewhere: tls+tcp://HOST:PORT" },
+    { "ca", 0, OPT_TEXT, AT(ca), "FILE", "CA certificate that the daemon's is checked against" },
+    { "cert", 0, OPT_TEXT, AT(cert), "FILE", "certificate of yours" },
+    { "key", 0, OPT_TEXT, AT(key), "FILE", "its key" },
+    { "server-name", 0, OPT_TEXT, AT(server_name), "NAME",
+      "in the daemon's certificate (default: HOST)" },
+    { "token", 0, OPT_TEXT, AT(token), "TOKEN", "of yours; others see it in the list of processes" },
+    { "profile", 0, OPT_TEXT, AT(profile), "NAME", "of your configuration's profiles" },
     { "json", 'j', OPT_FLAG, AT(json), NULL, "machine-readable output" },
     { "help", 'h', OPT_FLAG, AT(help), NULL, "this text" },
 };
 
 static bool takes(const cli_command *command, const char *name)
 {
+    static const char *const remote[] = { "timeout", "socket",      "address", "ca",     "cert",
+                                          "key",     "server-name", "token",   "profile" };
     const size_t length = strlen(name);
 
     if (strcmp(name, "json") == 0 || strcmp(name, "help") == 0)
         return true;
-    if (!command->local && (strcmp(name, "socket") == 0 || strcmp(name, "timeout") == 0))
-        return true;
+    for (size_t i = 0; !command->local && i < SL_COUNT(remote); i++)
+        if (strcmp(name, remote[i]) == 0)
+            return true;
     for (const char *at = command->options; (at = strstr(at, name)); at += length)
         if ((at == command->options || at[-1] == ' ') && (at[length] == 0 || at[length] == ' '))
             return true;
@@ -289,7 +307,9 @@ void cli_print_help(const cli_command *command, FILE *f)
     if (command->print_more)
         command->print_more(f);
     if (!command->local)
-        fprintf(f, "\nThe daemon is asked at %s unless --socket says otherwise.\n",
+        fprintf(f,
+                "\nThe daemon is asked at %s unless --socket, --address or your configuration\n"
+                "(~/.config/sluice/config.yaml) says otherwise.\n",
                 sl_client_default_socket(path, sizeof path));
 }
 

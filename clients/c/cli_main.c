@@ -160,11 +160,35 @@ static const cli_command commands[] = {
       .run = cli_budget,
       .more = "MODEL is a name from the model table or a model's directory.\n"
               "Exit code: 0 fits, 2 fits after something ends, 3 never fits." },
+    { .name = "certs",
+      .args = "init|issue|revoke|list [NAME]",
+      .summary = "A CA of your own: certificates for the server and for clients.",
+      .options = "dir role host expires",
+      .min_args = 1,
+      .max_args = 2,
+      .local = true,
+      .run = cli_certs,
+      .more = "issue NAME --host gpu1.lan,10.0.0.5 makes a server's, issue NAME --role user a\n"
+              "client's certificate.  revoke puts it on the list that the daemon reads." },
+    { .name = "token",
+      .args = "new|revoke|list [NAME]",
+      .summary = "Tokens for clients without a certificate.",
+      .options = "file role expires",
+      .min_args = 1,
+      .max_args = 2,
+      .local = true,
+      .run = cli_token,
+      .more = "new prints the token, this once; the file has only its hash." },
     { .name = "health",
       .args = "",
       .summary = "Says whether the daemon is ready.",
       .options = "",
       .run = cli_health },
+    { .name = "info",
+      .args = "",
+      .summary = "Says what the daemon is: versions, methods, features, device, your role.",
+      .options = "",
+      .run = cli_info },
     { .name = "inspect",
       .args = "PATH",
       .summary = "Checks a model's files, or one of them, against the model tables.",
@@ -249,7 +273,7 @@ static int run(const cli_command *command, int argc, char **argv)
     }
     c.progress = !c.opt.json && isatty(STDERR_FILENO);
     if (!command->local)
-        status = sl_client_create(&c.client, c.opt.socket, &c.err);
+        status = cli_open_client(&c);
     code = status == SL_OK ? command->run(&c) : cli_fail(&c, status);
     sl_call_details_fini(&c.details);
     sl_client_destroy(c.client);

@@ -1,4 +1,4 @@
-/* cli_models.c - load, unload, models, health, stats. */
+/* cli_models.c - load, unload, models, health, info, stats. */
 #include "clients/c/cli.h"
 
 #include <inttypes.h>
@@ -240,6 +240,44 @@ int cli_health(cli *c)
 done:
     sl_message_free(reply);
     return code;
+}
+
+static void print_words(const char *what, char *const *words, size_t count)
+{
+    printf("%s:", what);
+    for (size_t i = 0; i < count; i++)
+        printf(" %s", words[i]);
+    printf("\n");
+}
+
+int cli_info(cli *c)
+{
+    const Sluice__V1__GetServerInfoRequest request = SLUICE__V1__GET_SERVER_INFO_REQUEST__INIT;
+    Sluice__V1__GetServerInfoReply *reply = NULL;
+    char bytes[CLI_BYTES_TEXT];
+    const sl_status status =
+        cli_call_get_server_info(c, &request, cli_timeout_ns(c, 10 * SL_NS_PER_S), &reply);
+
+    if (status != SL_OK)
+        return cli_fail(c, status);
+    if (c->opt.json) {
+        cli_json_print(cli_json_message(reply));
+        goto done;
+    }
+    printf("sluiced %s, API %u to %u\nyou are %s, %s\n", reply->version,
+           reply->api_version_least, reply->api_version, reply->identity, reply->role);
+    for (size_t i = 0; i < reply->n_devices; i++) {
+        const Sluice__V1__ServerDevice *d = reply->devices[i];
+
+        printf("device %s: %s for weights and activations, %u jobs side by side%s%s\n", d->device,
+               cli_bytes_human(d->limit_bytes, bytes), d->lanes, d->table_row[0] ? ", budget row " : "",
+               d->table_row);
+    }
+    print_words("features", reply->features, reply->n_features);
+    print_words("methods", reply->methods, reply->n_methods);
+done:
+    sl_message_free(reply);
+    return CLI_OK;
 }
 
 int cli_stats(cli *c)

@@ -27,9 +27,19 @@ static bool put_png(FILE *f, const Sluice__V1__Preview *p, const uint8_t *rows, 
 {
     static const uint8_t sign[] = { 0x89, 'P', 'N', 'G', 13, 10, 26, 10 };
     const uint32_t w = (uint32_t)p->width, h = (uint32_t)p->height;
-    const uint8_t header[13] = { (uint8_t)(w >> 24), (uint8_t)(w >> 16), (uint8_t)(w >> 8),
-                                 (uint8_t)w,         (uint8_t)(h >> 24), (uint8_t)(h >> 16),
-                                 (uint8_t)(h >> 8),  (uint8_t)h,         8, 2, 0, 0, 0 };
+    const uint8_t header[13] = { (uint8_t)(w >> 24),
+                                 (uint8_t)(w >> 16),
+                                 (uint8_t)(w >> 8),
+                                 (uint8_t)w,
+                                 (uint8_t)(h >> 24),
+                                 (uint8_t)(h >> 16),
+                                 (uint8_t)(h >> 8),
+                                 (uint8_t)h,
+                                 8,
+                                 2,
+                                 0,
+                                 0,
+                                 0 };
     uLongf packed_bytes = compressBound((uLong)(row_bytes * h));
     uint8_t *packed = malloc(packed_bytes);
     bool ok = packed && compress(packed, &packed_bytes, rows, (uLong)(row_bytes * h)) == Z_OK;

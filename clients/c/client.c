@@ -42,6 +42,7 @@ struct sl_client {
     pthread_cond_t idle;   /* busy has become false; on the monotonic clock */
     bool busy;             /* a call is under way and owns everything below */
     sl_transport *transport;
+    char *token; /* NULL: none */
     uint32_t next_id;
     bool ready;     /* connected, hello exchanged */
     bool was_ready; /* once in this client's life: a daemon is or was there */
@@ -78,17 +79,43 @@ static void init_lock(sl_client *client)
 
 sl_status sl_client_create(sl_client **out, const char *socket_path, sl_error *err)
 {
+    const sl_client_options options = { .address = socket_path };
+
+    return sl_client_create_with(out, &options, err);
+}
+
+static sl_status open_transport(sl_client *client, const sl_client_options *options, sl_error *err)
+{
     char path[4096];
+    const char *address = options->address;
+
+    if (address && strncmp(address, SL_TLS_SCHEME, strlen(SL_TLS_SCHEME)) == 0)
+        return sl_transport_create_tls(&client->transport, options, err);
+    if (!address)
+        address = sl_client_default_socket(path, sizeof path);
+    else if (strncmp(address, SL_IPC_SCHEME, strlen(SL_IPC_SCHEME)) == 0)
+        address += strlen(SL_IPC_SCHEME);
+    else if (strstr(address, "://"))
+        return sl_fail(err, SL_ERR_INVALID,
+                       "address \"%s\": expected " SL_TLS_SCHEME "HOST:PORT or a socket's path",
+                       address);
+    return sl_transport_create_unix(&client->transport, address, err);
+}
+
+sl_status sl_client_create_with(sl_client **out, const sl_client_options *options, sl_error *err)
+{
     sl_status status = SL_OK;
     sl_client *client = calloc(1, sizeof *client);
 
     if (!client)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a client");
     client->interrupt_fd = -1;
-    if (!socket_path)
-        socket_path = sl_client_default_socket(path, sizeof path);
-    status = sl_transport_create_unix(&client->transport, socket_path, err);
+    if (options->token && !(client->token = strdup(options->token)))
+        status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a client");
+    else
+        status = open_transport(client, options, err);
     if (status != SL_OK) {
+        free(client->token);
         free(client);
         return status;
     }
@@ -104,6 +131,7 @@ void sl_client_destroy(sl_client *client)
     sl_transport_destroy(client->transport);
     pthread_cond_destroy(&client->idle);
     pthread_mutex_destroy(&client->mutex);
+    free(client->token);
     free(client->buffer);
     free(client);
 }
@@ -482,6 +510,8 @@ sl_status sl_client_call(sl_client *client, const char *method, const ProtobufCM
         *details = (sl_call_details){ 0 };
     envelope.method = (char *)method;
     envelope.api_version = SL_API_VERSION;
+    if (client->token)
+        envelope.token = client->token;
     envelope.payload.len = protobuf_c_message_get_packed_size(request);
     envelope.payload.data = malloc(envelope.payload.len + 1);
     if (!envelope.payload.data) {

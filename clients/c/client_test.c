@@ -101,6 +101,43 @@ static void serve_slowly(server *s, int fd, int connection)
     server_linger(s, fd);
 }
 
+/* A server of a later version: fields that this client does not know, of each wire type,
+ * in the reply and in its payload. */
+static void serve_later_fields(server *s, int fd, int connection)
+{
+    static const uint8_t later[] = {
+        0xc0, 0x3e, 0x07,                            /* 1000: varint */
+        0xc9, 0x3e, 1, 2, 3, 4, 5, 6, 7, 8,          /* 1001: 64 bits */
+        0xd2, 0x3e, 0x05, 'l', 'a', 't', 'e', 'r',   /* 1002: bytes */
+        0xdd, 0x3e, 9, 9, 9, 9,                      /* 1003: 32 bits */
+    };
+    Sluice__V1__HealthReply health = SLUICE__V1__HEALTH_REPLY__INIT;
+    Sluice__V1__Reply reply = SLUICE__V1__REPLY__INIT;
+    uint8_t id[4], payload[128], body[256];
+    size_t bytes = 0;
+
+    (void)connection;
+    if (!server_greet(s, fd))
+        return;
+    Sluice__V1__Envelope *e = server_request(s, fd, id);
+    if (!e)
+        return;
+    sluice__v1__envelope__free_unpacked(e, NULL);
+    health.ready = 1;
+    health.status = "ok";
+    health.api_version = 2;
+    const size_t known = sluice__v1__health_reply__pack(&health, payload);
+    memcpy(payload + known, later, sizeof later);
+    reply.payload.data = payload;
+    reply.payload.len = known + sizeof later;
+    const size_t packed = sluice__v1__reply__pack(&reply, body);
+    memcpy(body + packed, later, sizeof later);
+    uint8_t *wire = server_make_reply(id, body, packed + sizeof later, &bytes);
+    server_write(fd, wire, bytes);
+    free(wire);
+    server_linger(s, fd);
+}
+
 static void say_nothing(server *s, int fd, int connection)
 {
     (void)connection;
@@ -376,6 +413,15 @@ SL_TEST(reads_a_reply_that_comes_byte_by_byte)
     int64_t took_ms = 0;
 
     SL_CHECK_OK(try_script(serve_slowly, 10 * SL_NS_PER_S, &requests, &took_ms, err));
+}
+
+SL_TEST(a_newer_server_is_understood)
+{
+    int requests = 0;
+    int64_t took_ms = 0;
+
+    SL_CHECK_OK(try_script(serve_later_fields, 5 * SL_NS_PER_S, &requests, &took_ms, err));
+    SL_CHECK(requests == 1);
 }
 
 SL_TEST(silence_ends_at_the_deadline)
@@ -714,7 +760,7 @@ SL_TEST(a_deadline_holds_behind_another_call)
     server_end(&s);
 }
 
-SL_TEST_MAIN(SL_RUN(answers_and_keeps_the_connection),
+SL_TEST_MAIN(SL_RUN(answers_and_keeps_the_connection), SL_RUN(a_newer_server_is_understood),
              SL_RUN(reads_a_reply_that_comes_byte_by_byte), SL_RUN(silence_ends_at_the_deadline),
              SL_RUN(what_is_not_the_protocol_is_refused_at_once),
              SL_RUN(sends_again_when_the_connection_breaks),

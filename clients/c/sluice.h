@@ -40,6 +40,24 @@ typedef struct sl_client sl_client;
 
 /* socket_path NULL: sl_client_default_socket.  Connects to nothing yet. */
 sl_status sl_client_create(sl_client **out, const char *socket_path, sl_error *err) SL_MUST_CHECK;
+
+#define SL_TLS_SCHEME "tls+tcp://"
+#define SL_IPC_SCHEME "ipc://"
+
+/* Where a daemon is and who asks; copied. */
+typedef struct {
+    const char *address;     /* "tls+tcp://gpu1.lan:7437", "ipc:///run/sluice/sluice.sock", the
+                                path alone; NULL: sl_client_default_socket */
+    const char *ca;          /* PEM; with TLS needed: the daemon's certificate is always checked */
+    const char *cert, *key;  /* PEM, of this client; NULL: none */
+    const char *server_name; /* that the daemon's certificate must have; NULL: the host of address */
+    const char *token;       /* NULL: none */
+} sl_client_options;
+
+/* Reads and checks the certificates; connects to nothing yet.  A call ends with
+ * SL_ERR_UNAUTHENTICATED when either side does not trust the other. */
+sl_status sl_client_create_with(sl_client **out, const sl_client_options *options,
+                                sl_error *err) SL_MUST_CHECK;
 void sl_client_destroy(sl_client *client); /* no call under way; NULL is fine */
 
 /* Where a daemon of this user listens: <runtime>/sluice.sock, <runtime> being
@@ -121,6 +139,7 @@ sl_status sl_client_fetch_file(sl_client *client, const char *job_id, const char
     X(ExplainJob, explain_job)                                                                     \
     X(Doctor, doctor)                                                                              \
     X(CleanOutputs, clean_outputs)                                                                 \
+    X(GetServerInfo, get_server_info)                                                              \
     X(Health, health)
 
 #define SL_X(Name, name)                                                                           \

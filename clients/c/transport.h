@@ -1,4 +1,4 @@
-/* transport.h - what carries the bytes of a client: a Unix socket, later TLS.
+/* transport.h - what carries the bytes of a client: a Unix socket, or TLS.
  *
  * A transport is opened and closed many times in its life; every operation
  * ends by the wait's deadline or when its interrupt descriptor is readable.
@@ -10,6 +10,7 @@
 #define SL_CLIENTS_C_TRANSPORT_H
 
 #include "base/status.h"
+#include "clients/c/sluice.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -43,6 +44,9 @@ struct sl_transport {
 
 sl_status sl_transport_create_unix(sl_transport **out, const char *path,
                                    sl_error *err) SL_MUST_CHECK;
+/* options->address begins with SL_TLS_SCHEME. */
+sl_status sl_transport_create_tls(sl_transport **out, const sl_client_options *options,
+                                  sl_error *err) SL_MUST_CHECK;
 void sl_transport_destroy(sl_transport *transport); /* NULL is fine */
 
 /* Waits until fd has one of `events`, or is broken (the next operation on it

@@ -14,6 +14,21 @@
 /* Blocks of more than two chunks of a copy, behind a part that is no block. */
 enum { BLOCKS = 5, TENSORS = 2, HEAD_BYTES = 256, BLOCK_BYTES = 9 << 20, TAIL = 512 };
 
+/* Copies from here fail. */
+static const void *_Atomic failing_block;
+
+sl_status __real_sl_copy_push(sl_copy *copy, void *d_dst, const void *src, size_t size_bytes,
+                              sl_error *err);
+sl_status __wrap_sl_copy_push(sl_copy *copy, void *d_dst, const void *src, size_t size_bytes,
+                              sl_error *err);
+sl_status __wrap_sl_copy_push(sl_copy *copy, void *d_dst, const void *src, size_t size_bytes,
+                              sl_error *err)
+{
+    if (src == failing_block)
+        return sl_fail(err, SL_ERR_DEVICE, "the bus is on fire");
+    return __real_sl_copy_push(copy, d_dst, src, size_bytes, err);
+}
+
 typedef struct {
     sl_device *device;
     sl_exec *exec[2];
@@ -58,7 +73,8 @@ static void open_fixture(fixture *f, int64_t block_count)
         for (size_t at = 0; at < BLOCK_BYTES; at++)
             f->image[f->layout.block_first[i] + at] = pattern(i, at);
     }
-    SL_CHECK_OK(sl_weight_stream_create(&f->stream, f->device, &f->layout, f->image, f->slots, err));
+    SL_CHECK_OK(
+        sl_weight_stream_create(&f->stream, f->device, &f->layout, f->image, f->slots, err));
     for (int64_t i = 0; i < block_count; i++)
         for (int t = 0; t < TENSORS; t++)
             sl_weight_stream_add(f->stream, i, &f->tensors[i][t],
@@ -301,7 +317,32 @@ SL_TEST(nothing_to_do_without_a_stream)
     sl_weight_stream_destroy(NULL);
 }
 
+/* The copy of block 2 fails: block 1 may still be given, block 2 is not, and nothing
+ * after it. */
+SL_TEST(a_failed_copy_is_told)
+{
+    sl_status status = SL_OK;
+    sl_block_pass pass;
+    fixture f;
+    int64_t i = 0;
+
+    failing_block = NULL;
+    open_fixture(&f, BLOCKS);
+    failing_block = f.image + f.layout.block_first[2];
+    SL_CHECK_OK(sl_block_pass_begin(&pass, f.stream, f.exec[0], err));
+    for (; i < BLOCKS && status == SL_OK; i++)
+        status = sl_block_pass_get(&pass, i, err);
+    SL_CHECK(status == SL_ERR_DEVICE && i - 1 >= 1 && i - 1 <= 2);
+    SL_CHECK(strstr(err->message, "could not stream block") &&
+             strstr(err->message, "the bus is on fire"));
+    sl_error_clear(err);
+    SL_CHECK_STATUS(sl_block_pass_get(&pass, 0, err), SL_ERR_DEVICE);
+    sl_block_pass_end(&pass);
+    failing_block = NULL;
+    close_fixture(&f);
+}
+
 SL_TEST_MAIN(SL_RUN(walks_find_their_blocks), SL_RUN(any_order_is_right), SL_RUN(blocks_come_ahead),
              SL_RUN(cancel_ends_waiting), SL_RUN(execs_walk_one_at_a_time),
              SL_RUN(who_waits_goes_first), SL_RUN(ends_while_copying),
-             SL_RUN(nothing_to_do_without_a_stream))
+             SL_RUN(nothing_to_do_without_a_stream), SL_RUN(a_failed_copy_is_told))

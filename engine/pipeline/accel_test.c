@@ -82,6 +82,43 @@ SL_TEST(plans_are_exact_with_every_accelerator)
     }
 }
 
+/* Half of the memory, and nearly the same pictures. */
+SL_TEST(a_vae_in_bf16_takes_half)
+{
+    const sl_arch arch = wide_arch(1);
+    sl_t2v_request request = sl_t2v_request_default(&arch);
+    record exact = { .rgb = NULL }, rounded = { .rgb = NULL };
+    sl_t2v_plan plans[2];
+    double sum = 0.0;
+    fixture f;
+
+    request.width = 112;
+    request.height = 96;
+    request.frames = 9;
+    request.steps = 1;
+    open_fixture(&f, &arch, request.precision);
+    for (int i = 0; i < 2; i++) {
+        request.vae_precision = i ? SL_PRECISION_BF16 : SL_PRECISION_F32;
+        check_plan(&f, &request, sl_precision_name(request.vae_precision));
+        SL_CHECK_OK(sl_t2v_plan_make(&plans[i], &request, &arch, SL_DEVICE_CPU, err));
+        SL_CHECK_OK(run(&f, &request, NULL, i ? &rounded : &exact, NULL, err));
+    }
+    const size_t whole = plans[0].phase_activation_bytes[SL_PHASE_DECODE];
+    const size_t half = plans[1].phase_activation_bytes[SL_PHASE_DECODE];
+    SL_CHECK(half < whole * 11 / 20);
+    const int64_t count = (int64_t)request.frames * request.width * request.height * 3;
+    for (int64_t i = 0; i < count; i++) {
+        const double d = exact.rgb[i] - rounded.rgb[i];
+        sum += d * d;
+    }
+    SL_CHECK(sum > 0.0 && sum / (double)count <= 255.0 * 255.0 * 1e-4); /* 40 dB */
+    free_record(&exact);
+    free_record(&rounded);
+    request.precision = SL_PRECISION_F32; /* whose weights are f32 */
+    SL_CHECK_STATUS(sl_t2v_request_check(&request, &arch, err), SL_ERR_INVALID);
+    close_fixture(&f);
+}
+
 SL_TEST(streamed_int8_gives_the_same_frames)
 {
     const unsigned streamed = SL_COMPONENT_BIT(SL_COMPONENT_DIT);
@@ -306,7 +343,7 @@ SL_TEST(refuses_what_cannot_be_sampled)
     close_fixture(&f);
 }
 
-SL_TEST_MAIN(SL_RUN(plans_are_exact_with_every_accelerator),
+SL_TEST_MAIN(SL_RUN(plans_are_exact_with_every_accelerator), SL_RUN(a_vae_in_bf16_takes_half),
              SL_RUN(streamed_int8_gives_the_same_frames), SL_RUN(eight_bits_stay_near),
              SL_RUN(attention_modes_are_told_apart),
              SL_RUN(guidance_leads_away_from_the_negative_prompt),

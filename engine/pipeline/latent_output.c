@@ -65,8 +65,8 @@ sl_status sl_latent_output_read(const char *path, const int64_t dim[4], double *
     status = check_tensor(t, path, dim, err);
     for (int64_t at = 0; at < count && status == SL_OK; at += PIECE) {
         const int64_t n = count - at < PIECE ? count - at : PIECE;
-        status = sl_ckpt_read(ckpt, t, (size_t)at * sizeof *piece, piece,
-                              (size_t)n * sizeof *piece, err);
+        status = sl_ckpt_read(ckpt, t, (size_t)at * sizeof *piece, piece, (size_t)n * sizeof *piece,
+                              err);
         for (int64_t i = 0; i < n && status == SL_OK; i++)
             latent[at + i] = piece[i];
     }

@@ -44,9 +44,10 @@ static step_state make_state(net_test *n, int64_t h, int64_t w)
     sl_error error = { .status = SL_OK }, *err = &error;
     step_state s;
 
-    SL_CHECK_OK(sl_scratch_tensor(&n->scratch, &s.x, err, SL_F64, 4, (int64_t)16, (int64_t)3, h, w));
-    SL_CHECK_OK(sl_scratch_tensor(&n->scratch, &s.velocity, err, SL_F32, 4, (int64_t)16, (int64_t)3,
-                                  h, w));
+    SL_CHECK_OK(
+        sl_scratch_tensor(&n->scratch, &s.x, err, SL_F64, 4, (int64_t)16, (int64_t)3, h, w));
+    SL_CHECK_OK(
+        sl_scratch_tensor(&n->scratch, &s.velocity, err, SL_F32, 4, (int64_t)16, (int64_t)3, h, w));
     for (int64_t i = 0; i < sl_tensor_count(&s.x); i++) {
         ((double *)s.x.data)[i] = 5.0;
         ((float *)s.velocity.data)[i] = 10.0f;
@@ -66,7 +67,7 @@ SL_TEST(a_preview_is_the_foreseen_middle)
     SL_CHECK_OK(sl_preview_make(p, n.exec, &s.x, &s.velocity, 0.5, err));
     SL_CHECK(p->width == 6 && p->height == 4);
     for (int i = 0; i < 3 * 24; i++)
-        SL_CHECK(p->rgb[i] == 128); /* 5 - 0.5 * 10: grey */
+        SL_CHECK(p->rgb[i] == 128);   /* 5 - 0.5 * 10: grey */
     ((double *)s.x.data)[7] += 100.0; /* in the first frame */
     SL_CHECK_OK(sl_preview_make(q, n.exec, &s.x, &s.velocity, 0.5, err));
     SL_CHECK(memcmp(p->rgb, q->rgb, 3 * 24) == 0);

@@ -24,8 +24,8 @@ static sl_status read_channel(frame_of_channel *to, sl_exec *exec, const sl_tens
 {
     const int64_t count = x->dim[2] * x->dim[3];
     const int64_t at = (channel * x->dim[1] + x->dim[1] / 2) * count;
-    sl_status status = sl_exec_read(exec, to->x, (const double *)x->data + at,
-                                    (size_t)count * sizeof *to->x, err);
+    sl_status status =
+        sl_exec_read(exec, to->x, (const double *)x->data + at, (size_t)count * sizeof *to->x, err);
 
     if (status == SL_OK)
         status = sl_exec_read(exec, to->velocity, (const float *)velocity->data + at,
@@ -45,8 +45,7 @@ static void shrink(sl_preview *out, const float *sums, int64_t w, int side)
                     sum += (double)sums[(y * w + (int64_t)column * side + i % side) * 3 + colour];
                 }
                 const double value = 128.5 + sum / (side * side);
-                out->rgb[((size_t)row * (size_t)out->width + (size_t)column) * 3 +
-                         (size_t)colour] =
+                out->rgb[((size_t)row * (size_t)out->width + (size_t)column) * 3 + (size_t)colour] =
                     (uint8_t)(value > 0.0 ? (value < 255.0 ? value : 255.0) : 0.0);
             }
 }

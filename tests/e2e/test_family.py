@@ -241,6 +241,22 @@ def test_every_layout():
         assert d.cli("load", "quant-t2v", "-p", "bf16").code == 2
 
 
+def test_the_vae_in_bf16():
+    size = ["--width", "128", "--height", "128", "--frames", "9", "--steps", "2"]
+    with Daemon(models=models()) as d:
+        picture = png(os.path.join(d.folder, "a.png"), 64, 64)
+        for task, image in ((T2V, []), (I2V, ["-i", picture])):
+            wide = generate(d, "--model", task, *size, *image)
+            half = generate(d, "--model", task, *size, *image, "--vae-precision", "bf16")
+            differ([wide, half])
+            assert wide["request"]["vae_precision"] == "f32", wide
+            assert half["request"]["vae_precision"] == "bf16", half
+            assert half["plan"]["activation_bytes"] < wide["plan"]["activation_bytes"]
+        assert refused(d, "vae_precision", "--model", T2V, *size, "--vae-precision", "int8")
+        assert d.cli("generate", "x", "--model", T2V, "-p", "f32", "--vae-precision",
+                     "bf16").code == 2
+
+
 def test_image_to_video():
     with Daemon(models=models()) as d:
         wide = png(os.path.join(d.folder, "wide.png"), 200, 100)

@@ -18,6 +18,7 @@ static void check_row(const sl_budget_table *table, int i)
     for (int k = 0; k < row->rule_count; k++) {
         SL_ASSERT(memchr(row->rules[k].text, 0, sizeof row->rules[k].text));
         SL_ASSERT(row->rules[k].precisions < 1u << SL_PRECISION_COUNT);
+        SL_ASSERT(row->rules[k].attentions < 1u << SL_ATTENTION_COUNT);
         SL_ASSERT(row->rules[k].pixels_above >= 0 && row->rules[k].frames_above >= 0);
     }
 }

@@ -1,7 +1,8 @@
 /* fuzz_envelope.c - what clients and workers send.  The first byte says as what the
  * rest is read: a stream of the front's, cut into pieces, or one of the messages.
  *
- * A message that passes comes back the same when it is packed and unpacked again; whatever it is, unpacking stays below the cap.
+ * A message that passes comes back the same when it is packed and unpacked again; whatever it is,
+ * unpacking stays below the cap.
  */
 #include "api/peer.pb-c.h"
 #include "api/sluice.pb-c.h"
@@ -39,6 +40,7 @@ static const ProtobufCMessageDescriptor *const messages[] = {
     &sluice__worker__event__descriptor,
     &sluice__peer__peer__descriptor,
     &sluice__v1__upload_input_request__descriptor,
+    &sluice__v1__get_server_info_reply__descriptor,
 };
 
 static ProtobufCMessage *unpack(const ProtobufCMessageDescriptor *type, sl_arena *arena,

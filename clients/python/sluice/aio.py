@@ -212,6 +212,10 @@ class AsyncClient:
     async def health(self) -> pb.HealthReply:
         return await self.call("Health", pb.HealthRequest(), pb.HealthReply)
 
+    async def info(self) -> pb.GetServerInfoReply:
+        """What the daemon is: versions, methods, features, devices, and who you are to it."""
+        return await self.call("GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoReply)
+
     # ---- within ----
 
     async def _only_model(self) -> str:

@@ -188,6 +188,10 @@ class Client:
     def health(self) -> pb.HealthReply:
         return self._run(self._async.health())
 
+    def info(self) -> pb.GetServerInfoReply:
+        """What the daemon is: versions, methods, features, devices, and who you are to it."""
+        return self._run(self._async.info())
+
     # ---- within ----
 
     def _iterate(self, events: AsyncGenerator[Event, None]) -> Iterator[Event]:

@@ -55,6 +55,9 @@ def test_from_load_to_fetch_and_unload():
     with Daemon() as d, sluice.Client(url_of(d)) as client:
         health = client.health()
         assert health.ready and health.api_version == 1, health
+        info = client.info()
+        assert info.api_version == 1 and info.role == "admin", info
+        assert "Generate" in info.methods and "upload_input" in info.features, info
         assert [m.name for m in client.models()] == [MODEL]
         receipt = client.load(MODEL)
         assert receipt.residue_bytes == 0 and len(receipt.components) == 3, receipt
