@@ -96,6 +96,12 @@ SL_TEST(wrong_settings_name_file_line_and_key)
         { "local_users: admin\n", "line 1, key \"local_users\"" },
         { "log_level: loud\n", "line 1, key \"log_level\"" },
         { "models: []\n", "key \"models\"" },
+        { "tls:\n  listen: [\"[::]:7437\"]\n  key: k\n", "key \"tls.listen\"" },
+        { "tls:\n  client_auth: maybe\n", "line 2, key \"tls.client_auth\"" },
+        { "tls:\n  listen: [\"a:1\"]\n  key: k\n  certificate: c\n  client_auth: optional\n",
+          "line 5, key \"tls.client_auth\"" },
+        { "tls:\n  handshake: 0s\n", "line 2, key \"tls.handshake\"" },
+        { "limits:\n  burst: 0\n", "line 2, key \"limits.burst\"" },
     };
     sl_settings s;
 
@@ -108,6 +114,26 @@ SL_TEST(wrong_settings_name_file_line_and_key)
     SL_CHECK_STATUS(sl_settings_init(&s, &absent, err), SL_ERR_NOT_FOUND);
     const sl_flags level = { .log_level = "loud" };
     SL_CHECK_STATUS(sl_settings_init(&s, &level, err), SL_ERR_INVALID);
+}
+
+SL_TEST(nothing_is_listened_on_unless_configured)
+{
+    const sl_flags flags = { .config = NULL };
+    sl_settings s;
+
+    SL_CHECK_OK(sl_settings_init(&s, &flags, err));
+    SL_CHECK(s.tls.listen_count == 0 && !s.tls.certificate && !s.tokens && !s.audit);
+    SL_CHECK(s.rate.rate == 0 && s.connections_host == 128);
+    sl_settings_fini(&s);
+    SL_CHECK_OK(load(&s, "tls:\n  listen: [\"0.0.0.0:7437\", \"[::]:7437\"]\n  certificate: c\n"
+                         "  key: k\n  client_ca: a\n  handshake: 2s\ntokens: t\n", NULL, err));
+    SL_CHECK(s.tls.listen_count == 2 && strcmp(s.tls.listen[1], "[::]:7437") == 0);
+    SL_CHECK(s.tls.client_auth == SL_TLS_AUTH_REQUIRED && strcmp(s.tokens, "t") == 0);
+    SL_CHECK(s.tls.handshake_ns == 2 * SL_NS_PER_S);
+    sl_settings_fini(&s);
+    SL_CHECK_OK(load(&s, "tls:\n  listen: [\"a:1\"]\n  certificate: c\n  key: k\n", NULL, err));
+    SL_CHECK(s.tls.client_auth == SL_TLS_AUTH_OFF);
+    sl_settings_fini(&s);
 }
 
 SL_TEST(the_example_is_valid)
@@ -299,7 +325,7 @@ SL_TEST(the_oldest_ended_jobs_are_forgotten)
 }
 
 SL_TEST_MAIN(SL_RUN(settings_have_defaults), SL_RUN(the_file_and_then_the_flags_decide),
-             SL_RUN(wrong_settings_name_file_line_and_key), SL_RUN(the_example_is_valid),
+             SL_RUN(wrong_settings_name_file_line_and_key), SL_RUN(nothing_is_listened_on_unless_configured), SL_RUN(the_example_is_valid),
              SL_RUN(a_second_daemon_is_told_who_holds_the_device),
              SL_RUN(a_worker_that_outlives_its_daemon_is_waited_for),
              SL_RUN(directories_are_made_and_locked), SL_RUN(jobs_are_found_by_id_and_by_request),
