@@ -4,6 +4,7 @@
 # make sanitize the same tests under ASan+UBSan, then the threaded ones under TSan
 # make soak     a million simulated and ten thousand real operations, with kills (half an hour)
 # make fuzz     every fuzz target for FUZZ_SECONDS (needs clang)
+# make docker-test  the steps of docker/Dockerfile, as root in debootstrap roots (some minutes)
 # make bench | fmt | lint | clean
 #
 # A bare Debian 12 with git and make is enough: `deps` installs what is missing.
@@ -20,7 +21,7 @@ FUZZ_SECONDS ?= 600
 JOBS ?= $(shell nproc)
 PROMPT ?= a red circle moves from left to right
 
-.PHONY: all deps demo test sanitize dev tsan soak fuzz bench fmt lint clean
+.PHONY: all deps demo test sanitize dev tsan soak fuzz docker-test bench fmt lint clean
 
 all: build/build.ninja
 	cmake --build build -j $(JOBS)
@@ -71,6 +72,10 @@ fuzz: all
 	    || { tail -40 build/fuzz/$$t.log; exit 1; }; \
 	  grep number_of_executed build/fuzz/$$t.log; \
 	done
+
+docker-test:
+	@mkdir -p build
+	@python3 -B tests/docker_test.py build
 
 bench: all
 	build/bench kernels
