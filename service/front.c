@@ -523,23 +523,30 @@ static void unpark(sl_front *front)
 
 /* --- accepting --- */
 
-/* A place for one more.  When all are taken, whoever has said nothing for longest
- * goes: so connections that never speak keep nobody out. */
-static connection *make_room(sl_front *front)
+/* Whoever has said nothing for longest goes: so connections that never speak keep
+ * nobody out.  NULL: none has been silent for long. */
+static connection *drop_silent(sl_front *front)
 {
     connection *oldest = NULL;
 
     for (int i = 0; i < front->config.connections; i++) {
         connection *c = &front->connections[i];
-        if (!c->open)
-            return c;
-        if (!sl_sp_greeted(&c->sp) && (!oldest || c->opened_ns < oldest->opened_ns))
+        if (c->open && !sl_sp_greeted(&c->sp) && (!oldest || c->opened_ns < oldest->opened_ns))
             oldest = c;
     }
     if (!oldest || front->now_ns - oldest->opened_ns < SILENCE_NS)
         return NULL;
     drop(front, oldest, "made room for another, no greeting yet");
     return oldest;
+}
+
+static connection *make_room(sl_front *front)
+{
+    for (int i = 0; i < front->config.connections; i++) {
+        if (!front->connections[i].open)
+            return &front->connections[i];
+    }
+    return drop_silent(front);
 }
 
 /* Connections from the same address as this one. */
@@ -617,8 +624,11 @@ static void accept_some(sl_front *front, sl_listener *listener)
     for (int i = 0; i < ACCEPTS_PER_TURN; i++) {
         const int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0) {
+            const int code = errno;
+            if ((code == EMFILE || code == ENFILE) && drop_silent(front))
+                continue;
             /* Without descriptors the listener stays readable: rest, or spin. */
-            if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+            if (code == EMFILE || code == ENFILE || code == ENOBUFS || code == ENOMEM)
                 pause_accepting(front, true);
             return;
         }

@@ -38,6 +38,7 @@ enum {
     SPARE_HANDLERS = 4, /* between a reply and its handler's next receive */
     KEEP_JOBS = 1000,
     SPARE_DESCRIPTORS = 128,
+    LEAST_CONNECTIONS = 8,
     LAST_STEPS_S = 5,
 };
 #define LOCK_WAIT_NS      (2 * SL_NS_PER_S)
@@ -147,7 +148,9 @@ static void block_signals(sigset_t *out)
     signal(SIGXFSZ, SIG_IGN); /* a file at its limit is a failed write */
 }
 
-static void raise_descriptor_limit(const sl_settings *settings)
+/* Fewer connections where the limit cannot be raised: files and the worker's socket
+ * have to find descriptors, whoever connects. */
+static void raise_descriptor_limit(sl_settings *settings)
 {
     const rlim_t want = (rlim_t)settings->connections + SPARE_DESCRIPTORS;
     struct rlimit limit;
@@ -155,9 +158,15 @@ static void raise_descriptor_limit(const sl_settings *settings)
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= want)
         return;
     limit.rlim_cur = want < limit.rlim_max ? want : limit.rlim_max;
-    if (setrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur < want)
-        sl_log(SL_LOG_WARN, "few_descriptors", "limit=%llu wanted=%llu",
-               (unsigned long long)limit.rlim_cur, (unsigned long long)want);
+    if (setrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur >= want)
+        return;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+        return;
+    settings->connections = limit.rlim_cur > SPARE_DESCRIPTORS + LEAST_CONNECTIONS
+                                ? (int)limit.rlim_cur - SPARE_DESCRIPTORS
+                                : LEAST_CONNECTIONS;
+    sl_log(SL_LOG_WARN, "few_descriptors", "limit=%llu wanted=%llu connections=%d",
+           (unsigned long long)limit.rlim_cur, (unsigned long long)want, settings->connections);
 }
 
 /* Locks come before anything that looks at the device. */

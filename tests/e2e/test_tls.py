@@ -597,4 +597,5 @@ def test_connections_of_one_address():
         assert mine[0].code("Health") == 0
 
 
-run(globals())
+if __name__ == "__main__":
+    run(globals())
