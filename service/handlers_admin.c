@@ -327,6 +327,18 @@ static void check_worker(doctor *d, sl_service *s)
           restarts);
 }
 
+static void check_canary(doctor *d, sl_service *s)
+{
+    char well[64];
+
+    if (!s->worker_up)
+        return;
+    snprintf(well, sizeof well, "came back right in %lld ms",
+             (long long)(s->canary_ns / SL_NS_PER_MS));
+    check(d, "canary", !s->canary_problem[0], "the device gets its sums wrong: take it out of use",
+          "%s", s->canary_problem[0] ? s->canary_problem : well);
+}
+
 static void check_disk(doctor *d, sl_service *s, const sl_outputs_room *room, sl_status looked,
                        const char *why)
 {
@@ -391,6 +403,7 @@ sl_status sl_handle_doctor(void *service, sl_rpc_call *call, sl_error *err)
     pthread_mutex_lock(&s->lock);
     check_ledger(&d, s);
     check_worker(&d, s);
+    check_canary(&d, s);
     check_disk(&d, s, &room, looked, why.message);
     check_rest(&d, s);
     pthread_mutex_unlock(&s->lock);

@@ -167,7 +167,7 @@ static sl_status fill_health(sl_service *s, Sluice__V1__HealthReply *reply, sl_a
     device->worker_restarts = sl_supervisor_restarts(s->supervisor);
     device->unexplained_bytes = ledger.unexplained_bytes;
     reply->devices[reply->n_devices++] = device;
-    reply->ready = s->worker_up && !s->stopping;
+    reply->ready = s->worker_up && !s->stopping && !s->canary_problem[0];
     reply->api_version = SL_WIRE_API_VERSION;
     reply->uptime_ns = sl_clock_now_ns() - s->started_ns;
     reply->queued_jobs = (uint32_t)sl_core_queued_count(s->core);

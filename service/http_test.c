@@ -174,6 +174,12 @@ SL_TEST(readiness_follows_the_worker)
     SL_CHECK(strstr(get(&d, "/readyz"), "conv: <element> 3") != NULL);
     SL_CHECK(strstr(get(&d, "/"), "conv: &lt;element&gt; 3") != NULL);
     SL_CHECK(sample(get(&d, "/metrics"), "sluice_ready") == 0.0);
+    const Sluice__V1__HealthRequest health = SLUICE__V1__HEALTH_REQUEST__INIT;
+    sl_rpc_call call;
+    begin_call(&call, SL_ROLE_NONE, "uid:9", &health.base);
+    SL_CHECK_OK(sl_handle_health(d.service, &call, err));
+    SL_CHECK(!((const Sluice__V1__HealthReply *)call.reply)->ready);
+    sl_arena_destroy(call.arena);
     pthread_mutex_lock(&d.service->lock);
     d.service->canary_problem[0] = '\0';
     d.service->canary_ns = 0;

@@ -29,7 +29,7 @@ def test_a_job_is_explained_and_the_doctor_is_content():
             assert word in text.out, (word, text)
         doctor = d.cli("doctor")
         assert doctor.code == 0 and "NOT OK" not in doctor.out, doctor
-        for check in ("ledger", "unexplained", "worker", "disk", "strays", "store", "clock", "lock"):
+        for check in ("ledger", "unexplained", "worker", "canary", "disk", "strays", "store", "clock", "lock"):
             assert check in doctor.out, (check, doctor)
         events = d.cli("events")
         assert events.code == 0 and "worker_up" in events.out and "load_done" in events.out, events
