@@ -94,8 +94,7 @@ sl_status sl_handle_get_server_info(void *service, sl_rpc_call *call, sl_error *
     reply->chunk_bytes = SL_WIRE_MAX_CHUNK_BYTES;
     pthread_mutex_lock(&s->lock);
     reply->started_ns = s->started_wall_ns;
-    const bool whole =
-        fill_features(s, reply, call->arena) && fill_device(s, reply, call->arena);
+    const bool whole = fill_features(s, reply, call->arena) && fill_device(s, reply, call->arena);
     pthread_mutex_unlock(&s->lock);
     if (!whole || !fill_methods(reply, call))
         return out_of_memory(err);

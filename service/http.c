@@ -72,8 +72,8 @@ static sl_status split_address(const char *address, char host[HOST_BYTES], const
         host[length] = '\0';
     }
     const long number = strtol(*port, &end, 10);
-    if ((colon && (length == 0 || length >= HOST_BYTES)) || (*port)[0] < '0' || (*port)[0] > '9'
-        || *end || number > 65535)
+    if ((colon && (length == 0 || length >= HOST_BYTES)) || (*port)[0] < '0' || (*port)[0] > '9' ||
+        *end || number > 65535)
         return sl_fail(err, SL_ERR_INVALID,
                        "HTTP address \"%.80s\": expected PORT, ADDRESS:PORT or [ADDRESS]:PORT",
                        address);
@@ -108,8 +108,8 @@ static sl_status open_listener(int *out, const char *address, sl_error *err)
     if (status != SL_OK)
         return status;
     fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0
-        || bind(fd, found->ai_addr, found->ai_addrlen) != 0 || listen(fd, BACKLOG) != 0) {
+    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0 ||
+        bind(fd, found->ai_addr, found->ai_addrlen) != 0 || listen(fd, BACKLOG) != 0) {
         status = sl_fail_errno(err, "could not listen for HTTP on \"%s\"", address);
         goto done;
     }
@@ -304,8 +304,7 @@ static int wait_ms(const sl_http *http, int64_t next_ns)
 static void *serve(void *arg)
 {
     sl_http *http = arg;
-    const union MHD_DaemonInfo *info =
-        MHD_get_daemon_info(http->daemon, MHD_DAEMON_INFO_EPOLL_FD);
+    const union MHD_DaemonInfo *info = MHD_get_daemon_info(http->daemon, MHD_DAEMON_INFO_EPOLL_FD);
     struct pollfd fds[] = { { .fd = http->stop_fd, .events = POLLIN },
                             { .fd = info ? info->epoll_fd : -1, .events = POLLIN } };
 
@@ -334,8 +333,8 @@ static sl_status start_daemon(sl_http *http, int listener, sl_error *err)
         MHD_USE_EPOLL | (tls ? MHD_USE_TLS : 0), 0, NULL, NULL, answer, http,
         MHD_OPTION_LISTEN_SOCKET, listener, MHD_OPTION_CONNECTION_LIMIT, limit,
         MHD_OPTION_PER_IP_CONNECTION_LIMIT, limit - limit / 4, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-        (size_t)HEADER_BYTES, MHD_OPTION_NOTIFY_CONNECTION, note_connection, http,
-        MHD_OPTION_ARRAY, tls ? with_tls : without, MHD_OPTION_END);
+        (size_t)HEADER_BYTES, MHD_OPTION_NOTIFY_CONNECTION, note_connection, http, MHD_OPTION_ARRAY,
+        tls ? with_tls : without, MHD_OPTION_END);
     if (http->daemon)
         return SL_OK;
     /* Whose the listener is now MHD does not say; the process ends for want of a door. */
@@ -348,8 +347,7 @@ static sl_status start_thread(sl_http *http, sl_error *err)
     struct sockaddr_storage address;
     socklen_t length = sizeof address;
     char port[8] = "0";
-    const union MHD_DaemonInfo *info =
-        MHD_get_daemon_info(http->daemon, MHD_DAEMON_INFO_LISTEN_FD);
+    const union MHD_DaemonInfo *info = MHD_get_daemon_info(http->daemon, MHD_DAEMON_INFO_LISTEN_FD);
 
     if (info && getsockname(info->listen_fd, (struct sockaddr *)&address, &length) == 0)
         getnameinfo((struct sockaddr *)&address, length, NULL, 0, port, sizeof port,
@@ -371,8 +369,7 @@ sl_status sl_http_create(sl_http **out, const sl_http_config *config, sl_error *
 {
     sl_status status = SL_OK;
     int listener = -1;
-    sl_http *http =
-        calloc(1, sizeof *http + (size_t)config->connections * sizeof http->slots[0]);
+    sl_http *http = calloc(1, sizeof *http + (size_t)config->connections * sizeof http->slots[0]);
 
     if (!http)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for HTTP");

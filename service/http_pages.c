@@ -191,12 +191,10 @@ static void write_weights(FILE *out, const Sluice__V1__DeviceMemory *d)
     family(out, "component_bytes", "gauge", "Weights on the device, measured, by component.");
     for (size_t i = 0; i < d->n_components; i++) {
         const Sluice__V1__ComponentBytes *c = d->components[i];
-        const ProtobufCEnumValue *component =
-            protobuf_c_enum_descriptor_get_value(&sluice__v1__component__descriptor,
-                                                 (int)c->component);
-        const ProtobufCEnumValue *precision =
-            protobuf_c_enum_descriptor_get_value(&sluice__v1__precision__descriptor,
-                                                 (int)c->precision);
+        const ProtobufCEnumValue *component = protobuf_c_enum_descriptor_get_value(
+            &sluice__v1__component__descriptor, (int)c->component);
+        const ProtobufCEnumValue *precision = protobuf_c_enum_descriptor_get_value(
+            &sluice__v1__precision__descriptor, (int)c->precision);
         if (c->measured_bytes == 0)
             continue;
         fprintf(out, "sluice_component_bytes{device=\"%s\",model=\"", d->device);
@@ -231,8 +229,7 @@ static void write_memory(FILE *out, const picture *p)
     fprintf(out, "sluice_host_memory_bytes{line=\"free\"} %" PRIu64 "\n", d->host->free_bytes);
     family(out, "host_memory_limit_bytes", "gauge", "Limit of the host tier; 0: there is none.");
     fprintf(out, "sluice_host_memory_limit_bytes %" PRIu64 "\n", d->host->limit_bytes);
-    write_device_value(out, p, "worker_up", "gauge", "1: the device's worker is up.",
-                       d->worker_up);
+    write_device_value(out, p, "worker_up", "gauge", "1: the device's worker is up.", d->worker_up);
     write_device_value(out, p, "worker_restarts_total", "counter", "Workers after the first.",
                        d->worker_restarts);
     write_device_value(out, p, "worker_canary_seconds", "gauge",

@@ -217,8 +217,8 @@ static void check_format(const char *metrics)
 
 SL_TEST(metrics_tell_what_happened)
 {
-    static const char *const lines[] = { "context", "weights", "activations", "workspace",
-                                         "reserved", "foreign", "free", "unexplained" };
+    static const char *const lines[] = { "context",  "weights", "activations", "workspace",
+                                         "reserved", "foreign", "free",        "unexplained" };
     const char *device = "cpu:268435456";
     double sum = 0.0;
     char name[200];
@@ -244,14 +244,14 @@ SL_TEST(metrics_tell_what_happened)
     SL_CHECK(sample(metrics, "sluice_jobs_ended_total{state=\"done\"}") == 1.0);
     SL_CHECK(sample(metrics, "sluice_jobs_ended_total{state=\"failed\"}") == 0.0);
     SL_CHECK(sample(metrics, "sluice_queue_length") == 0.0);
-    SL_CHECK(sample(metrics, "sluice_component_commands_total{command=\"load\",result=\"ok\"}")
-             == 3.0);
+    SL_CHECK(sample(metrics, "sluice_component_commands_total{command=\"load\",result=\"ok\"}") ==
+             3.0);
     SL_CHECK(sample(metrics, "sluice_model_switches_total") == 0.0);
     SL_CHECK(sample(metrics, "sluice_rpc_calls_total{method=\"Health\",code=\"OK\"}") == 1.0);
-    SL_CHECK(sample(metrics, "sluice_rpc_calls_total{method=\"Health\",code=\"UNAVAILABLE\"}")
-             == 1.0);
-    SL_CHECK(sample(metrics, "sluice_rpc_calls_total{method=\"unknown\",code=\"UNIMPLEMENTED\"}")
-             == 1.0);
+    SL_CHECK(sample(metrics, "sluice_rpc_calls_total{method=\"Health\",code=\"UNAVAILABLE\"}") ==
+             1.0);
+    SL_CHECK(sample(metrics, "sluice_rpc_calls_total{method=\"unknown\",code=\"UNIMPLEMENTED\"}") ==
+             1.0);
     SL_CHECK(sample(metrics, "sluice_rpc_seconds_bucket{method=\"Health\",le=\"0.001\"}") == 0.0);
     SL_CHECK(sample(metrics, "sluice_rpc_seconds_bucket{method=\"Health\",le=\"0.005\"}") == 1.0);
     SL_CHECK(sample(metrics, "sluice_rpc_seconds_bucket{method=\"Health\",le=\"60\"}") == 1.0);
@@ -353,9 +353,10 @@ SL_TEST(headers_have_a_bound)
 
 SL_TEST(addresses_and_certificates_are_checked)
 {
-    static const char *const bad[] = { "", "x", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536",
-                                       ":80", "example:80", "[::1:80", "80 ", "127.0.0.1:-1",
-                                       "999.0.0.1:80" };
+    static const char *const bad[] = {
+        "",           "x",       "127.0.0.1", "127.0.0.1:",   "127.0.0.1:65536", ":80",
+        "example:80", "[::1:80", "80 ",       "127.0.0.1:-1", "999.0.0.1:80"
+    };
     static const char *const good[] = { "0", "127.0.0.1:0", "[::1]:0" };
     sl_http_config config = sl_http_config_default();
     sl_http *http = NULL;
@@ -384,14 +385,10 @@ SL_TEST(addresses_and_certificates_are_checked)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        RUN(each_path_has_its_answer),
-        RUN(readiness_follows_the_worker),
-        RUN(metrics_tell_what_happened),
-        RUN(running_jobs_are_shown_without_their_prompts),
-        RUN(a_slow_client_is_shut_out),
-        RUN(too_many_connections_wait_or_are_turned_away),
-        RUN(headers_have_a_bound),
-        RUN(addresses_and_certificates_are_checked),
+        RUN(each_path_has_its_answer),   RUN(readiness_follows_the_worker),
+        RUN(metrics_tell_what_happened), RUN(running_jobs_are_shown_without_their_prompts),
+        RUN(a_slow_client_is_shut_out),  RUN(too_many_connections_wait_or_are_turned_away),
+        RUN(headers_have_a_bound),       RUN(addresses_and_certificates_are_checked),
     };
 
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -9,7 +9,7 @@
 
 /* Most calls take well below a millisecond; long polls, loads and fetches do not. */
 const int64_t sl_rpc_bucket_ns[SL_RPC_BUCKETS] = {
-    MS / 4,  MS,       5 * MS,    10 * MS,    25 * MS,    50 * MS,
+    MS / 4,   MS,       5 * MS,    10 * MS,   25 * MS,    50 * MS,
     100 * MS, 500 * MS, 1000 * MS, 5000 * MS, 20000 * MS, 60000 * MS,
 };
 
@@ -26,7 +26,7 @@ struct sl_rpc_stats {
 };
 
 static const char *const refusal_names[SL_RPC_REFUSAL_COUNT] = {
-#define SL_X(name, text) [SL_RPC_REFUSED_##name] = text,
+#define SL_X(name, text) [SL_RPC_REFUSED_##name] = (text),
     SL_RPC_REFUSALS(SL_X)
 #undef SL_X
 };
@@ -38,8 +38,7 @@ const char *sl_rpc_refusal_name(sl_rpc_refusal reason)
 
 sl_status sl_rpc_stats_create(sl_rpc_stats **out, int methods, sl_error *err)
 {
-    sl_rpc_stats *stats =
-        calloc(1, sizeof *stats + (size_t)(methods + 1) * sizeof stats->rows[0]);
+    sl_rpc_stats *stats = calloc(1, sizeof *stats + (size_t)(methods + 1) * sizeof stats->rows[0]);
 
     if (!stats)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for counters of %d methods", methods);

@@ -64,13 +64,12 @@ static sl_status compare(canary *c, const char *op, const sl_tensor *got, const 
     const int64_t count = sl_tensor_count(got);
     float values[S * C > T * H * W * O ? S * C : T * H * W * O];
     uint16_t bits[SL_COUNT(values)];
-    sl_status status =
-        sl_exec_read(c->lane->exec, got->dtype == SL_BF16 ? (void *)bits : values, got->data,
-                     sl_tensor_bytes(got), err);
+    sl_status status = sl_exec_read(c->lane->exec, got->dtype == SL_BF16 ? (void *)bits : values,
+                                    got->data, sl_tensor_bytes(got), err);
 
     for (int64_t i = 0; i < count && status == SL_OK; i++) {
-        const double value = got->dtype == SL_BF16 ? (double)sl_bf16_to_f32(bits[i])
-                                                   : (double)values[i];
+        const double value =
+            got->dtype == SL_BF16 ? (double)sl_bf16_to_f32(bits[i]) : (double)values[i];
         if (!(fabs(value - want[i]) <= tolerance * (1.0 + fabs(want[i]))))
             status = sl_fail(err, SL_ERR_DATA, "%s: element %lld is %g, expected %g", op,
                              (long long)i, value, want[i]);
@@ -94,7 +93,8 @@ static sl_status try_linear(canary *c, sl_error *err)
     if (status == SL_OK)
         status = sl_scratch_tensor(&c->scratch, &y, err, c->act, 2, S, C);
     if (status == SL_OK)
-        status = sl_exec_ops(c->lane->exec)->linear(c->lane->exec, &y, &x, &w, &b, SL_ACT_NONE, err);
+        status =
+            sl_exec_ops(c->lane->exec)->linear(c->lane->exec, &y, &x, &w, &b, SL_ACT_NONE, err);
     if (status != SL_OK)
         return status;
     for (int s = 0; s < S; s++) {
@@ -184,8 +184,8 @@ static sl_status try_attention(canary *c, sl_error *err)
     if (status == SL_OK)
         status = sl_scratch_tensor(&c->scratch, &o, err, c->act, 2, S, C);
     if (status == SL_OK)
-        status = sl_exec_ops(c->lane->exec)->attention(c->lane->exec, &o, &q, &k, &v, NULL, N,
-                                                       scale, err);
+        status = sl_exec_ops(c->lane->exec)
+                     ->attention(c->lane->exec, &o, &q, &k, &v, NULL, N, scale, err);
     if (status != SL_OK)
         return status;
     for (int s = 0; s < S; s++)
@@ -199,9 +199,8 @@ static sl_status try_attention(canary *c, sl_error *err)
 static double pixel(const float *x, int t, int h, int w, int i)
 {
     t -= TAPS - 1;
-    return t < 0 || h < 0 || h >= H || w < 0 || w >= W
-               ? 0.0
-               : (double)x[((t * H + h) * W + w) * I + i];
+    return t < 0 || h < 0 || h >= H || w < 0 || w >= W ? 0.0
+                                                       : (double)x[((t * H + h) * W + w) * I + i];
 }
 
 static double convolve(const float *x, const float *weight, int t, int h, int w)
@@ -212,8 +211,8 @@ static double convolve(const float *x, const float *weight, int t, int h, int w)
         for (int b = 0; b < TAPS; b++)
             for (int d = 0; d < TAPS; d++)
                 for (int i = 0; i < I; i++)
-                    sum += (double)weight[((a * TAPS + b) * TAPS + d) * I + i]
-                           * pixel(x, t + a, h + b - 1, w + d - 1, i);
+                    sum += (double)weight[((a * TAPS + b) * TAPS + d) * I + i] *
+                           pixel(x, t + a, h + b - 1, w + d - 1, i);
     return sum;
 }
 
@@ -239,14 +238,13 @@ static sl_status try_conv(canary *c, sl_error *err)
     if (status == SL_OK)
         status = sl_scratch_tensor(&c->scratch, &y, err, frames, 4, T, H, W, O);
     if (status == SL_OK)
-        status = sl_exec_ops(c->lane->exec)->conv(c->lane->exec, &y, &x, NULL, &w, NULL, NULL,
-                                                  &params, err);
+        status = sl_exec_ops(c->lane->exec)
+                     ->conv(c->lane->exec, &y, &x, NULL, &w, NULL, NULL, &params, err);
     if (status != SL_OK)
         return status;
     for (int at = 0; at < T * H * W; at++)
         for (int o = 0; o < O; o++)
-            want[at * O + o] =
-                convolve(x_host, w_host + o * ONE, at / (H * W), at / W % H, at % W);
+            want[at * O + o] = convolve(x_host, w_host + o * ONE, at / (H * W), at / W % H, at % W);
     return compare(c, "conv", &y, want, err);
 }
 
@@ -254,8 +252,8 @@ static sl_status try_conv(canary *c, sl_error *err)
 
 static sl_status run_ops(sl_lane *lane, sl_region *region, sl_error *err)
 {
-    static sl_status (*const tries[])(canary *c, sl_error *err) = { try_linear, try_rows,
-                                                                    try_attention, try_conv };
+    static sl_status (*const tries[])(canary * c, sl_error * err) = { try_linear, try_rows,
+                                                                      try_attention, try_conv };
     canary c = { .lane = lane, .act = sl_exec_numerics(lane->exec)->activation };
     sl_status status = SL_OK;
 

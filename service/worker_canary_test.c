@@ -98,14 +98,14 @@ SL_TEST(it_comes_back_and_leaves_nothing)
     SL_CHECK_OK(sl_worker_run_canary(&worker, &duration_ns, err));
     sl_device_get_stats(worker.device, &after);
     SL_CHECK(duration_ns > 0);
-    SL_CHECK(after.mapped_bytes == before.mapped_bytes
-             && after.peak_mapped_bytes == before.mapped_bytes);
+    SL_CHECK(after.mapped_bytes == before.mapped_bytes &&
+             after.peak_mapped_bytes == before.mapped_bytes);
     close_worker(&worker);
 }
 
 SL_TEST(each_wrong_op_is_named)
 {
-    static const char *const names[KINDS] = { "", "linear", "rms_norm", "layer_norm",
+    static const char *const names[KINDS] = { "",     "linear",    "rms_norm", "layer_norm",
                                               "silu", "attention", "conv" };
     static const float amounts[] = { 0.01f, -0.01f, NAN, INFINITY };
     static sl_worker worker;
@@ -125,8 +125,8 @@ SL_TEST(each_wrong_op_is_named)
             wrong = kind;
             wrong_by = amounts[i];
             SL_CHECK(sl_worker_run_canary(&worker, &duration_ns, &why) == SL_ERR_DATA);
-            SL_CHECK(strstr(why.message, names[kind]) != NULL
-                     && strncmp(why.message, "lane 0: ", 8) == 0);
+            SL_CHECK(strstr(why.message, names[kind]) != NULL &&
+                     strncmp(why.message, "lane 0: ", 8) == 0);
         }
     }
     wrong = WELL;
