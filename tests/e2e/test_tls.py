@@ -584,6 +584,34 @@ def test_a_reader_that_never_reads():
                 assert c.code("GetMemoryStats") == 0
 
 
+def test_the_command_does_not_hang_on_a_silent_server():
+    with Lan() as d:
+        for say in (b"", b"\x16\x03\x03", b"HTTP/1.1 400 Bad Request\r\n\r\n"):
+            listener = socket.create_server(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+            start = time.monotonic()
+            command = subprocess.Popen(
+                [SLUICE, "health", "--address", f"tls+tcp://127.0.0.1:{port}", "--ca",
+                 f"{d.certs}/ca.pem", "--timeout", "1"], stderr=subprocess.PIPE, text=True)
+            peer = listener.accept()[0]
+            peer.sendall(say)
+            err = command.communicate(timeout=30 * PATIENCE)[1]
+            assert command.returncode == (1 if say[:1] == b"H" else 4), (say, err)
+            assert time.monotonic() - start < 3 * PATIENCE, err
+            peer.close()
+            listener.close()
+
+
+def test_many_clients_at_once():
+    load = os.path.join(BUILD, "load")
+    with Lan(limits="  in_flight: 40\n") as d:
+        cert, key = d.pair("alice")
+        done = subprocess.run([load, d.url, f"{d.certs}/ca.pem", cert, key, "localhost", "64", "2"],
+                              capture_output=True, text=True, timeout=60 * PATIENCE, check=False)
+        assert done.returncode == 0 and " 0 failed" in done.stdout, done
+        assert d.cli("health").code == 0
+
+
 def test_connections_of_one_address():
     with Lan(limits="  connections_host: 5\n") as d:
         mine = [d.dial("alice") for _ in range(5)]
