@@ -243,14 +243,14 @@ static const sl_transport_ops tls_ops = {
 /* "tcp:10.0.0.7:40112" or "tcp:[fd00::7]:40112"; *host_bytes without the port. */
 static void name_address(char *out, size_t room, size_t *host_bytes, const struct sockaddr *address)
 {
-    char host[INET6_ADDRSTRLEN] = "?";
+    char host[INET6_ADDRSTRLEN] = "?"; /* of no address of the network: in tests */
     unsigned port = 0;
 
     if (address->sa_family == AF_INET6) {
         const struct sockaddr_in6 *in6 = (const void *)address;
         inet_ntop(AF_INET6, &in6->sin6_addr, host, sizeof host);
         port = ntohs(in6->sin6_port);
-    } else {
+    } else if (address->sa_family == AF_INET) {
         const struct sockaddr_in *in = (const void *)address;
         inet_ntop(AF_INET, &in->sin_addr, host, sizeof host);
         port = ntohs(in->sin_port);
