@@ -6,7 +6,7 @@
 
 #define LONG_WAIT_NS  (15 * SL_NS_PER_S)
 #define SHORT_WAIT_NS (SL_NS_PER_S / 4) /* keeps the clock of the progress line going */
-#define ANSWER_NS     (10 * SL_NS_PER_S)
+#define ANSWER_NS     (60 * SL_NS_PER_S) /* longer than a cable is pulled */
 
 bool cli_job_ended(const Sluice__V1__Job *job)
 {

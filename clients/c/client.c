@@ -32,8 +32,6 @@ enum {
 #define ID_LAST         0x80000000u /* top bit: the last id of a stack */
 #define FIRST_BACKOFF   (10 * SL_NS_PER_MS)
 #define LONGEST_BACKOFF (1 * SL_NS_PER_S)
-/* How long a daemon that was there may be gone (it is being restarted). */
-#define RESTART_NS (10 * SL_NS_PER_S)
 /* protobuf-c multiplies what it unpacks: empty sub-messages grow by 100. */
 #define UNPACK_LIMIT_BYTES ((size_t)32 << 20)
 
@@ -366,7 +364,7 @@ done:
 }
 
 /* exchange, again and again while the connection breaks.  A server that was
- * never there is reported at once; one that was gets RESTART_NS to come back. */
+ * never there is reported at once; one that was gets a while to come back. */
 static sl_status exchange_until(sl_client *client, Sluice__V1__Envelope *envelope,
                                 const sl_wait *wait, Sluice__V1__Reply **out, sl_error *err)
 {
@@ -390,7 +388,7 @@ static sl_status exchange_until(sl_client *client, Sluice__V1__Envelope *envelop
             return status;
         } else if (gone_since_ns == 0) {
             gone_since_ns = now_ns;
-        } else if (now_ns - gone_since_ns > RESTART_NS) {
+        } else if (now_ns - gone_since_ns > client->transport->ops->gone_ns) {
             return status;
         }
         if (now_ns >= wait->deadline_ns)

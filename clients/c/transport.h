@@ -27,6 +27,7 @@ typedef struct sl_transport sl_transport;
  * more) and that another open may help; no other status does. */
 typedef struct {
     bool length_mark; /* a byte 01 stands before each message's length */
+    int64_t gone_ns;  /* how long a peer that was there may be gone */
     sl_status (*open)(sl_transport *transport, const sl_wait *wait, sl_error *err);
     /* All of it, or a failure after which the stream is of no more use. */
     sl_status (*write)(sl_transport *transport, const void *data, size_t size_bytes,

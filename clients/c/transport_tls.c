@@ -6,6 +6,8 @@
  */
 #include "clients/c/transport.h"
 
+#include "base/clock.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netdb.h>
@@ -20,6 +22,11 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+/* A network that is away makes TCP wait longer and longer; so a connection whose peer
+ * does not answer is given up, and another is tried again and again. */
+enum { SILENCE_MS = 6000, PROBE_AFTER_S = 4, PROBE_EVERY_S = 2, PROBES = 2 };
+#define CONNECT_NS (3 * SL_NS_PER_S) /* of one try */
 
 enum { HOST_BYTES = 256, PORT_BYTES = 8, ADDRESS_BYTES = 300 };
 
@@ -102,20 +109,42 @@ static void tls_close(sl_transport *transport)
     self->fd = -1;
 }
 
+static void set_options(int fd)
+{
+    const struct {
+        int level, name, value;
+    } options[] = { { IPPROTO_TCP, TCP_NODELAY, 1 },
+                    { SOL_SOCKET, SO_KEEPALIVE, 1 },
+                    { IPPROTO_TCP, TCP_KEEPIDLE, PROBE_AFTER_S },
+                    { IPPROTO_TCP, TCP_KEEPINTVL, PROBE_EVERY_S },
+                    { IPPROTO_TCP, TCP_KEEPCNT, PROBES },
+                    { IPPROTO_TCP, TCP_USER_TIMEOUT, SILENCE_MS } };
+
+    for (size_t i = 0; i < SL_COUNT(options); i++)
+        setsockopt(fd, options[i].level, options[i].name, &options[i].value,
+                   sizeof options[i].value);
+}
+
 static sl_status connect_to(tls_transport *self, const struct addrinfo *info, const sl_wait *wait,
                             sl_error *err)
 {
-    const int on = 1;
+    sl_wait brief = *wait;
     int code = 0;
     socklen_t size = sizeof code;
 
+    if (brief.deadline_ns > sl_clock_deadline_ns(CONNECT_NS))
+        brief.deadline_ns = sl_clock_deadline_ns(CONNECT_NS);
     self->fd = socket(info->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (self->fd < 0)
         return sl_fail_errno(err, "could not create a socket");
     if (connect(self->fd, info->ai_addr, info->ai_addrlen) != 0) {
         if (errno == EINPROGRESS || errno == EINTR) {
             const sl_status status =
-                sl_wait_fd(wait, self->fd, POLLOUT, "connecting to", self->address, err);
+                sl_wait_fd(&brief, self->fd, POLLOUT, "connecting to", self->address, err);
+            if (status == SL_ERR_TIMEOUT && brief.deadline_ns < wait->deadline_ns)
+                return sl_fail(err, SL_ERR_UNAVAILABLE,
+                               "could not connect to sluiced at \"%s\": no answer",
+                               self->address);
             if (status != SL_OK)
                 return status;
             if (getsockopt(self->fd, SOL_SOCKET, SO_ERROR, &code, &size) != 0)
@@ -128,8 +157,7 @@ static sl_status connect_to(tls_transport *self, const struct addrinfo *info, co
         return sl_fail(err, SL_ERR_UNAVAILABLE, "could not connect to sluiced at \"%s\": %s%s",
                        self->address, strerror(code),
                        code == ECONNREFUSED ? " (is the daemon running?)" : "");
-    setsockopt(self->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    setsockopt(self->fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    set_options(self->fd);
     return SL_OK;
 }
 
@@ -255,6 +283,7 @@ static void tls_destroy(sl_transport *transport)
 
 static const sl_transport_ops tls_ops = {
     .length_mark = false,
+    .gone_ns = 60 * SL_NS_PER_S,
     .open = tls_open,
     .write = tls_write,
     .read = tls_read,

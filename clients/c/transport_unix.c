@@ -167,6 +167,7 @@ static void unix_destroy(sl_transport *transport)
 
 static const sl_transport_ops unix_ops = {
     .length_mark = true,
+    .gone_ns = 10 * SL_NS_PER_S, /* it is being restarted */
     .open = unix_open,
     .write = unix_write,
     .read = unix_read,

@@ -23,20 +23,21 @@ SMALL = ("--model", MODEL, "--resolution", "64x64", "--frames", "5")
 
 
 class Lan(Daemon):
-    """A daemon that listens on 127.0.0.1, with a CA of its own."""
+    """A daemon that listens on the network, with a CA of its own."""
 
-    def __init__(self, auth="required", more="", handshake="5s", limits=""):
+    def __init__(self, auth="required", more="", handshake="5s", limits="", host="127.0.0.1"):
+        self.host = host
         folder = tempfile.mkdtemp(prefix="sluice-tls-")
         self.certs = os.path.join(folder, "certs")
         self.tokens = os.path.join(folder, "tokens")
         self.audit_path = os.path.join(folder, "audit.log")
         self.make("certs", "init", "--dir", self.certs)
-        self.issue("server", "--host", "localhost,127.0.0.1")
+        self.issue("server", "--host", f"localhost,{host}")
         for name, role in (("alice", "user"), ("bob", "user"), ("root", "admin"),
                            ("eve", "viewer")):
             self.issue(name, "--role", role)
         self.make("token", "new", "robot", "--role", "user", "--file", self.tokens)
-        config = (f"tls:\n  listen: [\"127.0.0.1:0\"]\n  certificate: {self.certs}/server.pem\n"
+        config = (f"tls:\n  listen: [\"{host}:0\"]\n  certificate: {self.certs}/server.pem\n"
                   f"  key: {self.certs}/server.key\n  client_ca: {self.certs}/ca.pem\n"
                   f"  client_auth: {auth}\n  revoked: {self.certs}/revoked\n"
                   f"  handshake: {handshake}\n"
@@ -55,11 +56,11 @@ class Lan(Daemon):
 
     @property
     def port(self):
-        return int(re.findall(r"tls_listen address=tcp:127\.0\.0\.1:(\d+)", self.log())[-1])
+        return int(re.findall(r"tls_listen address=tcp:[0-9.]+:(\d+)", self.log())[-1])
 
     @property
     def url(self):
-        return f"tls+tcp://127.0.0.1:{self.port}"
+        return f"tls+tcp://{self.host}:{self.port}"
 
     def pair(self, name):
         return f"{self.certs}/{name}.pem", f"{self.certs}/{name}.key"
