@@ -9,7 +9,8 @@ import subprocess
 import zipfile
 import zlib
 
-from harness import BUILD, PATIENCE, SLUICE, Daemon, check_sums, made_once, run, synth, wait_for
+from harness import (BUILD, PATIENCE, SLUICE, Daemon, check_sums, made_once, png, run, synth,
+                     wait_for)
 
 SMALL = ["--width", "64", "--height", "48", "--frames", "9"]
 T2V, I2V = "t2v", "i2v"
@@ -121,20 +122,6 @@ def make_layouts(root):
             subprocess.run([SLUICE, "convert", "--to", kind, turbo, os.path.join(root, target + name)],
                            check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                            timeout=120 * PATIENCE)
-
-
-def png(path, width, height, colour=lambda x, y: (x * 7 % 256, y * 5 % 256, 90), rows=None):
-    """An RGB picture; rows: fewer than height makes a file that lies."""
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + \
-            struct.pack(">I", zlib.crc32(kind + data))
-    raw = b"".join(b"\0" + b"".join(bytes(colour(x, y)) for x in range(width))
-                   for y in range(height if rows is None else rows))
-    with open(path, "wb") as f:
-        f.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2,
-                                                                    0, 0, 0))
-                + chunk(b"IDAT", zlib.compress(raw, 9)) + chunk(b"IEND", b""))
-    return path
 
 
 def generate(d, *args, prompt="a red circle"):
