@@ -109,11 +109,17 @@ int main(int argc, char **argv)
         bytes += askers[i].bytes;
         failed += askers[i].failed;
     }
-    if (total == 0)
+    if (total == 0) {
+        fprintf(stderr, "no request was answered in %g s\n", seconds);
+        free(all);
         return 1;
+    }
     qsort(all, total, sizeof *all, compare);
     printf("%d clients: %.0f requests/s, p50 %.2f ms, p99 %.2f ms, %.0f MB/s, %d failed\n", clients,
            (double)total / seconds, (double)all[total / 2], (double)all[total * 99 / 100],
            (double)bytes / seconds / 1e6, failed);
+    free(all);
+    for (int i = 0; i < clients; i++)
+        free(askers[i].times_ms);
     return failed ? 1 : 0;
 }

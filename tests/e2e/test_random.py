@@ -123,10 +123,12 @@ class Walk:
         """Until some job has ended, or a moment."""
         deadline = time.monotonic() + 1.0
         while time.monotonic() < deadline and self.live:
-            for job in list(self.live)[:4]:
-                if self.d.job(job)["state"] in ENDED:
-                    self.settle(job)
-                    return
+            # All of them: one that nobody looks at is forgotten after a thousand others.
+            ended = [j for j in self.live if self.d.job(j)["state"] in ENDED]
+            for job in ended:
+                self.settle(job)
+            if ended:
+                return
             time.sleep(0.05)
 
     def settle(self, job_id):
