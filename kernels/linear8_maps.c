@@ -37,8 +37,7 @@ static cudaError_t encode_map(CUtensorMap *map, PFN_cuTensorMapEncodeTiled_v1200
                                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
-cudaError_t sl_cuda_linear8_maps_make(sl_cuda_linear8_maps *out, sl_exec *exec,
-                                      const sl_cuda_linear8 *l)
+static cudaError_t make_maps(sl_cuda_linear8_maps *out, sl_exec *exec, const sl_cuda_linear8 *l)
 {
     PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
     cudaError_t error = find_encode(&encode, exec);
@@ -51,7 +50,56 @@ cudaError_t sl_cuda_linear8_maps_make(sl_cuda_linear8_maps *out, sl_exec *exec,
     return error;
 }
 
-bool sl_cuda_linear8_has_wgmma(sl_exec *exec, const sl_cuda_linear8 *l)
+static bool has_wgmma(sl_exec *exec, const sl_cuda_linear8 *l)
 {
     return sl_cuda_properties(exec)->major == 9 && l->S > 0 && l->I > 0 && l->O > 0;
+}
+
+sl_status sl_cuda_quantize8(sl_exec *exec, const char *op, sl_cuda_quantize8_fn *quantize,
+                            const sl_tensor *q, const sl_tensor *scale, const sl_tensor *x,
+                            sl_error *err)
+{
+    const sl_status status = sl_cuda_begin(exec, err);
+
+    if (status != SL_OK)
+        return status;
+    return sl_cuda_end(exec, op,
+                       quantize(sl_cuda_stream(exec), q->data, scale->data, x->data,
+                                x->dtype == SL_BF16, x->dim[0], x->dim[1]),
+                       err);
+}
+
+sl_status sl_cuda_linear8_run(sl_exec *exec, const sl_cuda_linear8_kernels *kernels,
+                              const sl_tensor *y, const sl_tensor *x, const sl_tensor *x_scale,
+                              const sl_tensor *w, const sl_tensor *w_scale, const sl_tensor *b,
+                              sl_act act, sl_error *err)
+{
+    const sl_status status = sl_cuda_begin(exec, err);
+    sl_cuda_linear8_maps maps;
+    cudaError_t error;
+
+    if (status != SL_OK)
+        return status;
+    const sl_cuda_linear8 l = {
+        .y = y->data,
+        .x = x->data,
+        .w = w->data,
+        .x_scale = x_scale->data,
+        .w_scale = w_scale->data,
+        .b = b ? b->data : NULL,
+        .y_bf16 = y->dtype == SL_BF16,
+        .b_bf16 = b && b->dtype == SL_BF16,
+        .act = act,
+        .S = x->dim[0],
+        .I = x->dim[1],
+        .O = w->dim[0],
+    };
+    if (has_wgmma(exec, &l)) {
+        error = make_maps(&maps, exec, &l);
+        if (error == cudaSuccess)
+            error = kernels->wgmma(sl_cuda_stream(exec), &l, &maps);
+    } else {
+        error = kernels->mma(sl_cuda_stream(exec), &l);
+    }
+    return sl_cuda_end(exec, kernels->op, error, err);
 }
