@@ -5,6 +5,7 @@
 #include "base/size.h"
 #include "kernels/e4m3.h"
 #include "kernels/gemm.h"
+#include "kernels/linear8_check.h"
 #include "kernels/op_check.h"
 #include "kernels/vmath.h"
 
@@ -165,35 +166,14 @@ sl_status sl_linear_fp8_check(sl_exec *exec, const sl_tensor *y, const sl_tensor
                               const sl_tensor *w_scale, const sl_tensor *b, sl_act act,
                               sl_error *err)
 {
-    static const char op[] = "linear_fp8";
-    const unsigned e4m3 = SL_BIT(SL_F8_E4M3), f32 = SL_BIT(SL_F32);
-    const sl_tensor *inputs[] = { x, x_scale, w, w_scale, b };
-    const char *const names[] = { "x", "x_scale", "w", "w_scale", "b" };
-    sl_status status = SL_OP_EXPECT(op, "x", x, e4m3, err, 2, -1, -1);
+    static const sl_linear8_kind kind = {
+        .op = "linear_fp8",
+        .code = SL_F8_E4M3,
+        .scale_per_row = true,
+    };
 
     (void)exec;
-    if (status != SL_OK)
-        return status;
-    const int64_t S = x->dim[0], I = x->dim[1];
-    if (I % TILE != 0)
-        return sl_fail(err, SL_ERR_INVALID, "%s: rows of %" PRId64 ", expected a multiple of %d",
-                       op, I, (int)TILE);
-    status = SL_OP_EXPECT(op, "w", w, e4m3, err, 2, -1, I);
-    if (status == SL_OK)
-        status = SL_OP_EXPECT(op, "x_scale", x_scale, f32, err, 2, I / TILE, S);
-    if (status == SL_OK)
-        status = SL_OP_EXPECT(op, "w_scale", w_scale, f32, err, 2, sl_ceil_div(w->dim[0], TILE),
-                              I / TILE);
-    if (status == SL_OK && b)
-        status = SL_OP_EXPECT(op, "b", b, f32 | SL_BIT(SL_BF16), err, 1, w->dim[0]);
-    if (status == SL_OK)
-        status = SL_OP_EXPECT(op, "y", y, SL_BITS_ACTIVATION, err, 2, S, w->dim[0]);
-    for (size_t i = 0; i < SL_COUNT(inputs) && status == SL_OK; i++)
-        if (inputs[i])
-            status = sl_op_expect_apart(op, "y", y, names[i], inputs[i], err);
-    if (status == SL_OK && act != SL_ACT_NONE && act != SL_ACT_GELU_TANH && act != SL_ACT_SILU)
-        status = sl_fail(err, SL_ERR_INVALID, "%s: act %d is not known", op, (int)act);
-    return status;
+    return sl_linear8_check(&kind, y, x, x_scale, w, w_scale, b, act, err);
 }
 
 /* rows x TILE codes, whose rows are ld apart. */
