@@ -50,7 +50,8 @@ sl_front_config sl_front_config_default(void);
 
 typedef struct sl_front sl_front;
 
-sl_status sl_front_create(sl_front **out, const sl_front_config *config, sl_error *err) SL_MUST_CHECK;
+sl_status sl_front_create(sl_front **out, const sl_front_config *config,
+                          sl_error *err) SL_MUST_CHECK;
 /* Takes the listener over, also on failure.  Before start; at most 8. */
 sl_status sl_front_add(sl_front *front, sl_listener *listener, sl_error *err) SL_MUST_CHECK;
 sl_status sl_front_start(sl_front *front, sl_error *err) SL_MUST_CHECK;
