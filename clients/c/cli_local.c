@@ -242,10 +242,46 @@ static void draw_synth(void *arg, size_t done_bytes, size_t total_bytes)
     fflush(stderr);
 }
 
+static bool parse_layout(const char *text, sl_layout *out)
+{
+    static const sl_layout layouts[] = { SL_LAYOUT_OFFICIAL, SL_LAYOUT_TURBO,
+                                         SL_LAYOUT_TURBO_QUANT };
+
+    for (size_t i = 0; i < SL_COUNT(layouts); i++) {
+        if (strcmp(text, sl_layout_name(layouts[i])) == 0) {
+            *out = layouts[i];
+            return true;
+        }
+    }
+    return false;
+}
+
+static void print_synth(const cli *c, const sl_arch *arch, sl_layout layout)
+{
+    if (!c->opt.json) {
+        printf("wrote %s (%s, %s, seed %llu): made-up weights, its videos are noise\n",
+               c->opt.args[0], arch->name, sl_layout_name(layout), (unsigned long long)c->opt.seed);
+        return;
+    }
+    cJSON *object = cJSON_CreateObject();
+    cJSON_AddStringToObject(object, "path", c->opt.args[0]);
+    cJSON_AddStringToObject(object, "arch", arch->name);
+    cJSON_AddStringToObject(object, "layout", sl_layout_name(layout));
+    cli_json_u64(object, "seed", c->opt.seed);
+    cli_json_print(object);
+}
+
 int cli_synth_model(cli *c)
 {
     const sl_arch *arch = c->opt.arch ? sl_arch_find(c->opt.arch) : NULL;
     int shown = -1;
+    sl_synth_options options = {
+        .seed = c->opt.seed,
+        .layout = SL_LAYOUT_OFFICIAL,
+        .shared = c->opt.shared,
+        .progress = c->progress ? draw_synth : NULL,
+        .arg = &shown,
+    };
 
     if (!c->opt.arch)
         return cli_usage(c,
@@ -253,21 +289,14 @@ int cli_synth_model(cli *c)
     if (!arch)
         return cli_usage(c, "unknown --arch \"%s\"; `sluice help synth-model` lists them",
                          c->opt.arch);
-    const sl_status status = sl_synth_model(c->opt.args[0], arch, c->opt.seed,
-                                            c->progress ? draw_synth : NULL, &shown, &c->err);
+    if (c->opt.layout && !parse_layout(c->opt.layout, &options.layout))
+        return cli_usage(c, "--layout is official, turbo or turbo-quant, not \"%s\"",
+                         c->opt.layout);
+    const sl_status status = sl_synth_model_as(c->opt.args[0], arch, &options, &c->err);
     if (c->progress)
         cli_end_progress();
     if (status != SL_OK)
         return cli_fail(c, status);
-    if (c->opt.json) {
-        cJSON *object = cJSON_CreateObject();
-        cJSON_AddStringToObject(object, "path", c->opt.args[0]);
-        cJSON_AddStringToObject(object, "arch", arch->name);
-        cli_json_u64(object, "seed", c->opt.seed);
-        cli_json_print(object);
-    } else {
-        printf("wrote %s (%s, seed %llu): made-up weights, its videos are noise\n", c->opt.args[0],
-               arch->name, (unsigned long long)c->opt.seed);
-    }
+    print_synth(c, arch, options.layout);
     return CLI_OK;
 }

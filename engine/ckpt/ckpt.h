@@ -52,13 +52,19 @@ void sl_ckpt_will_need(const sl_ckpt *ckpt, const sl_ckpt_tensor *tensor);
 void sl_ckpt_done_with(const sl_ckpt *ckpt, const sl_ckpt_tensor *tensor);
 
 /* Writing: the header first (all tensors declared), then each tensor's bytes
- * in the order of declaration, in pieces of any size. */
+ * in the order of declaration, in pieces of any size; or, by any number of threads,
+ * each byte once at its place. */
 typedef struct sl_st_writer sl_st_writer;
 sl_status sl_st_writer_create(sl_st_writer **out, const char *path, sl_error *err) SL_MUST_CHECK;
 sl_status sl_st_writer_declare(sl_st_writer *writer, const char *name, sl_dtype dtype, int rank,
                                const int64_t *dim, sl_error *err) SL_MUST_CHECK;
 sl_status sl_st_writer_write(sl_st_writer *writer, const void *bytes, size_t size_bytes,
                              sl_error *err) SL_MUST_CHECK;
+/* Ends the declarations: what follows is write_at alone. */
+sl_status sl_st_writer_begin(sl_st_writer *writer, sl_error *err) SL_MUST_CHECK;
+/* offset: from the first tensor's first byte.  Any thread. */
+sl_status sl_st_writer_write_at(sl_st_writer *writer, size_t offset, const void *bytes,
+                                size_t size_bytes, sl_error *err) SL_MUST_CHECK;
 /* Checks that every declared byte was written, fsyncs; the file stays at
  * `path`.  destroy without finish removes it. */
 sl_status sl_st_writer_finish(sl_st_writer *writer, sl_error *err) SL_MUST_CHECK;

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +20,9 @@ struct sl_st_writer {
     char *header_text;
     size_t header_bytes;
     int64_t declared;
-    size_t data_bytes, written_bytes;
+    size_t data_bytes;
+    atomic_size_t written_bytes;
+    size_t data_offset; /* in the file, once the header is written */
 };
 
 sl_status sl_st_writer_create(sl_st_writer **out, const char *path, sl_error *err)
@@ -96,13 +99,13 @@ sl_status sl_st_writer_declare(sl_st_writer *writer, const char *name, sl_dtype 
     return SL_OK;
 }
 
-static sl_status write_all(sl_st_writer *writer, const void *bytes, size_t size_bytes,
-                           sl_error *err)
+static sl_status write_all(sl_st_writer *writer, size_t offset, const void *bytes,
+                           size_t size_bytes, sl_error *err)
 {
     const char *at = bytes;
 
     while (size_bytes > 0) {
-        const ssize_t n = write(writer->fd, at, size_bytes);
+        const ssize_t n = pwrite(writer->fd, at, size_bytes, (off_t)offset);
 
         if (n < 0 && errno == EINTR)
             continue;
@@ -110,6 +113,7 @@ static sl_status write_all(sl_st_writer *writer, const void *bytes, size_t size_
             return sl_fail_errno(err, "could not write %zu bytes to \"%s\"", size_bytes,
                                  writer->partial);
         at += n;
+        offset += (size_t)n;
         size_bytes -= (size_t)n;
     }
     return SL_OK;
@@ -135,38 +139,59 @@ static sl_status write_header(sl_st_writer *writer, sl_error *err)
     }
     writer->header = NULL;
     length = htole64(writer->header_bytes);
-    status = write_all(writer, &length, sizeof length, err);
+    status = write_all(writer, 0, &length, sizeof length, err);
     if (status == SL_OK)
-        status = write_all(writer, writer->header_text, writer->header_bytes, err);
+        status = write_all(writer, sizeof length, writer->header_text, writer->header_bytes, err);
+    writer->data_offset = sizeof length + writer->header_bytes;
+    return status;
+}
+
+sl_status sl_st_writer_begin(sl_st_writer *writer, sl_error *err)
+{
+    SL_ASSERT(writer->header);
+    return write_header(writer, err);
+}
+
+sl_status sl_st_writer_write_at(sl_st_writer *writer, size_t offset, const void *bytes,
+                                size_t size_bytes, sl_error *err)
+{
+    SL_ASSERT(!writer->header);
+    if (offset > writer->data_bytes || size_bytes > writer->data_bytes - offset)
+        return sl_fail(err, SL_ERR_INVALID, "\"%s\": %zu bytes at %zu, of %zu declared",
+                       writer->path, size_bytes, offset, writer->data_bytes);
+    const sl_status status =
+        write_all(writer, writer->data_offset + offset, bytes, size_bytes, err);
+    if (status == SL_OK)
+        atomic_fetch_add(&writer->written_bytes, size_bytes);
     return status;
 }
 
 sl_status sl_st_writer_write(sl_st_writer *writer, const void *bytes, size_t size_bytes,
                              sl_error *err)
 {
+    const size_t written = writer->written_bytes;
     sl_status status = SL_OK;
 
-    if (size_bytes > writer->data_bytes - writer->written_bytes)
+    if (size_bytes > writer->data_bytes - written)
         return sl_fail(err, SL_ERR_INVALID, "\"%s\": %zu bytes more than the %zu declared",
-                       writer->path, size_bytes - (writer->data_bytes - writer->written_bytes),
+                       writer->path, size_bytes - (writer->data_bytes - written),
                        writer->data_bytes);
     if (writer->header)
         status = write_header(writer, err);
     if (status == SL_OK)
-        status = write_all(writer, bytes, size_bytes, err);
-    if (status == SL_OK)
-        writer->written_bytes += size_bytes;
+        status = sl_st_writer_write_at(writer, written, bytes, size_bytes, err);
     return status;
 }
 
 sl_status sl_st_writer_finish(sl_st_writer *writer, sl_error *err)
 {
+    const size_t written = writer->written_bytes;
     sl_status status = SL_OK;
     int fd;
 
-    if (writer->written_bytes != writer->data_bytes)
+    if (written != writer->data_bytes)
         return sl_fail(err, SL_ERR_INVALID, "\"%s\": %zu of %zu declared bytes were written",
-                       writer->path, writer->written_bytes, writer->data_bytes);
+                       writer->path, written, writer->data_bytes);
     if (writer->header)
         status = write_header(writer, err);
     if (status != SL_OK)

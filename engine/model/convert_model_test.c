@@ -202,11 +202,11 @@ static void check_models(const char *a_path, const char *b_path, sl_error *err)
 
 SL_TEST(models_become_safetensors)
 {
+    const sl_synth_options options = { .seed = 3, .max_shard_bytes = 4000000 };
     progress p = { .calls = 0 };
     sl_convert_result result;
 
-    SL_CHECK_OK(sl_synth_model_sharded(at("i2v", NULL), sl_arch_find("tiny-i2v"), 3, 4000000, NULL,
-                                       NULL, err));
+    SL_CHECK_OK(sl_synth_model_as(at("i2v", NULL), sl_arch_find("tiny-i2v"), &options, err));
     SL_CHECK_OK(sl_convert_model(at("i2v", NULL), at("a/b/whole", NULL), SL_CONVERT_SAFETENSORS,
                                  on_progress, &p, &result, err));
     SL_CHECK(p.last == p.total && p.total == 2 * result.data_bytes);
@@ -268,6 +268,52 @@ SL_TEST(models_become_quant)
         if (info->files[k])
             check_int8_image(info, at("plain", NULL), (sl_component_kind)k, err);
     sl_model_dir_close(dir);
+}
+
+/* The synthesiser's own layouts: int8 as converting the bf16 files gives it, and
+ * text encoder and VAE that several models share. */
+SL_TEST(made_up_layouts_are_the_converted_ones)
+{
+    const sl_arch *row = sl_arch_find("tiny-i2v");
+    sl_synth_options options = { .seed = 4, .layout = SL_LAYOUT_TURBO, .threads = 1 };
+    sl_convert_result result = { .left_out = -1 };
+    progress p = { .calls = 0 };
+    struct stat st;
+    char turbo[1200], int8[1200]; /* at() keeps the last few only */
+
+    snprintf(turbo, sizeof turbo, "%s", at("turbo", NULL));
+    snprintf(int8, sizeof int8, "%s", at("int8", NULL));
+    SL_CHECK_OK(sl_synth_model_as(turbo, row, &options, err));
+    SL_CHECK_OK(sl_convert_model(turbo, int8, SL_CONVERT_QUANT, NULL, NULL, &result, err));
+    options = (sl_synth_options){ .seed = 4,
+                                  .layout = SL_LAYOUT_TURBO_QUANT,
+                                  .shared = turbo,
+                                  .threads = 3,
+                                  .progress = on_progress,
+                                  .arg = &p };
+    SL_CHECK_OK(sl_synth_model_as(at("made", NULL), row, &options, err));
+    SL_CHECK(p.last == p.total && p.calls > 0);
+    check_models(int8, at("made", NULL), err);
+    SL_CHECK(stat(at("made", "models_t5_umt5-xxl-enc-bf16.safetensors"), &st) == 0 &&
+             st.st_nlink == 2);
+    SL_CHECK(stat(at("made", "Wan2.1_VAE.safetensors"), &st) == 0 && st.st_nlink == 2);
+    /* made again: what is shared is not written through */
+    options.seed = 5;
+    SL_CHECK_STATUS(sl_synth_model_as(at("made", NULL), row, &options, err), SL_ERR_INVALID);
+    SL_CHECK(strstr(err->message, "has the seed 4, not 5"));
+    sl_error_clear(err);
+    options.shared = NULL;
+    p = (progress){ .calls = 0 };
+    SL_CHECK_OK(sl_synth_model_as(at("made", NULL), row, &options, err));
+    SL_CHECK(stat(at("turbo", "Wan2.1_VAE.safetensors"), &st) == 0 && st.st_nlink == 1);
+    options.seed = 4;
+    options.shared = int8; /* has the marker of the model that it is made of */
+    p = (progress){ .calls = 0 };
+    SL_CHECK_OK(sl_synth_model_as(at("made", NULL), row, &options, err));
+    check_models(int8, at("made", NULL), err);
+    options.shared = at("absent", NULL);
+    SL_CHECK_STATUS(sl_synth_model_as(at("none", NULL), row, &options, err), SL_ERR_NOT_FOUND);
+    SL_CHECK(access(at("none", NULL), F_OK) != 0);
 }
 
 SL_TEST(refusals_write_nothing)
@@ -337,12 +383,12 @@ SL_TEST(targets_have_names)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { SL_RUN(int8_is_the_references),
-                                        SL_RUN(models_become_safetensors),
-                                        SL_RUN(models_become_quant),
-                                        SL_RUN(refusals_write_nothing),
-                                        SL_RUN(what_reads_back_otherwise_is_removed),
-                                        SL_RUN(targets_have_names) };
+    const struct CMUnitTest tests[] = {
+        SL_RUN(int8_is_the_references), SL_RUN(models_become_safetensors),
+        SL_RUN(models_become_quant),    SL_RUN(made_up_layouts_are_the_converted_ones),
+        SL_RUN(refusals_write_nothing), SL_RUN(what_reads_back_otherwise_is_removed),
+        SL_RUN(targets_have_names)
+    };
 
     return cmocka_run_group_tests(tests, make_root, remove_root);
 }

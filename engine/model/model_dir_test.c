@@ -435,9 +435,10 @@ SL_TEST(trailing_slashes_and_dots)
 SL_TEST(sharded_models_round_trip)
 {
     const sl_arch *row = sl_arch_find("tiny-i2v");
+    const sl_synth_options options = { .seed = 3, .max_shard_bytes = 4000000 };
     lines l;
 
-    SL_CHECK_OK(sl_synth_model_sharded(at("shards", NULL), row, 3, 4000000, NULL, NULL, err));
+    SL_CHECK_OK(sl_synth_model_as(at("shards", NULL), row, &options, err));
     SL_CHECK(access(at("shards", "low_noise_model/diffusion_pytorch_model.safetensors.index.json"),
                     R_OK) == 0);
     SL_CHECK(access(at("shards", "low_noise_model/diffusion_pytorch_model-00001-of-00004."

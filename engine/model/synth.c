@@ -2,9 +2,8 @@
 
 #include "base/file.h"
 #include "base/size.h"
-#include "engine/ckpt/ckpt.h"
-#include "engine/model/match.h"
 #include "engine/model/model_probe.h"
+#include "engine/model/synth_file.h"
 #include "engine/text/tokenizer.h"
 
 #include <dirent.h>
@@ -16,8 +15,8 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-#define PIECE_BYTES     SL_MIB
 #define DIT_SHARD_BYTES ((size_t)10000000000)
+#define SPARE_BYTES     SL_MIB /* of disk: headers, config, tokenizer */
 
 /* Rows of the synthetic tokenizer: its ids must be rows of the embedding. */
 enum { MAX_TOKENIZER_PIECES = 512 };
@@ -27,132 +26,13 @@ static const char dit_stem[] = "diffusion_pytorch_model";
 static const char vae_file[] = "Wan2.1_VAE.safetensors";
 static const char t5_file[] = "models_t5_umt5-xxl-enc-bf16.safetensors";
 
-/* One tensor of a file to write. */
-typedef struct {
-    char name[128];
-    sl_dtype dtype;
-    int rank;
-    int64_t dim[SL_MAX_RANK];
-    int64_t count;
-    size_t size_bytes;
-    int shard;
-} item;
-
-typedef struct {
-    item *items;
-    int64_t count, capacity;
-    size_t size_bytes;
-    int shard_count;
-} item_list;
-
-/* A run of sl_synth_model. */
+/* A run of sl_synth_model_as. */
 typedef struct {
     const char *dir;
     const sl_arch *arch;
-    void (*progress)(void *arg, size_t done_bytes, size_t total_bytes);
-    void *arg;
-    size_t max_shard_bytes;
-    size_t done_bytes, total_bytes;
-    void *piece; /* PIECE_BYTES */
+    const sl_synth_options *options;
+    sl_synth_run files;
 } run;
-
-static sl_status add_item(void *arg, const sl_weight_spec *spec, sl_error *err)
-{
-    item_list *list = arg;
-    const sl_tensor t = sl_tensor_make(NULL, spec->file_dtype, spec->rank, spec->dim);
-    item *it;
-
-    if (spec->form == SL_FORM_DEVICE_ONLY)
-        return SL_OK;
-    if (list->count == list->capacity) {
-        const int64_t grown = list->capacity ? list->capacity * 2 : 256;
-        item *moved = reallocarray(list->items, (size_t)grown, sizeof *moved);
-
-        if (!moved)
-            return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a list of %lld tensors",
-                           (long long)grown);
-        list->items = moved;
-        list->capacity = grown;
-    }
-    it = &list->items[list->count++];
-    *it = (item){ .dtype = spec->file_dtype, .rank = spec->rank };
-    snprintf(it->name, sizeof it->name, "%s", spec->name);
-    memcpy(it->dim, spec->dim, sizeof it->dim);
-    it->count = sl_tensor_count(&t);
-    it->size_bytes = sl_tensor_bytes(&t);
-    list->size_bytes += it->size_bytes;
-    return SL_OK;
-}
-
-/* Fills shards in order, each to at most that many bytes (or one tensor). */
-static void assign_shards(item_list *list, size_t max_shard_bytes)
-{
-    size_t used = 0;
-    int shard = 0;
-
-    for (int64_t i = 0; i < list->count; i++) {
-        if (used > 0 && used + list->items[i].size_bytes > max_shard_bytes) {
-            shard++;
-            used = 0;
-        }
-        list->items[i].shard = shard;
-        used += list->items[i].size_bytes;
-    }
-    list->shard_count = shard + 1;
-}
-
-static sl_status list_component(item_list *list, const sl_arch *arch, sl_component_kind kind,
-                                sl_error *err)
-{
-    const sl_component_spec spec = sl_component_spec_of(arch, kind, SL_PRECISION_F32);
-
-    *list = (item_list){ .items = NULL, .shard_count = 1 };
-    return sl_component_visit(NULL, &spec, SL_LAYOUT_OFFICIAL, add_item, list, err);
-}
-
-static sl_status write_values(run *r, sl_st_writer *writer, const item *it, uint64_t seed,
-                              sl_error *err)
-{
-    const size_t element_bytes = sl_dtype_bytes(it->dtype);
-    const int64_t most = (int64_t)(PIECE_BYTES / element_bytes);
-    int64_t fan_in = 1, left;
-    sl_status status = SL_OK;
-
-    for (int i = 1; i < it->rank; i++)
-        fan_in *= it->dim[i];
-    for (int64_t first = 0; first < it->count && status == SL_OK; first += most) {
-        left = it->count - first < most ? it->count - first : most;
-        if (it->dtype == SL_BF16)
-            sl_synth_bf16(r->piece, it->name, seed, fan_in, first, left);
-        else
-            sl_synth_f32(r->piece, it->name, seed, fan_in, first, left);
-        status = sl_st_writer_write(writer, r->piece, (size_t)left * element_bytes, err);
-        r->done_bytes += (size_t)left * element_bytes;
-        if (r->progress && status == SL_OK)
-            r->progress(r->arg, r->done_bytes, r->total_bytes);
-    }
-    return status;
-}
-
-static sl_status write_shard(run *r, const item_list *list, int shard, const char *path,
-                             uint64_t seed, sl_error *err)
-{
-    sl_st_writer *writer = NULL;
-    sl_status status = sl_st_writer_create(&writer, path, err);
-
-    for (int64_t i = 0; i < list->count && status == SL_OK; i++) {
-        const item *it = &list->items[i];
-        if (it->shard == shard)
-            status = sl_st_writer_declare(writer, it->name, it->dtype, it->rank, it->dim, err);
-    }
-    for (int64_t i = 0; i < list->count && status == SL_OK; i++)
-        if (list->items[i].shard == shard)
-            status = write_values(r, writer, &list->items[i], seed, err);
-    if (status == SL_OK)
-        status = sl_st_writer_finish(writer, err);
-    sl_st_writer_destroy(writer);
-    return status;
-}
 
 /* printf into a new string; NULL and *err when memory is short. */
 static char *text_of(sl_error *err, const char *fmt, ...) SL_PRINTF(2, 3);
@@ -182,7 +62,7 @@ static sl_status finish_text(FILE *f, const char *path, sl_error *err)
     return SL_OK;
 }
 
-static sl_status write_index(const item_list *list, const char *dir, sl_error *err)
+static sl_status write_index(const sl_synth_list *list, const char *dir, sl_error *err)
 {
     char *path = text_of(err, "%s/%s.safetensors.index.json", dir, dit_stem);
     sl_status status = SL_ERR_NO_MEMORY;
@@ -217,33 +97,41 @@ static sl_status write_config(const run *r, const char *dir, sl_error *err)
     return status;
 }
 
+static sl_component_kind dit_kind(const sl_arch *arch)
+{
+    return arch->expert_count == 2 ? SL_COMPONENT_DIT_HIGH : SL_COMPONENT_DIT;
+}
+
 static sl_status write_dit(run *r, const char *dir, uint64_t seed, sl_error *err)
 {
-    item_list list;
+    const size_t most = r->options->max_shard_bytes;
+    sl_synth_list list;
     sl_status status = sl_make_directory(dir, 0755, err);
 
     if (status != SL_OK)
         return status;
-    status = list_component(
-        &list, r->arch, r->arch->expert_count == 2 ? SL_COMPONENT_DIT_HIGH : SL_COMPONENT_DIT, err);
-    assign_shards(&list, r->max_shard_bytes);
+    status = sl_synth_list_make(&list, r->arch, dit_kind(r->arch), r->options->layout, err);
+    if (r->options->layout == SL_LAYOUT_OFFICIAL)
+        sl_synth_list_shard(&list, most ? most : DIT_SHARD_BYTES);
     for (int shard = 0; shard < list.shard_count && status == SL_OK; shard++) {
         char *path = list.shard_count == 1 ? text_of(err, "%s/%s.safetensors", dir, dit_stem)
                                            : text_of(err, "%s/%s-%05d-of-%05d.safetensors", dir,
                                                      dit_stem, shard + 1, list.shard_count);
-        status = path ? write_shard(r, &list, shard, path, seed, err) : SL_ERR_NO_MEMORY;
+        status = path ? sl_synth_shard_write(&r->files, &list, shard, path, seed, err)
+                      : SL_ERR_NO_MEMORY;
         free(path);
     }
     if (status == SL_OK && list.shard_count > 1)
         status = write_index(&list, dir, err);
     if (status == SL_OK)
         status = write_config(r, dir, err);
-    free(list.items);
+    sl_synth_list_free(&list);
     return status;
 }
 
-static sl_status write_experts(run *r, uint64_t seed, sl_error *err)
+static sl_status write_experts(run *r, sl_error *err)
 {
+    const uint64_t seed = r->options->seed;
     const char *const names[] = { high_dir, low_dir };
     sl_status status = SL_OK;
 
@@ -257,18 +145,25 @@ static sl_status write_experts(run *r, uint64_t seed, sl_error *err)
     return status;
 }
 
-static sl_status write_single(run *r, sl_component_kind kind, const char *name, uint64_t seed,
-                              sl_error *err)
+/* Writes the file, or gives the one of the shared model another name here. */
+static sl_status write_single(run *r, sl_component_kind kind, const char *name, sl_error *err)
 {
-    item_list list;
+    const char *shared = r->options->shared;
+    sl_synth_list list = { .items = NULL };
     char *path = text_of(err, "%s/%s", r->dir, name);
-    sl_status status = list_component(&list, r->arch, kind, err);
+    char *from = shared ? text_of(err, "%s/%s", shared, name) : NULL;
+    sl_status status = SL_OK;
 
-    if (!path)
+    if (!path || (shared && !from))
         status = SL_ERR_NO_MEMORY;
-    if (status == SL_OK)
-        status = write_shard(r, &list, 0, path, seed, err);
-    free(list.items);
+    else if (shared && link(from, path) != 0)
+        status = sl_fail_errno(err, "could not link \"%s\" as \"%s\"", from, path);
+    else if (!shared)
+        status = sl_synth_list_make(&list, r->arch, kind, SL_LAYOUT_OFFICIAL, err);
+    if (!shared && status == SL_OK)
+        status = sl_synth_shard_write(&r->files, &list, 0, path, r->options->seed, err);
+    sl_synth_list_free(&list);
+    free(from);
     free(path);
     return status;
 }
@@ -333,7 +228,7 @@ static sl_status is_empty(const char *dir, bool *empty, sl_error *err)
 
 /* The marker is written before anything else and says that the directory is
  * ours: published files have the same names, and must never be overwritten. */
-static sl_status claim_dir(const run *r, uint64_t seed, sl_error *err)
+static sl_status claim_dir(const run *r, sl_error *err)
 {
     static const char *const dirs[] = { ".", high_dir, low_dir };
     bool empty = false;
@@ -355,7 +250,8 @@ static sl_status claim_dir(const run *r, uint64_t seed, sl_error *err)
         status = sl_fail_errno(err, "could not create \"%s\"", marker);
         goto done;
     }
-    fprintf(f, "{\"arch\": \"%s\", \"seed\": %llu}\n", r->arch->name, (unsigned long long)seed);
+    fprintf(f, "{\"arch\": \"%s\", \"seed\": %llu}\n", r->arch->name,
+            (unsigned long long)r->options->seed);
     status = finish_text(f, marker, err);
     for (size_t i = 0; i < SL_COUNT(dirs) && status == SL_OK; i++) {
         char *dir = text_of(err, "%s/%s", r->dir, dirs[i]);
@@ -383,72 +279,161 @@ static sl_status check_space(const run *r, sl_error *err)
         return sl_fail_errno(err, "could not ask for the free space of \"%s\"", r->dir);
     if (!sl_size_mul((size_t)fs.f_bavail, (size_t)fs.f_frsize, &free_bytes))
         free_bytes = SIZE_MAX;
-    if (free_bytes < r->total_bytes + PIECE_BYTES)
+    if (free_bytes < r->files.total_bytes + SPARE_BYTES)
         return sl_fail(err, SL_ERR_TOO_LARGE, "model \"%s\" needs %s on disk, \"%s\" has %s free",
                        r->arch->name,
-                       sl_size_format(r->total_bytes + PIECE_BYTES, need, sizeof need), r->dir,
-                       sl_size_format(free_bytes, have, sizeof have));
+                       sl_size_format(r->files.total_bytes + SPARE_BYTES, need, sizeof need),
+                       r->dir, sl_size_format(free_bytes, have, sizeof have));
     return SL_OK;
+}
+
+/* Which model a folder has, by its marker. */
+static sl_status read_marker(const char *dir, const sl_arch **arch, unsigned long long *seed,
+                             sl_error *err)
+{
+    char name[64] = "";
+    char *path = text_of(err, "%s/" SL_SYNTH_MARKER, dir);
+    FILE *f = path ? fopen(path, "r") : NULL;
+    sl_status status = SL_OK;
+
+    if (!path)
+        return SL_ERR_NO_MEMORY;
+    if (!f)
+        status = sl_fail_errno(err, "could not open \"%s\"", path);
+    else if (fscanf(f, "{\"arch\": \"%63[^\"]\", \"seed\": %llu}", name, seed) != 2 ||
+             !(*arch = sl_arch_find(name)))
+        status = sl_fail(err, SL_ERR_DATA, "\"%s\" names no model", path);
+    if (f)
+        fclose(f);
+    free(path);
+    return status;
+}
+
+static bool same_tensors(const sl_synth_list *a, const sl_synth_list *b)
+{
+    bool same = a->count == b->count;
+
+    for (int64_t i = 0; same && i < a->count; i++)
+        same = strcmp(a->items[i].name, b->items[i].name) == 0 &&
+               memcmp(a->items[i].dim, b->items[i].dim, sizeof a->items[i].dim) == 0;
+    return same;
+}
+
+/* Files of the same names, made for another model, would be wrong without a word. */
+static sl_status check_shared(const run *r, sl_error *err)
+{
+    static const sl_component_kind kinds[] = { SL_COMPONENT_TEXT_ENCODER, SL_COMPONENT_VAE };
+    const char *shared = r->options->shared;
+    const sl_arch *theirs = NULL;
+    unsigned long long seed = 0;
+    sl_status status = shared ? read_marker(shared, &theirs, &seed, err) : SL_OK;
+
+    if (!shared || status != SL_OK)
+        return status;
+    if (seed != r->options->seed)
+        return sl_fail(err, SL_ERR_INVALID, "\"%s\" has the seed %llu, not %llu", shared, seed,
+                       (unsigned long long)r->options->seed);
+    for (size_t i = 0; i < SL_COUNT(kinds) && status == SL_OK; i++) {
+        sl_synth_list ours, other = { .items = NULL };
+
+        status = sl_synth_list_make(&ours, r->arch, kinds[i], SL_LAYOUT_OFFICIAL, err);
+        if (status == SL_OK)
+            status = sl_synth_list_make(&other, theirs, kinds[i], SL_LAYOUT_OFFICIAL, err);
+        if (status == SL_OK && !same_tensors(&ours, &other))
+            status = sl_fail(err, SL_ERR_INVALID, "the %s of \"%s\" is not as model \"%s\" has it",
+                             sl_component_name(kinds[i]), shared, r->arch->name);
+        sl_synth_list_free(&ours);
+        sl_synth_list_free(&other);
+    }
+    return status;
 }
 
 static sl_status count_bytes(run *r, sl_error *err)
 {
     for (int kind = 0; kind < SL_COMPONENT_COUNT; kind++) {
-        item_list list;
+        const bool is_single = kind == SL_COMPONENT_TEXT_ENCODER || kind == SL_COMPONENT_VAE;
+        sl_synth_list list;
         sl_status status;
 
-        if (!sl_arch_has_component(r->arch, (sl_component_kind)kind))
+        if (!sl_arch_has_component(r->arch, (sl_component_kind)kind) ||
+            (is_single && r->options->shared))
             continue;
-        status = list_component(&list, r->arch, (sl_component_kind)kind, err);
-        r->total_bytes += list.size_bytes;
-        free(list.items);
+        status = sl_synth_list_make(&list, r->arch, (sl_component_kind)kind,
+                                    is_single ? SL_LAYOUT_OFFICIAL : r->options->layout, err);
+        r->files.total_bytes += list.size_bytes;
+        sl_synth_list_free(&list);
         if (status != SL_OK)
             return status;
     }
     return SL_OK;
 }
 
+/* Everything that can be refused is, before a file is written. */
+static sl_status check_run(run *r, sl_error *err)
+{
+    sl_status status = SL_OK;
+
+    if (r->options->layout == SL_LAYOUT_TURBO_QUANT)
+        status = sl_dit_precision_check(&r->arch->dit, SL_PRECISION_INT8, err);
+    if (status == SL_OK)
+        status = check_shared(r, err);
+    if (status == SL_OK)
+        status = count_bytes(r, err);
+    if (status == SL_OK)
+        status = claim_dir(r, err);
+    if (status == SL_OK)
+        status = check_space(r, err);
+    return status;
+}
+
+static sl_status write_files(run *r, sl_error *err)
+{
+    sl_status status = write_experts(r, err);
+
+    if (status == SL_OK)
+        status = write_single(r, SL_COMPONENT_VAE, vae_file, err);
+    if (status == SL_OK)
+        status = write_single(r, SL_COMPONENT_TEXT_ENCODER, t5_file, err);
+    if (status == SL_OK)
+        status = write_tokenizer(r, err);
+    return status;
+}
+
+sl_status sl_synth_model_as(const char *dir, const sl_arch *arch, const sl_synth_options *options,
+                            sl_error *err)
+{
+    const int threads = options->threads ? options->threads : sl_pool_online_cores();
+    run r = {
+        .dir = dir,
+        .arch = arch,
+        .options = options,
+        .files = { .progress = options->progress, .arg = options->arg },
+    };
+    void *workspace = NULL;
+    sl_status status = check_run(&r, err);
+
+    if (status != SL_OK)
+        return status;
+    pthread_mutex_init(&r.files.lock, NULL);
+    if (posix_memalign(&workspace, 64, (size_t)threads * SL_CPU_WORKSPACE_PER_THREAD) != 0) {
+        status = sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for %d threads", threads);
+        goto done;
+    }
+    status = sl_pool_create(&r.files.pool, threads, workspace, NULL, err);
+    if (status == SL_OK)
+        status = write_files(&r, err);
+done:
+    sl_pool_destroy(r.files.pool);
+    free(workspace);
+    pthread_mutex_destroy(&r.files.lock);
+    return status;
+}
+
 sl_status sl_synth_model(const char *dir, const sl_arch *arch, uint64_t seed,
                          void (*progress)(void *arg, size_t done_bytes, size_t total_bytes),
                          void *arg, sl_error *err)
 {
-    return sl_synth_model_sharded(dir, arch, seed, DIT_SHARD_BYTES, progress, arg, err);
-}
+    const sl_synth_options options = { .seed = seed, .progress = progress, .arg = arg };
 
-sl_status sl_synth_model_sharded(const char *dir, const sl_arch *arch, uint64_t seed,
-                                 size_t max_shard_bytes,
-                                 void (*progress)(void *arg, size_t done_bytes, size_t total_bytes),
-                                 void *arg, sl_error *err)
-{
-    run r = {
-        .dir = dir,
-        .arch = arch,
-        .progress = progress,
-        .arg = arg,
-        .max_shard_bytes = max_shard_bytes,
-    };
-    sl_status status = count_bytes(&r, err);
-
-    if (status != SL_OK)
-        goto done;
-    r.piece = malloc(PIECE_BYTES);
-    if (!r.piece) {
-        status =
-            sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a piece of %zu bytes", PIECE_BYTES);
-        goto done;
-    }
-    status = claim_dir(&r, seed, err);
-    if (status == SL_OK)
-        status = check_space(&r, err);
-    if (status == SL_OK)
-        status = write_experts(&r, seed, err);
-    if (status == SL_OK)
-        status = write_single(&r, SL_COMPONENT_VAE, vae_file, seed, err);
-    if (status == SL_OK)
-        status = write_single(&r, SL_COMPONENT_TEXT_ENCODER, t5_file, seed, err);
-    if (status == SL_OK)
-        status = write_tokenizer(&r, err);
-done:
-    free(r.piece);
-    return status;
+    return sl_synth_model_as(dir, arch, &options, err);
 }
