@@ -15,8 +15,12 @@
 
 typedef struct {
     uint32_t connections, in_flight, queue, retry_limit, running, bypass, user_running, user_queued;
-    uint32_t connections_host, rate, burst;
+    uint32_t connections_host, connections_user, rate, burst;
 } file_limits;
+
+typedef struct {
+    char *message, *write, *idle;
+} file_deadlines;
 
 typedef struct {
     char *address, *certificate, *key;
@@ -37,6 +41,7 @@ typedef struct {
     char *outputs_quota, *outputs_retention, *host_memory;
     uint32_t threads;
     file_limits limits;
+    file_deadlines deadlines;
     file_http http;
     file_tls tls;
     char *tokens, *audit;
@@ -72,8 +77,20 @@ static const cyaml_schema_field_t limit_fields[] = {
     CYAML_FIELD_UINT("user_running", CYAML_FLAG_OPTIONAL, file_limits, user_running),
     CYAML_FIELD_UINT("user_queued", CYAML_FLAG_OPTIONAL, file_limits, user_queued),
     CYAML_FIELD_UINT("connections_host", CYAML_FLAG_OPTIONAL, file_limits, connections_host),
+    CYAML_FIELD_UINT("connections_user", CYAML_FLAG_OPTIONAL, file_limits, connections_user),
     CYAML_FIELD_UINT("rate", CYAML_FLAG_OPTIONAL, file_limits, rate),
     CYAML_FIELD_UINT("burst", CYAML_FLAG_OPTIONAL, file_limits, burst),
+    CYAML_FIELD_END,
+};
+
+#define DEADLINE_FIELD(key)                                                                        \
+    CYAML_FIELD_STRING_PTR(#key, CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, file_deadlines, key, 1, \
+                           32)
+
+static const cyaml_schema_field_t deadline_fields[] = {
+    DEADLINE_FIELD(message),
+    DEADLINE_FIELD(write),
+    DEADLINE_FIELD(idle),
     CYAML_FIELD_END,
 };
 
@@ -124,6 +141,7 @@ static const cyaml_schema_field_t fields[] = {
     PATH_FIELD(worker),
     CYAML_FIELD_UINT("threads", CYAML_FLAG_OPTIONAL, file_values, threads),
     CYAML_FIELD_MAPPING("limits", CYAML_FLAG_OPTIONAL, file_values, limits, limit_fields),
+    CYAML_FIELD_MAPPING("deadlines", CYAML_FLAG_OPTIONAL, file_values, deadlines, deadline_fields),
     CYAML_FIELD_MAPPING("http", CYAML_FLAG_OPTIONAL, file_values, http, http_fields),
     CYAML_FIELD_ENUM("local_users", CYAML_FLAG_OPTIONAL | CYAML_FLAG_STRICT, file_values,
                      local_users, role_words, SL_COUNT(role_words)),
@@ -158,6 +176,8 @@ static const struct {
       0, 0, 100000 },
     { "limits.connections_host", offsetof(file_limits, connections_host),
       offsetof(sl_settings, connections_host), 128, 1, 65536 },
+    { "limits.connections_user", offsetof(file_limits, connections_user),
+      offsetof(sl_settings, connections_user), 0, 1, 65536 }, /* 0: four fifths of all */
     { "limits.rate", offsetof(file_limits, rate), offsetof(sl_settings, rate.rate), 0, 0, 1000000 },
     { "limits.burst", offsetof(file_limits, burst), offsetof(sl_settings, rate.burst), 20, 1,
       1000000 },
@@ -269,6 +289,33 @@ static bool parse_duration(const char *text, int64_t *out_ns)
         }
     }
     return false;
+}
+
+static sl_status take_deadlines(sl_settings *out, const sl_config *config, sl_error *err)
+{
+    static const file_deadlines nothing = { .idle = NULL };
+    const file_values *file = config ? sl_config_values(config) : NULL;
+    const file_deadlines *given = file ? &file->deadlines : &nothing;
+    const struct {
+        const char *key, *text;
+        int64_t *out_ns, default_ns;
+    } all[] = {
+        { "deadlines.message", given->message, &out->message_ns, 30 * SL_NS_PER_S },
+        { "deadlines.write", given->write, &out->write_ns, 30 * SL_NS_PER_S },
+        { "deadlines.idle", given->idle, &out->idle_ns, 600 * SL_NS_PER_S },
+    };
+
+    for (size_t i = 0; i < SL_COUNT(all); i++) {
+        *all[i].out_ns = all[i].default_ns;
+        if (!all[i].text)
+            continue;
+        if (!parse_duration(all[i].text, all[i].out_ns) || *all[i].out_ns == 0) {
+            sl_fail(err, SL_ERR_DATA, "\"%s\" is no time above 0: expected 30s, 10m or the like",
+                    all[i].text);
+            return sl_config_blame(config, all[i].key, err);
+        }
+    }
+    return SL_OK;
 }
 
 static sl_status take_http(sl_settings *out, const sl_config *config, sl_error *err)
@@ -425,6 +472,8 @@ sl_status sl_settings_init(sl_settings *out, const sl_flags *flags, sl_error *er
         status = take_host_memory(&settings, config, err);
     if (status == SL_OK)
         status = take_outputs(&settings, config, err);
+    if (status == SL_OK)
+        status = take_deadlines(&settings, config, err);
     if (status == SL_OK)
         status = take_http(&settings, config, err);
     if (status == SL_OK)

@@ -55,6 +55,8 @@ typedef struct {
     char *audit;  /* file; NULL: none is kept */
     sl_access_rate rate;
     int connections_host;
+    int connections_user; /* 0: four fifths of all */
+    int64_t message_ns, write_ns, idle_ns; /* of a connection: see front.h */
     sl_log_level log_level;
 } sl_settings;
 

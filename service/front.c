@@ -9,22 +9,27 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-enum { EVENTS = 64 };
+enum { EVENTS = 512 };
+/* In one turn, for those who have not greeted yet and for those who knock: a TLS handshake
+ * is some hundred times the work of a request, and whoever is in must not wait for a crowd
+ * that comes. */
+#define GREET_TURN_NS  (2 * SL_NS_PER_MS)
+#define ACCEPT_TURN_NS SL_NS_PER_MS
 
 sl_front_config sl_front_config_default(void)
 {
     return (sl_front_config){
         .connections = 256,
-        .connections_each = 205,
-        .connections_host = 128,
         .in_flight = 20,
         .in_flight_each = 16,
         .greeting_ns = 10 * SL_NS_PER_S,
-        .message_ns = 30 * SL_NS_PER_S,
-        .write_ns = 30 * SL_NS_PER_S,
-        .idle_ns = 600 * SL_NS_PER_S,
         .park_ns = 30 * SL_NS_PER_S,
         .expire_ns = 1800 * SL_NS_PER_S,
+        .limits = { .connections_each = 205,
+                    .connections_host = 128,
+                    .message_ns = 30 * SL_NS_PER_S,
+                    .write_ns = 30 * SL_NS_PER_S,
+                    .idle_ns = 600 * SL_NS_PER_S },
     };
 }
 
@@ -37,7 +42,7 @@ static void on_connection_event(sl_front *front, uint64_t tag, uint32_t events)
     if (!c)
         return;
     if ((events & (EPOLLIN | EPOLLOUT)) == 0) {
-        sl_front_drop(front, c, NULL); /* EPOLLHUP or EPOLLERR while it is not read */
+        sl_front_drop(front, c, SL_DOOR_LEFT, NULL); /* EPOLLHUP or EPOLLERR while it is not read */
         return;
     }
     if ((c->first || c->greeting_left) && !sl_front_write(front, c))
@@ -58,7 +63,7 @@ static void take_replies(sl_front *front)
         sl_front_reply *out = c ? calloc(1, sizeof *out) : NULL;
         if (!out) {
             if (c)
-                sl_front_drop(front, c, "out of memory for a reply");
+                sl_front_drop(front, c, SL_DOOR_NO_MEMORY, "out of memory for a reply");
             nng_msg_free(reply.message);
             continue;
         }
@@ -71,37 +76,51 @@ static void take_replies(sl_front *front)
     }
 }
 
-static const char *overdue(const sl_front *front, const sl_front_connection *c)
+/* Why its time is up; SL_DOOR_COUNT: it is not. */
+static sl_door_count overdue(const sl_front *front, const sl_front_connection *c)
 {
-    const sl_front_config *config = &front->config;
+    const sl_front_limits *limits = &front->limits;
     const int64_t now = front->now_ns;
     const int64_t greeting_ns =
-        c->transport.greeting_ns ? c->transport.greeting_ns : config->greeting_ns;
+        c->transport.greeting_ns ? c->transport.greeting_ns : front->config.greeting_ns;
 
     if (!sl_sp_greeted(&c->sp))
-        return now - c->opened_ns > greeting_ns ? "no greeting in time" : NULL;
-    if (c->first && now - c->write_since_ns > config->write_ns)
-        return "does not read its replies";
-    if (sl_sp_mid_message(&c->sp) && now - c->message_since_ns > config->message_ns)
-        return "a message was not finished in time";
-    if (!c->first && !c->parked && c->in_flight == 0 && now - c->active_ns > config->idle_ns)
-        return "idle";
-    return NULL;
+        return now - c->opened_ns > greeting_ns ? SL_DOOR_NO_GREETING : SL_DOOR_COUNT;
+    if (c->first && now - c->write_since_ns > limits->write_ns)
+        return SL_DOOR_UNREAD;
+    if (sl_sp_mid_message(&c->sp) && now - c->message_since_ns > limits->message_ns)
+        return SL_DOOR_HALF_MESSAGE;
+    if (!c->first && !c->parked && c->in_flight == 0 && now - c->active_ns > limits->idle_ns)
+        return SL_DOOR_IDLE;
+    return SL_DOOR_COUNT;
+}
+
+static sl_door_state state_of(const sl_front_connection *c)
+{
+    if (!sl_sp_greeted(&c->sp))
+        return SL_DOOR_GREETING;
+    if (c->parked)
+        return SL_DOOR_PARKED;
+    return c->first || c->in_flight > 0 || sl_sp_mid_message(&c->sp) ? SL_DOOR_BUSY
+                                                                     : SL_DOOR_RESTING;
 }
 
 static void check_deadlines(sl_front *front)
 {
+    int states[SL_DOOR_STATE_COUNT] = { 0 };
     sl_bridge_tag tag;
 
     for (int i = 0; i < front->config.connections; i++) {
         sl_front_connection *c = &front->connections[i];
+        const char *why = NULL;
         if (!c->open)
             continue;
-        const char *why = overdue(front, c);
-        if (!why && c->transport.ops->lapsed)
+        const sl_door_count reason = overdue(front, c);
+        if (reason == SL_DOOR_COUNT && c->transport.ops->lapsed)
             why = c->transport.ops->lapsed(&c->transport);
-        if (why) {
-            sl_front_drop(front, c, why);
+        states[state_of(c)]++;
+        if (reason != SL_DOOR_COUNT || why) {
+            sl_front_drop(front, c, why ? SL_DOOR_LAPSED : reason, why);
         } else if (c->parked && front->now_ns - c->parked_since_ns > front->config.park_ns) {
             sl_front_unlink(front, c);
             if (sl_front_answer(front, c, "the server has too many requests under way") &&
@@ -109,13 +128,15 @@ static void check_deadlines(sl_front *front)
                 sl_front_watch(front, c);
         }
     }
+    for (int i = 0; i < SL_DOOR_STATE_COUNT; i++)
+        atomic_store(&front->door->states[i], states[i]);
     while (sl_bridge_expire(front->bridge, front->now_ns - front->config.expire_ns, &tag)) {
         sl_front_connection *c = sl_front_find(front, tag.connection);
         sl_log(SL_LOG_ERROR, "request_lost", "peer=%s", c ? c->peer.address : "gone");
         front->accounts[tag.account].in_flight--;
         sl_front_leave(front, tag.account);
         if (c)
-            sl_front_drop(front, c, "its request was lost");
+            sl_front_drop(front, c, SL_DOOR_LOST, NULL);
     }
     if (front->accept_again_ns && front->now_ns >= front->accept_again_ns && !front->stopping)
         sl_front_pause(front, false);
@@ -154,32 +175,59 @@ static bool still_delivering(const sl_front *front)
     return false;
 }
 
-static void publish_stats(sl_front *front)
+static void publish(sl_front *front)
 {
-    pthread_mutex_lock(&front->stats_lock);
-    front->stats.connections = front->connection_count;
-    front->stats.in_flight = sl_bridge_in_flight(front->bridge);
-    front->stats.parked = front->parked_count;
-    pthread_mutex_unlock(&front->stats_lock);
+    atomic_store(&front->door->connections, front->connection_count);
+    atomic_store(&front->door->in_flight, sl_bridge_in_flight(front->bridge));
 }
 
-static void on_event(sl_front *front, const struct epoll_event *event)
+static bool has_greeted(sl_front *front, uint64_t tag)
 {
-    const uint64_t tag = event->data.u64;
-    uint64_t count;
+    const sl_front_connection *c = sl_front_find(front, tag);
 
-    switch (tag >> 62) {
-    case SL_FRONT_TAG_WAKE:
-        if (read(front->wake_fd, &count, sizeof count) < 0)
-            return; /* nothing to clear */
-        break;
-    case SL_FRONT_TAG_LISTENER:
-        if (!front->stopping)
-            sl_front_accept(front, front->listeners[tag >> 32 & 0xff]);
-        break;
-    default:
-        on_connection_event(front, tag, event->events);
+    return c && sl_sp_greeted(&c->sp);
+}
+
+/* Whoever is in. */
+static void serve(sl_front *front, const struct epoll_event *events, int count)
+{
+    uint64_t value;
+
+    sl_front_read_again(front);
+    for (int i = 0; i < count; i++) {
+        const uint64_t tag = events[i].data.u64;
+        if (tag >> 62 == SL_FRONT_TAG_WAKE && read(front->wake_fd, &value, sizeof value) < 0)
+            continue; /* nothing to clear */
+        if (tag >> 62 == SL_FRONT_TAG_CONNECTION && has_greeted(front, tag))
+            on_connection_event(front, tag, events[i].events);
     }
+    take_replies(front);
+    sl_front_unpark(front);
+}
+
+/* Whoever comes, for a while: epoll tells of the rest again. */
+static void greet(sl_front *front, const struct epoll_event *events, int count)
+{
+    const int64_t greet_by_ns = sl_clock_now_ns() + GREET_TURN_NS;
+
+    for (int i = 0; i < count && sl_clock_now_ns() < greet_by_ns; i++) {
+        const uint64_t tag = events[i].data.u64;
+        if (tag >> 62 == SL_FRONT_TAG_CONNECTION && !has_greeted(front, tag))
+            on_connection_event(front, tag, events[i].events);
+    }
+    for (int i = 0; i < count && !front->stopping; i++) {
+        const uint64_t tag = events[i].data.u64;
+        if (tag >> 62 == SL_FRONT_TAG_LISTENER)
+            sl_front_accept(front, front->listeners[tag >> 32 & 0xff],
+                            sl_clock_now_ns() + ACCEPT_TURN_NS);
+    }
+}
+
+static void take_limits(sl_front *front)
+{
+    pthread_mutex_lock(&front->next_lock);
+    front->limits = front->next_limits;
+    pthread_mutex_unlock(&front->next_lock);
 }
 
 static void *run(void *arg)
@@ -196,16 +244,14 @@ static void *run(void *arg)
                                  : waits      ? SL_FRONT_TICK_MS
                                               : -1);
         front->now_ns = sl_clock_now_ns();
-        sl_front_read_again(front);
-        for (int i = 0; i < n; i++)
-            on_event(front, &events[i]);
-        take_replies(front);
-        sl_front_unpark(front);
+        take_limits(front);
+        serve(front, events, n);
+        greet(front, events, n);
         if (front->now_ns >= tick_ns) {
             check_deadlines(front);
             tick_ns = front->now_ns + SL_FRONT_TICK_MS * SL_NS_PER_MS;
         }
-        publish_stats(front);
+        publish(front);
         if (atomic_load(&front->stop) && !front->stopping)
             begin_stop(front);
         if (front->stopping && !still_delivering(front))
@@ -213,9 +259,9 @@ static void *run(void *arg)
     }
     for (int i = 0; i < front->config.connections; i++) {
         if (front->connections[i].open)
-            sl_front_drop(front, &front->connections[i], NULL);
+            sl_front_drop(front, &front->connections[i], SL_DOOR_STOPPED, NULL);
     }
-    publish_stats(front);
+    publish(front);
     return NULL;
 }
 
@@ -232,9 +278,11 @@ sl_status sl_front_create(sl_front **out, const sl_front_config *config, sl_erro
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the front");
     SL_ASSERT(config->connections > 0 && config->connections <= 65536);
     front->config = *config;
+    front->limits = front->next_limits = config->limits;
+    front->door = config->door ? config->door : &front->own_door;
     front->parked_first = front->parked_last = SL_FRONT_NONE;
     front->epoll_fd = front->wake_fd = -1;
-    pthread_mutex_init(&front->stats_lock, NULL);
+    pthread_mutex_init(&front->next_lock, NULL);
     front->account_capacity = config->connections + config->in_flight;
     front->connections = calloc((size_t)config->connections, sizeof *front->connections);
     front->accounts = calloc((size_t)front->account_capacity, sizeof *front->accounts);
@@ -316,15 +364,21 @@ void sl_front_destroy(sl_front *front)
         close(front->epoll_fd);
     if (front->wake_fd >= 0)
         close(front->wake_fd);
-    pthread_mutex_destroy(&front->stats_lock);
+    pthread_mutex_destroy(&front->next_lock);
     free(front->connections);
     free(front->accounts);
     free(front);
 }
 
-void sl_front_get_stats(sl_front *front, sl_front_stats *out)
+bool sl_front_set_limits(sl_front *front, const sl_front_limits *limits)
 {
-    pthread_mutex_lock(&front->stats_lock);
-    *out = front->stats;
-    pthread_mutex_unlock(&front->stats_lock);
+    pthread_mutex_lock(&front->next_lock);
+    const sl_front_limits *b = &front->next_limits;
+    const bool differs = limits->connections_each != b->connections_each ||
+                         limits->connections_host != b->connections_host ||
+                         limits->message_ns != b->message_ns || limits->write_ns != b->write_ns ||
+                         limits->idle_ns != b->idle_ns;
+    front->next_limits = *limits;
+    pthread_mutex_unlock(&front->next_lock);
+    return differs;
 }

@@ -13,6 +13,8 @@
  *   - requests and unread reply bytes of one connection: then it is not read
  *   - a greeting or message that does not become whole, a reader that does not
  *     read, a connection without traffic: closed after their deadlines
+ *   - time: in each turn of its loop those who have greeted come first, then
+ *     handshakes and newcomers for some milliseconds
  *
  * Life of a connection, with the function that makes each move:
  *
@@ -27,22 +29,32 @@
 #define SL_SERVICE_FRONT_H
 
 #include "base/status.h"
+#include "service/door.h"
 #include "service/sp.h"
 #include "service/transport.h"
 
 #include <stdint.h>
 
+/* What may change while it runs. */
+typedef struct {
+    int connections_each; /* of one identity */
+    int connections_host; /* from one address of the network */
+    /* For a message to become whole, for a reader to take 64 KiB or a reply, and of
+     * silence. */
+    int64_t message_ns, write_ns, idle_ns;
+} sl_front_limits;
+
 typedef struct {
     const char *service_url; /* "inproc://sluice" */
     int connections;         /* 1 to 65536 */
-    int connections_each;    /* of one identity */
-    int connections_host;    /* from one address of the network */
     int in_flight;           /* below the number of handlers; 1 to 4096 */
     int in_flight_each;      /* of one identity */
     sl_sp_bound *bound;      /* size bound by method; borrowed */
     void *bound_arg;
-    int64_t greeting_ns, message_ns, write_ns, idle_ns, park_ns;
+    int64_t greeting_ns, park_ns;
     int64_t expire_ns; /* a request that the service has not answered by then is given up */
+    sl_front_limits limits;
+    sl_door *door; /* counts; borrowed; NULL: nobody asks */
 } sl_front_config;
 
 /* The defaults; service_url and bound are left empty. */
@@ -60,12 +72,8 @@ sl_status sl_front_start(sl_front *front, sl_error *err) SL_MUST_CHECK;
 void sl_front_stop(sl_front *front, int64_t grace_ns);
 void sl_front_destroy(sl_front *front); /* stops without grace; NULL is fine */
 
-/* For tests and Health; from any thread. */
-typedef struct {
-    int connections, in_flight, parked;
-    uint64_t accepted, refused, dropped;
-} sl_front_stats;
-
-void sl_front_get_stats(sl_front *front, sl_front_stats *out);
+/* From any thread; counts within 100 ms.  Connections above a lower cap stay.  True: they
+ * are others than before. */
+bool sl_front_set_limits(sl_front *front, const sl_front_limits *limits);
 
 #endif

@@ -7,7 +7,6 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-enum { ACCEPTS_PER_TURN = 32 };
 #define SILENCE_NS (250 * SL_NS_PER_MS) /* before a greeting: then it may be pushed out */
 
 /* Whoever has said nothing for longest goes: so connections that never speak keep
@@ -23,7 +22,7 @@ static sl_front_connection *drop_silent(sl_front *front)
     }
     if (!oldest || front->now_ns - oldest->opened_ns < SILENCE_NS)
         return NULL;
-    sl_front_drop(front, oldest, "made room for another, no greeting yet");
+    sl_front_drop(front, oldest, SL_DOOR_MADE_ROOM, NULL);
     return oldest;
 }
 
@@ -69,7 +68,7 @@ static void add_connection(sl_front *front, sl_front_connection *c, const sl_tra
     event.data.u64 =
         sl_front_tag(SL_FRONT_TAG_CONNECTION, (uint32_t)sl_front_slot(front, c), generation);
     if (epoll_ctl(front->epoll_fd, EPOLL_CTL_ADD, transport->fd, &event) != 0) {
-        sl_front_drop(front, c, "could not be watched");
+        sl_front_drop(front, c, SL_DOOR_NO_MEMORY, "could not be watched");
         return;
     }
     if (sl_front_write(front, c))
@@ -88,41 +87,43 @@ void sl_front_pause(sl_front *front, bool paused)
     }
 }
 
-/* False: there is no place for it. */
-static bool take_connection(sl_front *front, sl_listener *listener, int fd)
+/* What came of it. */
+static sl_door_count take_connection(sl_front *front, sl_listener *listener, int fd)
 {
     sl_error err = { .status = SL_OK };
     sl_transport transport;
 
     if (listener->accept(listener, fd, &transport, &err) != SL_OK)
-        return false;
-    sl_front_connection *c = NULL;
-    if (transport.host_bytes == 0 || count_host(front, &transport) < front->config.connections_host)
-        c = make_room(front);
-    if (c)
-        add_connection(front, c, &transport);
-    else
+        return SL_DOOR_NO_START;
+    if (transport.host_bytes > 0 &&
+        count_host(front, &transport) >= front->limits.connections_host) {
         transport.ops->close(&transport);
-    return c != NULL;
+        return SL_DOOR_NO_PLACE_HOST;
+    }
+    sl_front_connection *c = make_room(front);
+    if (!c) {
+        transport.ops->close(&transport);
+        return SL_DOOR_NO_PLACE;
+    }
+    add_connection(front, c, &transport);
+    return SL_DOOR_TAKEN;
 }
 
-void sl_front_accept(sl_front *front, sl_listener *listener)
+void sl_front_accept(sl_front *front, sl_listener *listener, int64_t until_ns)
 {
-    for (int i = 0; i < ACCEPTS_PER_TURN; i++) {
+    do {
         const int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0) {
             const int code = errno;
             if ((code == EMFILE || code == ENFILE) && drop_silent(front))
                 continue;
             /* Without descriptors the listener stays readable: rest, or spin. */
-            if (code == EMFILE || code == ENFILE || code == ENOBUFS || code == ENOMEM)
+            if (code == EMFILE || code == ENFILE || code == ENOBUFS || code == ENOMEM) {
+                sl_door_add(front->door, SL_DOOR_NO_DESCRIPTOR, 1);
                 sl_front_pause(front, true);
+            }
             return;
         }
-        const bool taken = take_connection(front, listener, fd);
-        pthread_mutex_lock(&front->stats_lock);
-        front->stats.accepted += taken;
-        front->stats.refused += !taken;
-        pthread_mutex_unlock(&front->stats_lock);
-    }
+        sl_door_add(front->door, take_connection(front, listener, fd), 1);
+    } while (sl_clock_now_ns() < until_ns);
 }

@@ -88,9 +88,12 @@ static void free_reply(sl_front_reply *reply)
     free(reply);
 }
 
-void sl_front_drop(sl_front *front, sl_front_connection *c, const char *why)
+void sl_front_drop(sl_front *front, sl_front_connection *c, sl_door_count reason,
+                   const char *detail)
 {
-    if (why) {
+    const char *why = detail ? detail : sl_door_counts[reason].text;
+
+    if (why[0]) {
         if (front->now_ns >= front->drop_window_ns) {
             front->drop_window_ns = front->now_ns + SL_NS_PER_S;
             front->drop_lines = 0;
@@ -117,9 +120,7 @@ void sl_front_drop(sl_front *front, sl_front_connection *c, const char *why)
     c->open = false;
     c->generation++;
     front->connection_count--;
-    pthread_mutex_lock(&front->stats_lock);
-    front->stats.dropped += why != NULL;
-    pthread_mutex_unlock(&front->stats_lock);
+    sl_door_add(front->door, reason, 1);
 }
 
 /* --- writing --- */
@@ -136,8 +137,10 @@ bool sl_front_write(sl_front *front, sl_front_connection *c)
         io = c->transport.ops->write(&c->transport,
                                      greeting + SL_SP_GREETING_BYTES - c->greeting_left,
                                      c->greeting_left, &count);
-        if (io == SL_IO_DONE)
-            c->greeting_left = (uint8_t)(c->greeting_left - count);
+        if (io != SL_IO_DONE)
+            break;
+        c->greeting_left = (uint8_t)(c->greeting_left - count);
+        sl_door_add(front->door, SL_DOOR_BYTES_OUT, count);
     }
     while (c->first && io == SL_IO_DONE) {
         sl_front_reply *reply = c->first;
@@ -164,6 +167,7 @@ bool sl_front_write(sl_front *front, sl_front_connection *c)
         reply->sent += count;
         c->unread_bytes -= count;
         c->written_bytes += count;
+        sl_door_add(front->door, SL_DOOR_BYTES_OUT, count);
         const bool whole = reply->sent == reply->head_bytes + reply->body_bytes;
         if (whole || c->written_bytes >= WRITE_PROGRESS) {
             c->written_bytes = 0;
@@ -176,7 +180,7 @@ bool sl_front_write(sl_front *front, sl_front_connection *c)
     }
     c->active_ns = front->now_ns;
     if (io == SL_IO_END) {
-        sl_front_drop(front, c, NULL);
+        sl_front_drop(front, c, SL_DOOR_LEFT, NULL);
         return false;
     }
     if (io != SL_IO_DONE)
@@ -215,7 +219,7 @@ bool sl_front_answer(sl_front *front, sl_front_connection *c, const char *messag
     const size_t size = sluice__v1__reply__get_packed_size(&pb);
     sl_front_reply *reply = calloc(1, sizeof *reply + size);
     if (!reply) {
-        sl_front_drop(front, c, "out of memory for a reply");
+        sl_front_drop(front, c, SL_DOOR_NO_MEMORY, "out of memory for a reply");
         return false;
     }
     uint8_t *body = (uint8_t *)(reply + 1);
@@ -323,13 +327,13 @@ static bool on_greeting(sl_front *front, sl_front_connection *c)
     sl_error err = { .status = SL_OK };
 
     if (c->transport.ops->identify(&c->transport, &c->peer, &err) != SL_OK) {
-        sl_front_drop(front, c, err.message);
+        sl_front_drop(front, c, SL_DOOR_UNKNOWN, err.message);
         return false;
     }
     c->account = get_account(front, c->peer.identity);
-    if (front->accounts[c->account].connections++ < front->config.connections_each)
+    if (front->accounts[c->account].connections++ < front->limits.connections_each)
         return true;
-    sl_front_drop(front, c, "too many connections of one identity");
+    sl_front_drop(front, c, SL_DOOR_TOO_MANY, NULL);
     return false;
 }
 
@@ -343,12 +347,12 @@ bool sl_front_read(sl_front *front, sl_front_connection *c)
         const bool began = sl_sp_mid_message(&c->sp);
         const size_t room = sl_sp_space(&c->sp, &at);
         if (room == 0) {
-            sl_front_drop(front, c, "out of memory for a request");
+            sl_front_drop(front, c, SL_DOOR_NO_MEMORY, "out of memory for a request");
             return false;
         }
         const sl_io io = c->transport.ops->read(&c->transport, at, room, &count);
         if (io == SL_IO_END) {
-            sl_front_drop(front, c, NULL);
+            sl_front_drop(front, c, SL_DOOR_LEFT, NULL);
             return false;
         }
         c->read_wants = io;
@@ -357,8 +361,9 @@ bool sl_front_read(sl_front *front, sl_front_connection *c)
         c->active_ns = front->now_ns;
         if (!began)
             c->message_since_ns = front->now_ns;
+        sl_door_add(front->door, SL_DOOR_BYTES_IN, count);
         if (sl_sp_advance(&c->sp, count, &err) != SL_OK) {
-            sl_front_drop(front, c, err.message);
+            sl_front_drop(front, c, SL_DOOR_PROTOCOL, err.message);
             return false;
         }
         if (sl_sp_greeted(&c->sp) && c->account == SL_FRONT_NONE && !on_greeting(front, c))

@@ -62,6 +62,8 @@ typedef struct {
 
 struct sl_front {
     sl_front_config config;
+    sl_front_limits limits; /* config's are those of the start */
+    sl_door *door, own_door;
     sl_bridge *bridge;
     int epoll_fd, wake_fd;
     sl_listener *listeners[SL_FRONT_MAX_LISTENERS];
@@ -84,8 +86,8 @@ struct sl_front {
     bool started;
     atomic_bool stop;
     atomic_llong grace_ns;
-    pthread_mutex_t stats_lock; /* guards stats */
-    sl_front_stats stats;
+    pthread_mutex_t next_lock; /* guards next_limits */
+    sl_front_limits next_limits;
 };
 
 static inline uint64_t sl_front_tag(uint32_t what, uint32_t slot, uint32_t generation)
@@ -102,8 +104,9 @@ static inline int sl_front_slot(const sl_front *front, const sl_front_connection
 
 /* By what epoll or the bridge was given; NULL: it is gone. */
 sl_front_connection *sl_front_find(sl_front *front, uint64_t id);
-/* why NULL: the peer went away by itself, which is not worth a line. */
-void sl_front_drop(sl_front *front, sl_front_connection *c, const char *why);
+/* detail: for the log, where it knows more than the reason's text; else NULL. */
+void sl_front_drop(sl_front *front, sl_front_connection *c, sl_door_count reason,
+                   const char *detail);
 /* A connection or request of an identity has ended. */
 void sl_front_leave(sl_front *front, int account);
 
@@ -126,7 +129,8 @@ void sl_front_unlink(sl_front *front, sl_front_connection *c); /* from the parke
 
 /* --- front_accept.c --- */
 
-void sl_front_accept(sl_front *front, sl_listener *listener);
+/* Those who wait at a listener, but at least one, until the clock says until_ns. */
+void sl_front_accept(sl_front *front, sl_listener *listener, int64_t until_ns);
 /* Stops watching the listeners for a moment, or watches them again. */
 void sl_front_pause(sl_front *front, bool paused);
 

@@ -118,6 +118,7 @@ static sl_rpc_table table = { methods, SL_COUNT(methods) };
 typedef struct {
     sl_auth auth;
     sl_rpc *rpc;
+    sl_door door;
     sl_front *front;
     char path[64];
     char url[80];
@@ -132,6 +133,7 @@ static void start(server *s, const sl_front_config *config, sl_error *err)
     used.bound = sl_rpc_bound;
     used.bound_arg = &table;
     *s = (server){ .auth = { .daemon_uid = getuid(), .local_users = SL_ROLE_NONE } };
+    used.door = &s->door;
     snprintf(s->path, sizeof s->path, "/tmp/sl_front_test_%d.sock", (int)getpid());
     snprintf(s->url, sizeof s->url, "ipc://%s", s->path);
     SL_CHECK_OK(sl_rpc_create(&s->rpc, URL, &table, &slow_now, NULL, HANDLERS, err));
@@ -292,15 +294,13 @@ static void check_healthy(const server *s)
 
 static int wait_stats(const server *s, int connections)
 {
-    sl_front_stats stats;
-
     for (int i = 0; i < 100; i++) {
-        sl_front_get_stats(s->front, &stats);
-        if (stats.connections == connections && stats.in_flight == 0)
+        if (atomic_load(&s->door.connections) == connections
+            && atomic_load(&s->door.in_flight) == 0)
             break;
         rest(20 * SL_NS_PER_MS);
     }
-    return stats.connections;
+    return atomic_load(&s->door.connections);
 }
 
 static int count_fds(void)
@@ -579,7 +579,8 @@ SL_TEST(half_messages_and_silence_end_in_time)
     sl_front_config config = config_small();
     const uint8_t half[] = { 1, 0, 0, 0, 0, 0, 0, 0, 100, 0x80, 0, 0, 1, 0x0a };
 
-    config.greeting_ns = config.message_ns = config.idle_ns = 300 * SL_NS_PER_MS;
+    config.greeting_ns = 300 * SL_NS_PER_MS;
+    config.limits.message_ns = config.limits.idle_ns = 300 * SL_NS_PER_MS;
     start(&s, &config, err);
     const int silent = dial(&s), partial = dial_greeted(&s), idle = dial_greeted(&s),
               dripping = dial_greeted(&s);
@@ -597,6 +598,9 @@ SL_TEST(half_messages_and_silence_end_in_time)
     close(partial);
     close(idle);
     close(dripping);
+    SL_CHECK(sl_door_get(&s.door, SL_DOOR_NO_GREETING) == 1);
+    SL_CHECK(sl_door_get(&s.door, SL_DOOR_HALF_MESSAGE) == 2);
+    SL_CHECK(sl_door_get(&s.door, SL_DOOR_IDLE) == 1);
     check_healthy(&s);
     stop(&s);
 }
@@ -606,17 +610,15 @@ SL_TEST(a_reader_that_never_reads_is_closed)
     server s;
     sl_front_config config = config_small();
     Sluice__V1__FetchOutputRequest request = SLUICE__V1__FETCH_OUTPUT_REQUEST__INIT;
-    sl_front_stats stats;
 
-    config.write_ns = 400 * SL_NS_PER_MS;
+    config.limits.write_ns = 400 * SL_NS_PER_MS;
     start(&s, &config, err);
     const int fd = dial_greeted(&s);
     for (uint32_t i = 0; i < 8; i++)
         SL_CHECK(send_request(fd, i, "FetchOutput", &request.base));
     check_healthy(&s);
     SL_CHECK(wait_stats(&s, 0) == 0);
-    sl_front_get_stats(s.front, &stats);
-    SL_CHECK(stats.dropped == 1);
+    SL_CHECK(sl_door_get(&s.door, SL_DOOR_UNREAD) == 1);
     close(fd);
     check_healthy(&s);
     stop(&s);
@@ -722,7 +724,7 @@ SL_TEST(one_identity_cannot_have_all_connections)
     int fds[6];
     server s;
 
-    config.connections_each = 4;
+    config.limits.connections_each = 4;
     start(&s, &config, err);
     for (int i = 0; i < 6; i++)
         fds[i] = dial_greeted(&s);
@@ -734,6 +736,76 @@ SL_TEST(one_identity_cannot_have_all_connections)
     SL_CHECK(wait_stats(&s, 4) == 4);
     for (int i = 0; i < 6; i++)
         close(fds[i]);
+    stop(&s);
+}
+
+static int wait_state(const server *s, sl_door_state state, int connections)
+{
+    for (int i = 0; i < 100 && atomic_load(&s->door.states[state]) != connections; i++)
+        rest(20 * SL_NS_PER_MS);
+    return atomic_load(&s->door.states[state]);
+}
+
+SL_TEST(the_door_counts_who_came)
+{
+    sl_front_config config = config_small();
+    Sluice__V1__WatchJobRequest request = SLUICE__V1__WATCH_JOB_REQUEST__INIT;
+    int fds[EACH + 4];
+    server s;
+
+    config.connections = EACH + 3;
+    start(&s, &config, err);
+    request.wait_ns = SL_NS_PER_S;
+    for (int i = 0; i < EACH + 1; i++) { /* one more than may be under way */
+        fds[i] = dial_greeted(&s);
+        SL_CHECK(send_request(fds[i], 1, "WatchJob", &request.base));
+    }
+    fds[EACH + 1] = dial_greeted(&s);
+    fds[EACH + 2] = dial(&s);
+    SL_CHECK(wait_state(&s, SL_DOOR_BUSY, EACH) == EACH);
+    SL_CHECK(wait_state(&s, SL_DOOR_PARKED, 1) == 1);
+    SL_CHECK(wait_state(&s, SL_DOOR_RESTING, 1) == 1);
+    SL_CHECK(wait_state(&s, SL_DOOR_GREETING, 1) == 1);
+    SL_CHECK(atomic_load(&s.door.in_flight) == EACH);
+    rest(300 * SL_NS_PER_MS); /* then the silent one makes room for another */
+    fds[EACH + 3] = dial_greeted(&s);
+    for (size_t i = 0; i < SL_COUNT(fds); i++)
+        close(fds[i]);
+    SL_CHECK(wait_stats(&s, 0) == 0);
+    SL_CHECK(sl_door_get(&s.door, SL_DOOR_TAKEN) == SL_COUNT(fds));
+    SL_CHECK(sl_door_get(&s.door, SL_DOOR_MADE_ROOM) == 1);
+    SL_CHECK(sl_door_get(&s.door, SL_DOOR_LEFT) == SL_COUNT(fds) - 1);
+    SL_CHECK(sl_door_get(&s.door, SL_DOOR_BYTES_IN) > 8 * (EACH + 3));
+    SL_CHECK(sl_door_get(&s.door, SL_DOOR_BYTES_OUT) >= 8 * SL_COUNT(fds));
+    stop(&s);
+}
+
+/* Deadlines and caps of a running front. */
+SL_TEST(limits_change_while_it_runs)
+{
+    const sl_front_config config = config_small();
+    sl_front_limits limits = config.limits;
+    server s;
+
+    start(&s, &config, err);
+    const int first = dial_greeted(&s), second = dial_greeted(&s);
+    limits.connections_each = 1;
+    SL_CHECK(sl_front_set_limits(s.front, &limits));
+    SL_CHECK(!sl_front_set_limits(s.front, &limits));
+    int third = dial_greeted(&s);
+    SL_CHECK(is_closed(third));
+    close(third);
+    SL_CHECK(wait_stats(&s, 2) == 2); /* who is in stays */
+    limits.connections_each = 3;
+    limits.idle_ns = 200 * SL_NS_PER_MS;
+    SL_CHECK(sl_front_set_limits(s.front, &limits));
+    third = dial_greeted(&s);
+    SL_CHECK(is_closed(first) && is_closed(second) && is_closed(third));
+    SL_CHECK(sl_door_get(&s.door, SL_DOOR_IDLE) == 3);
+    SL_CHECK(sl_door_get(&s.door, SL_DOOR_TOO_MANY) == 1);
+    close(first);
+    close(second);
+    close(third);
     stop(&s);
 }
 
@@ -878,7 +950,9 @@ int main(void)
         SL_RUN(requests_above_the_cap_wait_their_turn),
         SL_RUN(a_request_that_waits_too_long_is_answered),
         SL_RUN(connections_above_the_cap_are_closed),
-             SL_RUN(one_identity_cannot_have_all_connections),
+        SL_RUN(one_identity_cannot_have_all_connections),
+        SL_RUN(the_door_counts_who_came),
+        SL_RUN(limits_change_while_it_runs),
         SL_RUN(churn_leaves_nothing_behind),
         SL_RUN(stopping_delivers_what_is_under_way),
         SL_RUN(roles_are_checked),

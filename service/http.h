@@ -17,6 +17,7 @@
 #define SL_SERVICE_HTTP_H
 
 #include "base/status.h"
+#include "service/door.h"
 #include "service/rpc.h"
 #include "service/service.h"
 
@@ -28,6 +29,7 @@ typedef struct {
     sl_service *service;
     const sl_rpc_table *table;
     const sl_rpc_stats *calls;
+    const sl_door *door; /* NULL: there is none */
     int connections;     /* at once, of all; three quarters of them for one address */
     int64_t lifetime_ns; /* of a connection */
 } sl_http_config;

@@ -283,6 +283,25 @@ static void write_calls(FILE *out, const sl_http_config *config)
                 sl_rpc_stats_refusals(config->calls, (sl_rpc_refusal)i));
 }
 
+static void write_door(FILE *out, const sl_door *door)
+{
+    family(out, "connections", "gauge", "Connections of clients, by state.");
+    for (int i = 0; i < SL_DOOR_STATE_COUNT; i++)
+        fprintf(out, "sluice_connections{state=\"%s\"} %d\n", sl_door_states[i],
+                atomic_load(&door->states[i]));
+    family(out, "requests_in_flight", "gauge", "Requests that the front has passed on.");
+    fprintf(out, "sluice_requests_in_flight %d\n", atomic_load(&door->in_flight));
+    for (int f = 0; f < SL_DOOR_FAMILY_COUNT; f++) {
+        const sl_door_family_text *text = &sl_door_families[f];
+        family(out, text->name, "counter", text->help);
+        for (int i = 0; i < SL_DOOR_COUNT; i++) {
+            if (sl_door_counts[i].family == (sl_door_family)f)
+                fprintf(out, "sluice_%s{%s=\"%s\"} %" PRIu64 "\n", text->name, text->label,
+                        sl_door_counts[i].value, sl_door_get(door, (sl_door_count)i));
+        }
+    }
+}
+
 static void write_metrics(FILE *out, const picture *p, const sl_http_config *config)
 {
     write_service(out, p);
@@ -290,6 +309,8 @@ static void write_metrics(FILE *out, const picture *p, const sl_http_config *con
     write_commands(out, &p->stats.counts);
     write_memory(out, p);
     write_calls(out, config);
+    if (config->door)
+        write_door(out, config->door);
 }
 
 char *sl_http_metrics(const sl_http_config *config, size_t *size_bytes)

@@ -14,6 +14,7 @@ enum { ANSWER_BYTES = 256 << 10, CONNECTIONS = 8, EACH = 6 /* three quarters of 
 typedef struct {
     sl_service *service;
     sl_rpc_stats *calls;
+    sl_door door;
     sl_http *http;
 } side_door;
 
@@ -27,6 +28,8 @@ static void open_door(side_door *d, int connections, sl_error *err)
     config.service = d->service;
     config.table = &sl_handlers_table;
     config.calls = d->calls;
+    d->door = (sl_door){ .connections = 0 };
+    config.door = &d->door;
     config.connections = connections;
     config.lifetime_ns = LIFETIME_NS;
     SL_CHECK_OK(sl_http_create(&d->http, &config, err));
@@ -232,8 +235,23 @@ SL_TEST(metrics_tell_what_happened)
     sl_rpc_stats_note(d.calls, 0, 14, 70 * SL_NS_PER_S, SL_RPC_NOT_REFUSED);
     sl_rpc_stats_note(d.calls, -1, 12, 1, SL_RPC_NOT_REFUSED);
     sl_rpc_stats_note(d.calls, 4, 8, 1, SL_RPC_REFUSED_TABLE);
+    sl_door_add(&d.door, SL_DOOR_TAKEN, 3);
+    sl_door_add(&d.door, SL_DOOR_LAPSED, 2);
+    sl_door_add(&d.door, SL_DOOR_SHAKEN_REFUSED, 1);
+    sl_door_add(&d.door, SL_DOOR_ALERT_SENT, 4);
+    sl_door_add(&d.door, SL_DOOR_BYTES_OUT, (uint64_t)5 << 40);
+    atomic_store(&d.door.states[SL_DOOR_PARKED], 6);
+    atomic_store(&d.door.in_flight, 7);
     const char *metrics = get(&d, "/metrics");
     check_format(metrics);
+    SL_CHECK(sample(metrics, "sluice_connections_total{result=\"taken\"}") == 3.0);
+    SL_CHECK(sample(metrics, "sluice_connections_total{result=\"no_place\"}") == 0.0);
+    SL_CHECK(sample(metrics, "sluice_connections_ended_total{reason=\"certificate\"}") == 2.0);
+    SL_CHECK(sample(metrics, "sluice_tls_handshakes_total{result=\"certificate\"}") == 1.0);
+    SL_CHECK(sample(metrics, "sluice_tls_alerts_total{direction=\"sent\"}") == 4.0);
+    SL_CHECK(sample(metrics, "sluice_front_bytes_total{direction=\"out\"}") == 5497558138880.0);
+    SL_CHECK(sample(metrics, "sluice_connections{state=\"waiting\"}") == 6.0);
+    SL_CHECK(sample(metrics, "sluice_requests_in_flight") == 7.0);
     for (size_t i = 0; i < SL_COUNT(lines); i++) {
         snprintf(name, sizeof name, "sluice_device_memory_bytes{device=\"%s\",line=\"%s\"}", device,
                  lines[i]);

@@ -102,6 +102,10 @@ SL_TEST(wrong_settings_name_file_line_and_key)
           "line 5, key \"tls.client_auth\"" },
         { "tls:\n  handshake: 0s\n", "line 2, key \"tls.handshake\"" },
         { "limits:\n  burst: 0\n", "line 2, key \"limits.burst\"" },
+        { "limits:\n  connections_user: 0\n", "line 2, key \"limits.connections_user\"" },
+        { "deadlines:\n  idle: 0s\n", "line 2, key \"deadlines.idle\"" },
+        { "deadlines:\n  write: 30\n", "line 2, key \"deadlines.write\"" },
+        { "deadlines:\n  read: 30s\n", "line 2, key \"deadlines.read\"" },
     };
     sl_settings s;
 
@@ -123,7 +127,9 @@ SL_TEST(nothing_is_listened_on_unless_configured)
 
     SL_CHECK_OK(sl_settings_init(&s, &flags, err));
     SL_CHECK(s.tls.listen_count == 0 && !s.tls.certificate && !s.tokens && !s.audit);
-    SL_CHECK(s.rate.rate == 0 && s.connections_host == 128);
+    SL_CHECK(s.rate.rate == 0 && s.connections_host == 128 && s.connections_user == 0);
+    SL_CHECK(s.message_ns == 30 * SL_NS_PER_S && s.write_ns == 30 * SL_NS_PER_S);
+    SL_CHECK(s.idle_ns == 600 * SL_NS_PER_S);
     sl_settings_fini(&s);
     SL_CHECK_OK(load(&s, "tls:\n  listen: [\"0.0.0.0:7437\", \"[::]:7437\"]\n  certificate: c\n"
                          "  key: k\n  client_ca: a\n  handshake: 2s\ntokens: t\n", NULL, err));
@@ -133,6 +139,18 @@ SL_TEST(nothing_is_listened_on_unless_configured)
     sl_settings_fini(&s);
     SL_CHECK_OK(load(&s, "tls:\n  listen: [\"a:1\"]\n  certificate: c\n  key: k\n", NULL, err));
     SL_CHECK(s.tls.client_auth == SL_TLS_AUTH_OFF);
+    sl_settings_fini(&s);
+}
+
+SL_TEST(deadlines_and_shares_of_connections)
+{
+    sl_settings s;
+
+    SL_CHECK_OK(load(&s, "deadlines:\n  message: 5s\n  write: 2m\n  idle: 1h\n"
+                         "limits:\n  connections_user: 9\n  connections_host: 11\n", NULL, err));
+    SL_CHECK(s.message_ns == 5 * SL_NS_PER_S && s.write_ns == 120 * SL_NS_PER_S);
+    SL_CHECK(s.idle_ns == 3600 * SL_NS_PER_S);
+    SL_CHECK(s.connections_user == 9 && s.connections_host == 11);
     sl_settings_fini(&s);
 }
 
@@ -325,7 +343,8 @@ SL_TEST(the_oldest_ended_jobs_are_forgotten)
 }
 
 SL_TEST_MAIN(SL_RUN(settings_have_defaults), SL_RUN(the_file_and_then_the_flags_decide),
-             SL_RUN(wrong_settings_name_file_line_and_key), SL_RUN(nothing_is_listened_on_unless_configured), SL_RUN(the_example_is_valid),
+             SL_RUN(wrong_settings_name_file_line_and_key), SL_RUN(nothing_is_listened_on_unless_configured), SL_RUN(deadlines_and_shares_of_connections),
+        SL_RUN(the_example_is_valid),
              SL_RUN(a_second_daemon_is_told_who_holds_the_device),
              SL_RUN(a_worker_that_outlives_its_daemon_is_waited_for),
              SL_RUN(directories_are_made_and_locked), SL_RUN(jobs_are_found_by_id_and_by_request),

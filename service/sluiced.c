@@ -57,6 +57,7 @@ typedef struct {
     char *store;
     sl_service *service;
     sl_rpc *rpc;
+    sl_door door;
     sl_front *front;
     sl_http *http;
 } daemon_state;
@@ -223,6 +224,7 @@ typedef struct {
     sl_tls_keys *keys; /* NULL: no TLS */
     sl_tokens tokens;
     sl_access_rate rate;
+    sl_front_limits front;
 } access_files;
 
 static void free_access_files(access_files *files)
@@ -232,6 +234,19 @@ static void free_access_files(access_files *files)
     sl_tls_keys_release(files->keys);
     sl_tokens_fini(&files->tokens);
     free(files);
+}
+
+/* connections: what descriptors there are for may be fewer than the settings say. */
+static sl_front_limits front_limits_of(const sl_settings *settings, int connections)
+{
+    return (sl_front_limits){
+        .connections_each = settings->connections_user ? settings->connections_user
+                                                       : connections - connections / 5,
+        .connections_host = settings->connections_host,
+        .message_ns = settings->message_ns,
+        .write_ns = settings->write_ns,
+        .idle_ns = settings->idle_ns,
+    };
 }
 
 static sl_status read_access_files(access_files **out, const sl_settings *settings, sl_error *err)
@@ -265,9 +280,10 @@ static const char *finish_settings(void *arg, void *more, bool take)
 {
     daemon_state *d = arg;
     access_files *files = more;
-    bool changed = false;
+    bool changed = false, limits = false;
 
     if (take) {
+        limits = sl_front_set_limits(d->front, &files->front);
         changed = sl_access_take(d->access, &files->tokens, files->rate);
         if (d->tls && files->keys) {
             changed |= sl_tls_take(d->tls, files->keys);
@@ -276,6 +292,8 @@ static const char *finish_settings(void *arg, void *more, bool take)
         sl_audit_reopen(d->audit);
     }
     free_access_files(files);
+    if (limits)
+        return changed ? "access, connections" : "connections";
     return changed ? "access" : NULL;
 }
 
@@ -312,6 +330,8 @@ static sl_status read_settings(void *arg, sl_service_settings *out, sl_error *er
     if (status == SL_OK) {
         access_files *files = NULL;
         status = read_access_files(&files, &settings, err);
+        if (status == SL_OK)
+            files->front = front_limits_of(&settings, d->settings.connections);
         out->more = files;
     }
     sl_settings_fini(&settings);
@@ -364,8 +384,8 @@ static sl_status start_front(daemon_state *d, sl_error *err)
 
     config.service_url = SERVICE_URL;
     config.connections = settings->connections;
-    config.connections_each = settings->connections - settings->connections / 5;
-    config.connections_host = settings->connections_host;
+    config.limits = front_limits_of(settings, settings->connections);
+    config.door = &d->door;
     config.in_flight = settings->in_flight;
     config.in_flight_each = settings->in_flight - settings->in_flight / 5;
     config.bound = sl_rpc_bound;
@@ -399,6 +419,7 @@ static sl_status start_http(daemon_state *d, sl_error *err)
     config.service = d->service;
     config.table = &sl_handlers_table;
     config.calls = sl_rpc_get_stats(d->rpc);
+    config.door = &d->door;
     return sl_http_create(&d->http, &config, err);
 }
 
