@@ -2,6 +2,7 @@
 # make demo     a prompt becomes a video, on this machine, without a GPU
 # make test     all tests (what .ci/run calls)
 # make sanitize the same tests under ASan+UBSan, then the threaded ones under TSan
+# make semantic what the shapes models get right, as a table (some ten minutes)
 # make soak     a million simulated and ten thousand real operations, with kills (half an hour)
 # make fuzz     every fuzz target for FUZZ_SECONDS (needs clang)
 # make docker-test  the steps of docker/Dockerfile, as root in debootstrap roots (some minutes)
@@ -13,7 +14,7 @@ DEPS = cmake ninja-build gcc g++ libc6-dev pkg-config python3 ca-certificates \
        libopenblas-pthread-dev libprotobuf-c-dev protobuf-c-compiler libnng-dev libssl-dev \
        libavcodec-dev libavformat-dev libavutil-dev libswscale-dev ffmpeg zlib1g-dev \
        libsentencepiece-dev libutf8proc-dev libcyaml-dev libyaml-dev libcjson-dev libcmocka-dev \
-       libsqlite3-dev libmicrohttpd-dev python3-venv protobuf-compiler openssl
+       libsqlite3-dev libmicrohttpd-dev python3-venv python3-numpy protobuf-compiler openssl
 LINT_DEPS = clang-tidy clang-format
 FUZZ_TARGETS = safetensors pth pickle image clean tokenizer envelope budget
 FUZZ_SECONDS ?= 600
@@ -21,7 +22,7 @@ FUZZ_SECONDS ?= 600
 JOBS ?= $(shell nproc)
 PROMPT ?= a red circle moves from left to right
 
-.PHONY: all deps demo test sanitize dev tsan soak fuzz docker-test bench fmt lint clean
+.PHONY: all deps demo test semantic sanitize dev tsan soak fuzz docker-test bench fmt lint clean
 
 all: build/build.ninja
 	cmake --build build -j $(JOBS)
@@ -45,6 +46,9 @@ demo: all
 
 test: all
 	@python3 tests/run_tests.py build
+
+semantic: all
+	@$$(cat build/python-with-numpy) -B tests/models/table.py build
 
 dev: deps
 	cmake --preset dev >/dev/null

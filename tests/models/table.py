@@ -1,0 +1,56 @@
+"""The table of what the shapes models get right, as Markdown.
+
+    python3 tests/models/table.py BUILD [--prompts=N] > table.md       (make semantic)
+
+Every fixed prompt in every cell; figures are percent right, in brackets those of the
+held-out combinations.  Strips are left in BUILD/semantic.
+"""
+import itertools
+import sys
+import time
+
+import clips
+
+STEPS = (4, 2)
+
+
+def cell(name, answers):
+    every, some = clips.rates(answers), clips.rates(clips.held_out(answers))
+    return f"| {name} | " + " | ".join(f"{every[a]:.0f} ({some[a]:.0f})" for a in every) + " |"
+
+
+def table(d, model, asked, rows):
+    print(clips.head(f"{model}: attention, precision, sampler, steps"))
+    first = None
+    for attention, precision, sampler, steps in rows:
+        name = f"{attention} {precision} {sampler} {steps}"
+        args = ["--model", model + ("-quant" if precision == "int8" else ""), "--attention",
+                attention, "--sampler", sampler, "--steps", str(steps)]
+        started = time.monotonic()
+        answers = clips.ask_all(d, asked, args, f"{model} {name}".replace(" ", "-"))
+        first = first or answers
+        print(cell(name.replace(" ", ", "), answers), flush=True)
+        print(f"{model} {name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    chance = clips.by_chance(first)
+    print(clips.row("chance: the first row's clips against other prompts", chance) + "\n")
+    return first
+
+
+def main():
+    count = next((int(a.split("=")[1]) for a in sys.argv if a.startswith("--prompts=")), None)
+    asked = clips.questions()[:count]
+    clips.need_models(clips.T2V, clips.I2V)
+    print(f"{len(asked)} prompts, {sum(q.held_out for q in asked)} of them held out; percent right "
+          "(held out).\n", flush=True)
+    with clips.daemon() as d:
+        attentions, precisions = ("dense", "sla", "sagesla"), ("bf16", "int8")
+        table(d, clips.T2V, asked,
+              itertools.product(attentions, precisions, ("sde", "ode"), STEPS))
+        answers = table(d, clips.I2V, asked, itertools.product(("sla",), precisions,
+                                                               ("sde", "ode"), (4,)))
+    values = sorted(a.psnr for a in answers)
+    print(f"First frame of {clips.I2V} against the image, first row: PSNR {values[0]:.1f} dB at "
+          f"least, {values[len(values) // 2]:.1f} dB in the middle.")
+
+
+main()
