@@ -159,8 +159,7 @@ Sluice__V1__Refusal *sl_answer_to_pb(const sl_core_answer *answer, sl_arena *are
     return pb;
 }
 
-Sluice__V1__Receipt *sl_receipt_to_pb(const sl_core_receipt *receipt, size_t limit_bytes,
-                                      sl_arena *arena)
+Sluice__V1__Receipt *sl_receipt_to_pb(const sl_core_receipt *receipt, sl_arena *arena)
 {
     Sluice__V1__Receipt *pb = sl_rpc_new(arena, &sluice__v1__receipt__descriptor);
 
@@ -179,8 +178,8 @@ Sluice__V1__Receipt *sl_receipt_to_pb(const sl_core_receipt *receipt, size_t lim
     }
     pb->device_before_bytes = receipt->before_bytes;
     pb->device_after_bytes = receipt->after_bytes;
-    pb->free_before_bytes = limit_bytes - receipt->before_bytes;
-    pb->free_after_bytes = limit_bytes - receipt->after_bytes;
+    pb->free_before_bytes = receipt->limit_bytes - receipt->before_bytes;
+    pb->free_after_bytes = receipt->limit_bytes - receipt->after_bytes;
     pb->peak_bytes = receipt->peak_bytes;
     pb->residue_bytes = receipt->residue_bytes;
     pb->duration_ns = receipt->duration_ns;

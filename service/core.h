@@ -387,6 +387,7 @@ typedef struct {
     int64_t residue_bytes;                        /* measured change minus planned change, and
                                                      what the driver kept */
     size_t host_before_bytes, host_after_bytes;   /* in the host tier; equal: nothing changed */
+    size_t limit_bytes;                           /* of the arena, at the end */
 } sl_core_receipt;
 
 typedef struct {

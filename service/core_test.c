@@ -629,9 +629,12 @@ SL_TEST(what_the_driver_keeps_is_residue)
     const sl_core_need pinned = need_of("p", SL_COMPONENT_DIT, 40);
     uint64_t ticket;
 
+    sl_core_worker_down(core, "test");
+    sl_core_set_limit(core, 90 * G); /* receipts tell what is free of what is there */
+    sl_core_worker_up(core, 4 * G);
     load(core, pinned, err);
     let(core, SL_CORE_LOAD, 1);
-    expect(core, SL_CORE_TICKET_ENDED);
+    SL_CHECK(expect(core, SL_CORE_TICKET_ENDED).receipt.limit_bytes == 90 * G);
     SL_CHECK_OK(sl_core_unload(core, &pinned.key, 1, &ticket, err));
     const sl_core_action action = expect(core, SL_CORE_UNLOAD);
     const sl_core_done end = { .message = "",

@@ -730,6 +730,7 @@ bool sl_core_tell_ticket(sl_core *core, sl_core_action *out)
     out->ticket = t->id;
     out->status = t->status;
     out->receipt = t->receipt;
+    out->receipt.limit_bytes = core->config.limit_bytes;
     out->answer = t->answer;
     memcpy(out->message, t->message, sizeof out->message);
     free(t);

@@ -350,8 +350,7 @@ sl_status sl_handle_load_model(void *service, sl_rpc_call *call, sl_error *err)
     Sluice__V1__LoadModelReply *reply =
         sl_rpc_new(call->arena, &sluice__v1__load_model_reply__descriptor);
     if (!reply
-        || !(reply->receipt = sl_receipt_to_pb(&wait->action.receipt,
-                                                     s->config.device.limit_bytes, call->arena)))
+        || !(reply->receipt = sl_receipt_to_pb(&wait->action.receipt, call->arena)))
         return out_of_memory(err);
     call->reply = &reply->base;
     return SL_OK;
@@ -461,8 +460,7 @@ sl_status sl_handle_unload_model(void *service, sl_rpc_call *call, sl_error *err
     Sluice__V1__UnloadModelReply *reply =
         sl_rpc_new(call->arena, &sluice__v1__unload_model_reply__descriptor);
     if (!reply
-        || !(reply->receipt = sl_receipt_to_pb(&wait->action.receipt,
-                                                     s->config.device.limit_bytes, call->arena)))
+        || !(reply->receipt = sl_receipt_to_pb(&wait->action.receipt, call->arena)))
         return out_of_memory(err);
     call->reply = &reply->base;
     return SL_OK;
@@ -490,8 +488,7 @@ sl_status sl_handle_trim_memory(void *service, sl_rpc_call *call, sl_error *err)
         log_receipt("trim_done", "all", &wait->action);
     if (status != SL_OK)
         return status;
-    reply->receipt =
-        sl_receipt_to_pb(&wait->action.receipt, s->config.device.limit_bytes, call->arena);
+    reply->receipt = sl_receipt_to_pb(&wait->action.receipt, call->arena);
     call->reply = &reply->base;
     return reply->receipt ? SL_OK : out_of_memory(err);
 }
@@ -541,11 +538,10 @@ static sl_status do_switch(sl_service *s, sl_rpc_call *call, const load_spec *sp
     return status;
 }
 
-static sl_status fill_switch(const sl_service *s, sl_rpc_call *call, const switch_wait *wait,
+static sl_status fill_switch(sl_rpc_call *call, const switch_wait *wait,
                              sl_error *err)
 {
     static const char *const names[STEPS] = { "unload", "clear", "load" };
-    const size_t limit_bytes = s->config.device.limit_bytes;
     Sluice__V1__SwitchModelReply *reply =
         sl_rpc_new(call->arena, &sluice__v1__switch_model_reply__descriptor);
     int64_t since_ns = wait->start_ns;
@@ -558,12 +554,12 @@ static sl_status fill_switch(const sl_service *s, sl_rpc_call *call, const switc
         const sl_core_receipt *receipt = &at->action.receipt;
         Sluice__V1__SwitchStep *step =
             sl_rpc_new(call->arena, &sluice__v1__switch_step__descriptor);
-        if (!step || !(step->receipt = sl_receipt_to_pb(receipt, limit_bytes, call->arena)))
+        if (!step || !(step->receipt = sl_receipt_to_pb(receipt, call->arena)))
             return out_of_memory(err);
         step->name = (char *)names[i];
         step->duration_ns = at->ended_ns - since_ns;
-        step->free_before_bytes = limit_bytes - mapped_bytes;
-        step->free_after_bytes = limit_bytes - at->mapped_bytes;
+        step->free_before_bytes = receipt->limit_bytes - mapped_bytes;
+        step->free_after_bytes = receipt->limit_bytes - at->mapped_bytes;
         step->peak_bytes = receipt->command_count ? receipt->peak_bytes
                            : mapped_bytes > at->mapped_bytes ? mapped_bytes
                                                              : at->mapped_bytes;
@@ -606,7 +602,7 @@ sl_status sl_handle_switch_model(void *service, sl_rpc_call *call, sl_error *err
         log_receipt(i < STEPS - 1 ? "unload_done" : "load_done", request->model,
                     &wait->steps[i].action);
     if (status == SL_OK)
-        status = fill_switch(s, call, wait, err);
+        status = fill_switch(call, wait, err);
     free(wait);
     return status;
 }

@@ -212,7 +212,6 @@ Sluice__V1__GenerateRequest *sl_request_to_pb(const sl_job *job, sl_arena *arena
 Sluice__V1__Job *sl_job_to_pb(sl_service *s, const sl_job *job, sl_arena *arena); /* locked */
 Sluice__V1__ComponentBytes *sl_component_bytes_to_pb(const sl_core_component *component,
                                                      sl_arena *arena);
-Sluice__V1__Receipt *sl_receipt_to_pb(const sl_core_receipt *receipt, size_t limit_bytes,
-                                      sl_arena *arena);
+Sluice__V1__Receipt *sl_receipt_to_pb(const sl_core_receipt *receipt, sl_arena *arena);
 
 #endif
