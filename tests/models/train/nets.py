@@ -221,6 +221,7 @@ class Rms(nn.Module):
         return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
 
 
+@functools.lru_cache(maxsize=8)
 def buckets(length, device):
     r = torch.arange(length, device=device)
     r = r[None, :] - r[:, None]
@@ -433,6 +434,7 @@ class Dit(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, hidden, heads, sparse) for _ in range(layers))
         self.head = Head(dim, 64)
         self.dim, self.heads = dim, heads
+        self.run_block = None  # a compiled Block.forward for dense attention, if any
 
     def forward(self, x, t, text, mode=None):
         """x [B, C, T, h, w], t [B] as the network takes it (0..1000), text [B, L, text_dim];
@@ -449,8 +451,9 @@ class Dit(nn.Module):
             e = self.time_embedding(wave)
             e0 = self.time_projection(e).unflatten(1, (6, self.dim))
         context = self.text_embedding(text)
+        run = self.run_block if self.run_block and mode is None else Block.forward
         for block in self.blocks:
-            y = block(y, e0, context, table, mode)
+            y = run(block, y, e0, context, table, mode)
         shift, scale = (self.head.modulation + e[:, None]).unsqueeze(2).unbind(1)
         y = F.layer_norm(y, (self.dim,), eps=1e-6) * (1 + scale) + shift
         y = self.head.head(y)

@@ -13,6 +13,7 @@ the model directories.
 
 import argparse
 import copy
+import functools
 import json
 import math
 import multiprocessing
@@ -37,11 +38,11 @@ SPARSE_MODES = {"sla": (128, 64, 0.1), "sagesla": (64, 128, 0.1)}
 
 RECIPES = {  # seconds are upper bounds: a stage ends at its steps or its time, whichever is first
     "gpu": {
-        "vae": dict(steps=16000, batch=16, rate=2.5e-3, seconds=320),
-        "t2v": dict(steps=14000, batch=160, rate=1.5e-3, seconds=200, clips=40000),
-        "t2v-few": dict(steps=5000, batch=128, rate=5e-4, seconds=140, clips=40000),
-        "i2v": dict(steps=5000, batch=160, rate=1e-3, seconds=80, clips=20000),
-        "i2v-few": dict(steps=3000, batch=128, rate=5e-4, seconds=80, clips=20000),
+        "vae": dict(steps=40000, batch=32, rate=2.5e-3, seconds=150),
+        "t2v": dict(steps=60000, batch=192, rate=1.2e-3, seconds=330, clips=60000),
+        "t2v-few": dict(steps=12000, batch=128, rate=4e-4, seconds=150, clips=60000),
+        "i2v": dict(steps=20000, batch=160, rate=8e-4, seconds=120, clips=30000),
+        "i2v-few": dict(steps=8000, batch=128, rate=4e-4, seconds=100, clips=30000),
     },
     "cpu": {
         "vae": dict(steps=1500, batch=4, rate=2e-3, seconds=1200, clips=0),
@@ -73,70 +74,194 @@ class Renderer:
         self.device = device
         self.templates = torch.tensor(np.stack([shapes.template(s) for s in shapes.SHAPES]),
                                       device=device)[:, None]
-        y, x = torch.meshgrid(torch.arange(shapes.HEIGHT, device=device) + 0.5,
-                              torch.arange(shapes.WIDTH, device=device) + 0.5, indexing="ij")
-        self.at = torch.stack([x, y], dim=-1)
+        self.at = torch.arange(shapes.WIDTH, device=device) + 0.5
+        self.frame = torch.arange(shapes.FRAMES, device=device)
+        self.grounds = torch.tensor(list(shapes.BACKGROUNDS.values()), device=device).float()
+        self.colors = torch.tensor(list(shapes.COLORS.values()), device=device).float()
+        self.steps = torch.tensor([shapes.DIRECTIONS.get(m, (0, 0)) for m in shapes.MOTIONS],
+                                  device=device).float()
+        self.growth = torch.tensor([{"grow": 0.9, "shrink": -0.9}.get(m, 0.0)
+                                    for m in shapes.MOTIONS], device=device)
+        self.radii = torch.tensor(list(shapes.SIZES.values()), device=device)
+        self.travels = torch.tensor(list(shapes.SPEEDS.values()), device=device)
+        allowed = [[float(shapes.contrast(c, g) >= shapes.MIN_CONTRAST and not shapes.held_out(c, s))
+                    for c in shapes.COLORS for s in shapes.SHAPES] for g in shapes.BACKGROUNDS]
+        self.allowed = torch.tensor(allowed, device=device).log()
 
-    def __call__(self, scenes):
-        b, f = len(scenes), shapes.FRAMES
-        ground = torch.tensor([shapes.BACKGROUNDS[s.background] for s in scenes],
-                              device=self.device, dtype=torch.float32)
-        video = ground[:, :, None, None, None].expand(
-            b, 3, f, shapes.HEIGHT, shapes.WIDTH).clone()
-        for i in range(2):
-            who = [k for k, s in enumerate(scenes) if len(s.items) > i]
-            if not who:
-                continue
-            path = torch.tensor(np.stack([scenes[k].path(i) for k in who]), device=self.device,
-                                dtype=torch.float32)  # [n, f, 3]
-            items = [scenes[k].items[i] for k in who]
-            kind = torch.tensor([shapes.SHAPES.index(it.shape) for it in items],
-                                device=self.device)
-            color = torch.tensor([shapes.COLORS[it.color] for it in items], device=self.device,
-                                 dtype=torch.float32)
-            grid = (self.at - path[..., None, None, :2]) / (
-                path[..., None, None, 2:] * shapes.TEMPLATE_REACH)
-            n = len(who)
-            cover = F.grid_sample(
-                self.templates[kind].repeat_interleave(f, 0), grid.flatten(0, 1),
-                align_corners=False)
-            cover = cover.reshape(n, 1, f, shapes.HEIGHT, shapes.WIDTH)
-            index = torch.tensor(who, device=self.device)
-            video[index] = video[index] * (1 - cover) + color[:, :, None, None, None] * cover
+    def draw(self, ground, items, x0=None, y0=None, f0=None, side=shapes.WIDTH,
+             frames=shapes.FRAMES):
+        """ground [B, 3]; items: [(present [B], shape [B], color [B, 3], path [B, FRAMES, 3])];
+        x0, y0, f0 [B]: where a part of the clip begins."""
+        b = len(ground)
+        zero = torch.zeros(b, dtype=torch.long, device=self.device)
+        at = self.frame[:frames] + (zero if f0 is None else f0)[:, None]
+        x = self.at[:side] + (zero if x0 is None else x0)[:, None]
+        y = self.at[:side] + (zero if y0 is None else y0)[:, None]
+        video = ground[:, :, None, None, None].expand(b, 3, frames, side, side)
+        for present, shape, color, path in items:
+            path = path.gather(1, at[:, :, None].expand(-1, -1, 3))
+            reach = path[..., 2] * shapes.TEMPLATE_REACH
+            u = (x[:, None] - path[..., 0:1]) / reach[..., None]
+            v = (y[:, None] - path[..., 1:2]) / reach[..., None]
+            grid = torch.stack([u[:, :, None].expand(-1, -1, side, -1),
+                                v[:, :, :, None].expand(-1, -1, -1, side)], dim=-1)
+            # All frames of a clip below each other: one template serves them all.
+            cover = F.grid_sample(self.templates[shape], grid.flatten(1, 2), align_corners=False)
+            cover = cover.reshape(b, 1, frames, side, side) * present[:, None, None, None, None]
+            video = video * (1 - cover) + color[:, :, None, None, None] * cover
         return (video + 0.5).floor().clamp(0, 255) / 127.5 - 1
 
+    def __call__(self, scenes):
+        items = []
+        for i in range(2):
+            who = [s.items[min(i, len(s.items) - 1)] for s in scenes]
+            paths = [s.path(min(i, len(s.items) - 1)) for s in scenes]
+            items.append((torch.tensor([float(len(s.items) > i) for s in scenes], device=self.device),
+                          torch.tensor([shapes.SHAPES.index(w.shape) for w in who],
+                                       device=self.device),
+                          self.colors[torch.tensor([list(shapes.COLORS).index(w.color) for w in who],
+                                                   device=self.device)],
+                          torch.tensor(np.stack(paths), device=self.device, dtype=torch.float32)))
+        ground = torch.tensor([list(shapes.BACKGROUNDS).index(s.background) for s in scenes],
+                              device=self.device)
+        return self.draw(self.grounds[ground], items)
 
-def scenes_of(count, seed):
+    def random(self, n, side=shapes.WIDTH, frames=shapes.FRAMES):
+        """Parts of n scenes as sample_scene() draws them; tensors all the way."""
+        def pick(count):
+            return torch.randint(count, (n,), device=self.device)
+
+        def uniform(low, high):
+            return low + (high - low) * torch.rand(n, device=self.device)
+
+        ground = torch.where(torch.rand(n, device=self.device) < 0.3, 0, pick(len(self.grounds)))
+        pair = (torch.rand(n, device=self.device) < 0.3).float()
+        line = (self.frame / (shapes.FRAMES - 1) - 0.5)[None]
+        items = []
+        for i in range(2):
+            gumbel = -(-torch.rand(n, self.allowed.shape[1], device=self.device).clamp(1e-9).log()).log()
+            which = (self.allowed[ground] + gumbel).argmax(1)
+            color, shape = which // len(shapes.SHAPES), which % len(shapes.SHAPES)
+            motion = pick(len(shapes.MOTIONS))
+            radius = torch.where(pair > 0, shapes.PAIR_RADIUS, self.radii[pick(3)])
+            travel = torch.where(pair > 0, shapes.PAIR_TRAVEL, self.travels[pick(3)])
+            x = torch.where(pair > 0, shapes.PAIR_X[i], shapes.WIDTH / 2) + uniform(-6, 6)
+            y = shapes.HEIGHT / 2 + uniform(-6, 6)
+            step = self.steps[motion] * travel[:, None]
+            path = torch.stack([x[:, None] + step[:, 0:1] * line, y[:, None] + step[:, 1:2] * line,
+                                radius[:, None] * (1 + self.growth[motion][:, None] * line)], dim=-1)
+            items.append((torch.ones_like(pair) if i == 0 else pair, shape, self.colors[color], path))
+        if side == shapes.WIDTH:
+            return self.draw(self.grounds[ground], items)
+        # Objects are about the middle row: most parts hold some of one.
+        room = shapes.WIDTH - side
+        near = torch.rand(n, device=self.device) < 0.8
+        y0 = torch.where(near, uniform(room / 4, room * 3 / 4), uniform(0, room)).long()
+        return self.draw(self.grounds[ground], items, uniform(0, room + 0.99).long(), y0,
+                         pick(shapes.FRAMES - frames + 1), side, frames)
+
+
+def scenes_of(count, seed, texts=2):
     rng = random.Random(seed)
     scenes = [shapes.sample_scene(rng) for _ in range(count)]
-    return scenes, [[shapes.describe(s, rng) for _ in range(2)] for s in scenes]
+    return scenes, [[shapes.describe(s, rng) for _ in range(texts)] for s in scenes]
+
+
+ATTRIBUTES = [len(shapes.BACKGROUNDS), 2] + 2 * [len(shapes.COLORS), len(shapes.SHAPES),
+                                                 len(shapes.MOTIONS), 3, 3]
+
+
+def attributes_of(scene):
+    """What the sentence says, as class numbers; -1 where it says nothing."""
+    pair = len(scene.items) == 2
+    found = [list(shapes.BACKGROUNDS).index(scene.background), int(pair)]
+    for i in range(2):
+        if i >= len(scene.items):
+            found += [-1] * 5
+            continue
+        item = scene.items[i]
+        found += [list(shapes.COLORS).index(item.color), shapes.SHAPES.index(item.shape),
+                  shapes.MOTIONS.index(item.motion),
+                  -1 if pair else list(shapes.SIZES).index(item.size),
+                  -1 if pair or item.motion not in shapes.DIRECTIONS
+                  else list(shapes.SPEEDS).index(item.speed)]
+    return found
+
+
+def prepare(model, count, seed):
+    """The part of Clips that needs no device."""
+    tokenizer = Tokenizer(model)
+    scenes, texts = scenes_of(count, seed, 4)
+    ids = np.array([[tokenizer(t) for t in ts] for ts in texts], dtype=np.int64)
+    attributes = np.array([attributes_of(s) for s in scenes], dtype=np.int64)
+    # Where the sentence puts the objects, whatever the jitter: [count, 2, FRAMES, 3].
+    places = np.zeros((count, 2, shapes.FRAMES, 3), np.float32)
+    for k, scene in enumerate(scenes):
+        for i in range(2):
+            item = min(i, len(scene.items) - 1)
+            places[k, i] = scene.path(item) - np.array([*scene.items[item].jitter, 0])
+    return scenes, ids, attributes, places
 
 
 class Clips:
     """Encoded scenes with their sentences' ids; made once for a stage."""
 
-    def __init__(self, run, count, seed, images):
-        scenes, texts = scenes_of(count, seed)
-        self.ids = torch.tensor(np.array([[run.tokenizer(t) for t in ts] for ts in texts]),
-                                device=run.device)
-        latents, firsts = [], []
+    def __init__(self, run, prepared, images):
+        scenes, ids, attributes, places = prepared
+        count = len(scenes)
+        self.ids = torch.tensor(ids, device=run.device)
+        self.attributes = torch.tensor(attributes, device=run.device)
+        latents, firsts, weights = [], [], []
         with torch.no_grad(), run.autocast():
-            for i in range(0, count, 64):
-                video = run.render(scenes[i:i + 64])
+            for i in range(0, count, 128):
+                video = run.render(scenes[i:i + 128])
                 latents.append(run.vae.encode(video).to(run.store))
                 if images:
                     video[:, :, 1:] = 0
                     firsts.append(run.vae.encode(video).to(run.store))
+                weights.append(self.weight(torch.tensor(places[i:i + 128], device=run.device)))
         self.latents = torch.cat(latents)
         self.images = torch.cat(firsts) if images else None
+        self.weights = torch.cat(weights).to(run.store)
         run.say(f"{count} clips, latents mean {self.latents.float().mean():.3f} "
                 f"deviation {self.latents.float().std():.3f}")
 
+    @staticmethod
+    def weight(places):
+        """What an error counts per cell of the latent: more about where the sentence
+        puts an object, for most of the picture is ground.  Mean 1."""
+        cells = (torch.arange(shapes.WIDTH // 8, device=places.device) + 0.5) * 8
+        x, y, radius = places[..., 0], places[..., 1], places[..., 2]
+        near = torch.maximum((cells - x[..., None]).abs()[..., None, :],
+                             (cells - y[..., None]).abs()[..., :, None])
+        inside = (near < radius[..., None, None] * 1.2 + 10).float().amax(1)  # [n, FRAMES, h, w]
+        rest = inside[:, 1:].unflatten(1, (-1, 4)).amax(2)
+        weight = 1 + 5 * torch.cat([inside[:, :1], rest], dim=1)[:, None]
+        return weight / weight.mean((1, 2, 3, 4), keepdim=True)
+
     def batch(self, n):
         i = torch.randint(len(self.latents), (n,), device=self.latents.device)
-        ids = self.ids[i, torch.randint(self.ids.shape[1], (n,), device=i.device)]
-        return (self.latents[i].float(), ids,
-                self.images[i].float() if self.images is not None else None)
+        text = torch.randint(self.ids.shape[1], (n,), device=i.device)
+        return (self.latents[i].float(), self.ids[i, text],
+                self.images[i].float() if self.images is not None else None,
+                self.weights[i].float(), self.attributes[i])
+
+
+class Sayings(torch.nn.Module):
+    """Reads a sentence's attributes back from the text encoder's output: only in
+    training, so that words part long before the pictures ask for it."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.query = torch.nn.Parameter(torch.randn(len(ATTRIBUTES), dim) / dim**0.5)
+        self.head = torch.nn.ModuleList(torch.nn.Linear(dim, n) for n in ATTRIBUTES)
+
+    def forward(self, text, ids, attributes):
+        score = (text @ self.query.t()).float() - 1e4 * (ids == 0).float()[..., None]
+        pooled = score.softmax(1).transpose(1, 2).to(text.dtype) @ text
+        return sum(F.cross_entropy(head(pooled[:, i]).float(), attributes[:, i], ignore_index=-1,
+                                   reduction="sum")
+                   for i, head in enumerate(self.head)) / attributes.numel()
 
 
 # ---- one training run ----
@@ -151,15 +276,26 @@ class Run:
         self.store = torch.bfloat16 if self.on_gpu else torch.float32
         self.scale = args.scale
         self.seconds = args.seconds
+        self.log_every = 50 if self.on_gpu else 10
         self.begin = time.time()
         torch.manual_seed(args.seed)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-        self.tokenizer = Tokenizer(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..",
-                                                "shapes/shapes-t2v/google/umt5-xxl/spiece.model"))
+        model = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..",
+                             "shapes/shapes-t2v/google/umt5-xxl/spiece.model")
+        self.tokenizer = Tokenizer(model)
         self.render = Renderer(self.device)
         self.clips = {}
+        self.readers = multiprocessing.get_context("spawn").Pool(min(12, os.cpu_count()))
+        self.prepared = {}
+        for seed, name in ((11, "t2v"), (12, "i2v")):
+            wanted = [t for t in args.stages.split(",") if t.startswith(name)]
+            if wanted:
+                self.prepared[name] = self.readers.apply_async(
+                    prepare, (model, self.settings(wanted[0])["clips"], seed))
+        self.compiled = torch.compile(nets.Block.forward, dynamic=False) if args.compile else None
+        self.graphs = self.on_gpu and not args.eager
         self.vae = nets.Vae(DIM["vae"]).to(self.device)
         self.text = nets.Umt5(DIM["vocab"], DIM["text"], DIM["text_hidden"], DIM["text_heads"],
                               DIM["text_layers"]).to(self.device)
@@ -168,7 +304,8 @@ class Run:
                     for name, inputs in (("t2v", 16), ("i2v", 36))}
 
     def autocast(self):
-        return torch.autocast("cuda", torch.bfloat16, enabled=self.on_gpu)
+        # No cache of converted weights: a captured graph would go on using the first ones.
+        return torch.autocast("cuda", torch.bfloat16, enabled=self.on_gpu, cache_enabled=False)
 
     def say(self, text):
         print(f"[{time.time() - self.begin:6.1f}s] {text}", flush=True)
@@ -184,12 +321,16 @@ class Run:
             s["clips"] = max(64, int(s["clips"] * min(1.0, self.scale * 4)))
         return s
 
-    def fit(self, stage, modules, loss_of, settings):
+    def fit(self, stage, modules, losses, settings):
         """Adam with warm-up and a decay that ends with the steps or the time; the
-        result is the moving average of the weights.  Goes on from a .part.pt."""
+        result is the moving average of the weights.  losses: functions of nothing,
+        taken in turn; on the gpu each becomes a graph with its backward pass and its
+        update, so they hold no Python randomness.  Goes on from a .part.pt."""
         parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(parameters, lr=settings["rate"], betas=(0.9, 0.98),
-                                      weight_decay=1e-4, fused=self.on_gpu)
+        rate = torch.tensor(settings["rate"] * 1e-3, device=self.device)
+        toward = torch.tensor(0.0, device=self.device)
+        optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=1e-4,
+                                      fused=self.on_gpu, capturable=self.on_gpu)
         average = [p.detach().clone() for p in parameters]
         part = self.path(f"{stage}.part.pt")
         done, used = 0.0, 0.0
@@ -201,79 +342,120 @@ class Run:
             used = state["seconds"]
             done = state["done"]
             self.say(f"{stage}: goes on at {100 * done:.0f} %")
+
+        def update(loss_of):
+            optimiser.zero_grad(set_to_none=True)
+            with self.autocast():
+                loss = loss_of()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            with torch.no_grad():
+                move = torch._foreach_sub(parameters, average)
+                torch._foreach_mul_(move, toward)
+                torch._foreach_add_(average, move)
+            return loss.detach()
+
+        made = {loss_of: functools.partial(update, loss_of) for loss_of in losses}
+        turns = [made[loss_of] for loss_of in losses]
+        for dit in self.dit.values():
+            dit.run_block = self.compiled
+        if self.graphs:
+            turns = self.captured(stage, turns)
         start, step, shown, saved_at = time.time() - used, int(done * settings["steps"]), 0.0, time.time()
-        recent = []
+        first, begun, recent = step, time.time(), []
         while True:
             done = max(step / settings["steps"], (time.time() - start) / settings["seconds"])
             if done >= 1:
                 break
             warm = min(1.0, (step + 1) / 200)
-            rate = settings["rate"] * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            with self.autocast():
-                loss = loss_of(step, done)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-            decay = min(0.998, (1 + step) / (10 + step))
-            torch._foreach_lerp_(average, [p.data for p in parameters], 1 - decay)
+            rate.fill_(settings["rate"] * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))))
+            toward.fill_(1 - min(0.998, (1 + step) / (10 + step)))
+            loss = turns[step % len(turns)]()
             step += 1
-            if step % 50 == 0:
-                recent.append(float(loss.detach()))
+            if step % self.log_every == 0:
+                recent.append(float(loss))
                 if not math.isfinite(recent[-1]):
                     raise SystemExit(f"{stage}: loss is {recent[-1]} at step {step}")
                 if time.time() - shown > 8:
                     shown = time.time()
-                    self.say(f"{stage}: step {step} loss {np.mean(recent[-10:]):.4f} "
+                    self.say(f"{stage}: step {step} loss {np.mean(recent[-20:]):.4f} "
                              f"({100 * done:.0f} %)")
-                if not self.on_gpu and time.time() - saved_at > 120:
+                if time.time() - saved_at > 120:
                     saved_at = time.time()
                     torch.save({"weights": average, "done": done, "seconds": time.time() - start},
                                part)
+        for dit in self.dit.values():
+            dit.run_block = None
         for p, a in zip(parameters, average):
             p.data.copy_(a)
-        self.say(f"{stage}: {step} steps, loss {np.mean(recent[-10:]) if recent else float('nan'):.4f}")
+        self.say(f"{stage}: {step} steps, loss {np.mean(recent[-20:]) if recent else float('nan'):.4f}, "
+                 f"{(step - first) / max(1e-3, time.time() - begun):.1f} steps/s")
         if os.path.exists(part):
             os.remove(part)
+
+    def captured(self, stage, turns):
+        """The same functions as CUDA graphs.  They run three times before they are
+        recorded (at a thousandth of the rate), as libraries allocate on first use."""
+        begun = time.time()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for turn in dict.fromkeys(turns):
+                for _ in range(3):
+                    turn()
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
+        pool, made = None, {}
+        for turn in dict.fromkeys(turns):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                loss = turn()
+            pool = graph.pool()
+
+            def play(graph=graph, loss=loss):
+                graph.replay()
+                return loss
+
+            made[turn] = play
+        torch.cuda.synchronize()
+        self.say(f"{stage}: recorded in {time.time() - begun:.1f} s")
+        return [made[t] for t in turns]
 
     # ---- stages ----
 
     def train_vae(self, settings):
-        rng = random.Random(1)
+        n = settings["batch"]
 
-        def loss_of(step, done):
-            video = self.render([shapes.sample_scene(rng) for _ in range(settings["batch"])])
-            if step % 8:  # nine frames of a quarter of the picture do as well, far faster
-                video = torch.stack([self.cut(clip, rng) for clip in video])
-            flat = video[:, :, :1, :1, :1].expand_as(video)
-            weight = 1 + 8 * F.max_pool3d(((video - flat).abs().amax(1, keepdim=True) > 0.05).float(),
-                                          (1, 9, 9), stride=1, padding=(0, 4, 4))
-            blank = settings["batch"] // 8  # clips of an image and grey, as image-to-video has them
-            if blank:
-                video[:blank, :, 1:] = 0
-                weight[:blank] = 1
+        def loss_of(side, frames, n):
+            video = self.render.random(n, side, frames)
+            # What counts more is about an object, now or some frames away: trails are seen.
+            flat = video[:, :, :1, :1, :1]
+            near = ((video - flat).abs().amax(1, keepdim=True) > 0.05).float()
+            for axis in range(3):
+                size, pad = [1] * 3, [0] * 3
+                size[axis], pad[axis] = 9, 4
+                near = F.max_pool3d(near, size, stride=1, padding=pad)
+            weight = 1 + 6 * near
+            blank = max(1, n // 8)  # clips of an image and grey, as image-to-video has them
+            keep = torch.ones(n, 1, frames, 1, 1, device=video.device)
+            keep[:blank, :, 1:] = 0
+            video = video * keep
+            weight = 1 + (weight - 1) * keep
             moments = self.vae.moments(video).float()
             mu, logvar = moments.chunk(2, dim=1)
             logvar = logvar.clamp(-12, 4)
             z = mu + torch.randn_like(mu) * (0.5 * logvar).exp()
-            seen = self.vae.picture(z).float()
-            error = (seen - video).abs()
+            error = (self.vae.picture(z).float() - video).abs()
             error = error + 2 * error.square()
             kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).mean()
-            return (weight * error).mean() + 3e-3 * kl
+            return (weight * error).mean() + 1e-3 * kl
 
-        self.fit("vae", [self.vae], loss_of, settings)
+        # Nine frames of a quarter of the picture do as well as all of it, far faster.
+        part = functools.partial(loss_of, 64, 9, n)
+        whole = functools.partial(loss_of, shapes.WIDTH, shapes.FRAMES, max(2, n // 4))
+        self.fit("vae", [self.vae], [part] * 7 + [whole], settings)
         self.fold_statistics()
-
-    @staticmethod
-    def cut(clip, rng, frames=9, side=64):
-        """A part of a clip [3, F, H, W] that holds some of an object, if it has one near."""
-        first = rng.randrange(clip.shape[1] - frames + 1)
-        spots = (rng.randrange(16, 49), rng.randrange(0, 65))  # objects are about the middle row
-        y, x = spots if rng.random() < 0.8 else (rng.randrange(0, 65), rng.randrange(0, 65))
-        return clip[:, first:first + frames, y:y + side, x:x + side]
 
     @torch.no_grad()
     def fold_statistics(self):
@@ -295,9 +477,9 @@ class Run:
         second.bias += (second.weight[:, :, 0, 0, 0] * (mean - wan_mean / by)).sum(1)
         second.weight /= by[None, :, None, None, None]
 
-    def clips_of(self, name, count):
+    def clips_of(self, name):
         if name not in self.clips:
-            self.clips = {name: Clips(self, count, 11 if name == "t2v" else 12, name == "i2v")}
+            self.clips = {name: Clips(self, self.prepared[name].get(), name == "i2v")}
         return self.clips[name]
 
     def inputs(self, name, x, images):
@@ -308,76 +490,85 @@ class Run:
         return torch.cat([x, mask, images], dim=1)
 
     def train_flow(self, name, settings):
-        clips = self.clips_of(name, settings["clips"])
+        clips, n = self.clips_of(name), settings["batch"]
         dit = self.dit[name]
+        sayings = Sayings(DIM["text"]).to(self.device)
         for p in self.text.parameters():
             p.requires_grad = name == "t2v"
 
-        def loss_of(step, done):
-            x0, ids, images = clips.batch(settings["batch"])
-            n = len(x0)
+        def loss_of():
+            x0, ids, images, weight, attributes = clips.batch(n)
             u = torch.rand(n, device=x0.device)
             shift = torch.where(torch.rand(n, device=x0.device) < 0.6, 6.0, 1.0)
             t = (shift * u / (1 + (shift - 1) * u)).clamp(0.002, 0.9975)
             noise = torch.randn_like(x0)
             tt = t[:, None, None, None, None]
             x = (1 - tt) * x0 + tt * noise
-            v = dit(self.inputs(name, x, images), network_time(t), self.text(ids))
-            return (v.float() - (noise - x0)).square().mean()
+            text = self.text(ids)
+            v = dit(self.inputs(name, x, images), network_time(t), text)
+            loss = (weight * (v.float() - (noise - x0)).square()).mean()
+            return loss + 0.05 * sayings(text, ids, attributes) if name == "t2v" else loss
 
-        self.fit(name, [dit, self.text] if name == "t2v" else [dit], loss_of, settings)
+        self.fit(name, [dit, self.text, sayings] if name == "t2v" else [dit], [loss_of], settings)
 
     def train_few(self, name, settings):
-        """Few steps: the student learns where the teacher's flow ends, from states that
-        it reaches itself in the sampler's own steps, with dense and sparse attention."""
-        clips = self.clips_of(name, settings["clips"])
+        """Few steps: the student learns where the teacher's flow ends, from noised clips
+        and from states that it reaches itself in the sampler's own steps, with dense
+        and sparse attention."""
+        clips, n = self.clips_of(name), settings["batch"]
         student, teacher = self.dit[name], copy.deepcopy(self.dit[name]).requires_grad_(False)
         for p in self.text.parameters():
             p.requires_grad = False
         times = rcm_times(80 if name == "t2v" else 200)
-        modes = [None, SPARSE_MODES["sla"], None, SPARSE_MODES["sagesla"]]
-        rng = random.Random(5)
+        share = torch.tensor([0, 1, 2, 2, 3, 3], device=self.device)
+        time_of = torch.tensor(times, device=self.device)
 
-        def predict(net, x, t, text, images, mode):
-            tt = network_time(torch.full((len(x),), t, device=x.device))
-            return x - t * net(self.inputs(name, x, images), tt, text, mode).float()
+        def velocity(net, x, t, text, images, mode=None):
+            return net(self.inputs(name, x, images), network_time(t), text, mode).float()
 
         @torch.no_grad()
         def flow_end(x, t, text, images, steps):
-            """Heun from t to 0 along the teacher's flow; steps finer where it bends."""
-            ts = [t * (1 - k / steps) ** 1.5 for k in range(steps + 1)]
-            for a, b in zip(ts, ts[1:]):
-                def v(y, at):
-                    tt = network_time(torch.full((len(y),), at, device=y.device))
-                    return teacher(self.inputs(name, y, images), tt, text).float()
-                va = v(x, a)
-                y = x - (a - b) * va
-                x = y if b == 0 else x - (a - b) * 0.5 * (va + v(y, b))
+            """Heun from t [n] to 0 along the teacher's flow; steps finer where it bends."""
+            for k in range(steps):
+                a, b = t * (1 - k / steps) ** 1.5, t * (1 - (k + 1) / steps) ** 1.5
+                by = (a - b)[:, None, None, None, None]
+                va = velocity(teacher, x, a, text, images)
+                y = x - by * va
+                x = y if k == steps - 1 else x - by * 0.5 * (va + velocity(teacher, y, b, text, images))
             return x
 
-        def loss_of(step, done):
-            x0, ids, images = clips.batch(settings["batch"])
-            mode = modes[step % len(modes)]
-            i = rng.choice([0, 1, 2, 2, 3, 3])
+        @torch.no_grad()
+        def state(x0, text, images, mode):
+            """A state and its time for each of the n: one of the four steps, half of
+            them as the student itself comes there, by its ODE or with new noise."""
+            i = share[torch.randint(len(share), (n,), device=x0.device)]
+            t = time_of[i]
+            tt = t[:, None, None, None, None]
+            x = (1 - tt) * x0 + tt * torch.randn_like(x0)
+            own = torch.rand(n, 1, 1, 1, 1, device=x0.device) < 0.5
+            ode = torch.rand(n, 1, 1, 1, 1, device=x0.device) < 0.5
+            at = torch.randn_like(x0) * times[0]
+            for j in range(4):
+                x = torch.where(own & (i == j)[:, None, None, None, None], at, x)
+                if j < 3:
+                    a, b = times[j], times[j + 1]
+                    v = velocity(student, at, torch.full((n,), a, device=x0.device), text, images, mode)
+                    seen = at - a * v
+                    at = torch.where(ode, at - (a - b) * v, (1 - b) * seen + b * torch.randn_like(x0))
+            return x, t
+
+        def loss_of(mode):
+            x0, ids, images, weight, _ = clips.batch(n)
             with torch.no_grad():
                 text = self.text(ids)
-                t = times[i]
-                if rng.random() < 0.5 and i > 0:  # a state of its own making
-                    x = torch.randn_like(x0) * times[0]
-                    ode = rng.random() < 0.5
-                    for j in range(i):
-                        x0_seen = predict(student, x, times[j], text, images, mode)
-                        if ode:
-                            x = x0_seen + (times[j + 1] / times[j]) * (x - x0_seen)
-                        else:
-                            x = (1 - times[j + 1]) * x0_seen + times[j + 1] * torch.randn_like(x0)
-                else:
-                    x = (1 - t) * x0 + t * torch.randn_like(x0)
-                target = flow_end(x, t, text, images, 6 if self.on_gpu else 4)
-            seen = predict(student, x, t, text, images, mode)
-            return (seen - target).square().mean() + 0.5 * (seen - target).abs().mean()
+            x, t = state(x0, text, images, mode)
+            target = flow_end(x, t, text, images, 6 if self.on_gpu else 4)
+            v = velocity(student, x, t, text, images, mode)
+            error = (x - t[:, None, None, None, None] * v - target).abs()
+            return (weight * (error.square() + 0.5 * error)).mean()
 
-        self.fit(f"{name}-few", [student], loss_of, settings)
+        dense, sla, sage = (functools.partial(loss_of, m) for m in (None, *SPARSE_MODES.values()))
+        self.fit(f"{name}-few", [student], [dense, sla, dense, sage], settings)
 
     # ---- checking ----
 
@@ -449,11 +640,12 @@ def main():
     parser.add_argument("--scale", type=float, default=1.0, help="fraction of the recipe, to try it out")
     parser.add_argument("--seconds", type=float, default=1.0, help="fraction of the time limits")
     parser.add_argument("--start", help="a folder of .pt files whose weights stages begin with")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the transformer's blocks")
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--check", type=int, default=64, help="clips read back after each stage")
     args = parser.parse_args()
     os.makedirs(args.out, exist_ok=True)
     run = Run(args)
-    run.readers = multiprocessing.get_context("spawn").Pool(min(12, os.cpu_count()))
     trained = {"vae": ["vae"], "t2v": ["text", "t2v"], "t2v-few": ["t2v"], "i2v": ["i2v"],
                "i2v-few": ["i2v"]}
     modules = {"vae": run.vae, "text": run.text, "t2v": run.dit["t2v"], "i2v": run.dit["i2v"]}
