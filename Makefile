@@ -16,7 +16,7 @@ DEPS = cmake ninja-build gcc g++ libc6-dev pkg-config python3 ca-certificates \
        libsentencepiece-dev libutf8proc-dev libcyaml-dev libyaml-dev libcjson-dev libcmocka-dev \
        libsqlite3-dev libmicrohttpd-dev python3-venv python3-numpy protobuf-compiler openssl
 LINT_DEPS = clang-tidy clang-format
-FUZZ_TARGETS = safetensors pth pickle image clean tokenizer envelope budget
+FUZZ_TARGETS = safetensors pth pickle image clean tokenizer envelope budget sp front
 FUZZ_SECONDS ?= 600
 
 JOBS ?= $(shell nproc)
