@@ -85,7 +85,7 @@ def border_color(video):
 
 def most(values):
     values = list(values)
-    return max(set(values), key=values.count)
+    return max(dict.fromkeys(values), key=values.count)  # the earliest of equals
 
 
 def motion_of(track):
