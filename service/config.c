@@ -6,6 +6,8 @@
 #include "base/size.h"
 #include "service/lanes.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +33,7 @@ typedef struct {
     uint32_t listen_count;
     char *certificate, *key, *client_ca, *revoked, *handshake;
     int client_auth;
+    bool insecure;
 } file_tls;
 
 typedef struct {
@@ -105,6 +108,7 @@ static const cyaml_schema_field_t tls_fields[] = {
     TLS_FIELD(client_ca),
     TLS_FIELD(revoked),
     TLS_FIELD(handshake),
+    CYAML_FIELD_BOOL("insecure", CYAML_FLAG_OPTIONAL, file_tls, insecure),
     CYAML_FIELD_ENUM("client_auth", CYAML_FLAG_OPTIONAL | CYAML_FLAG_STRICT, file_tls, client_auth,
                      client_auth_words, SL_COUNT(client_auth_words)),
     CYAML_FIELD_END,
@@ -370,6 +374,36 @@ static sl_status blame_tls(const sl_config *config, const char *key, const char 
     return sl_config_blame(config, key, err);
 }
 
+/* "127.0.0.1:7437", "[::1]:7437".  Names are not asked for: what they mean can change. */
+static bool is_on_loopback(const char *address)
+{
+    const char *colon = strrchr(address, ':');
+    char host[INET6_ADDRSTRLEN];
+    struct in_addr in;
+
+    if (!colon || (size_t)(colon - address) >= sizeof host)
+        return false;
+    snprintf(host, sizeof host, "%.*s", (int)(colon - address), address);
+    return strcmp(host, "[::1]") == 0 ||
+           (inet_pton(AF_INET, host, &in) == 1 && ntohl(in.s_addr) >> 24 == IN_LOOPBACKNET);
+}
+
+static sl_status check_insecure(const sl_settings_tls *tls, const sl_config *config, sl_error *err)
+{
+    if (tls->client_auth == SL_TLS_AUTH_REQUIRED)
+        return blame_tls(config, "tls.insecure",
+                         "it lets in who has no certificate, and client_auth requires one", err);
+    for (int i = 0; i < tls->listen_count; i++) {
+        if (is_on_loopback(tls->listen[i]))
+            continue;
+        sl_fail(err, SL_ERR_DATA,
+                "only on loopback, and listen has \"%s\": expected 127.0.0.1:PORT or [::1]:PORT",
+                tls->listen[i]);
+        return sl_config_blame(config, "tls.insecure", err);
+    }
+    return SL_OK;
+}
+
 /* What belongs together is there. */
 static sl_status check_tls(const sl_settings_tls *tls, const sl_config *config, sl_error *err)
 {
@@ -380,7 +414,7 @@ static sl_status check_tls(const sl_settings_tls *tls, const sl_config *config, 
     if (tls->client_auth != SL_TLS_AUTH_OFF && !tls->client_ca)
         return blame_tls(config, "tls.client_auth",
                          "clients' certificates need client_ca, their issuer's", err);
-    return SL_OK;
+    return tls->insecure ? check_insecure(tls, config, err) : SL_OK;
 }
 
 static bool copy(char **out, const char *text)
@@ -408,10 +442,13 @@ static sl_status take_tls(sl_settings *out, const sl_config *config, sl_error *e
     if (file->handshake
         && (!parse_duration(file->handshake, &tls->handshake_ns) || tls->handshake_ns == 0))
         return blame_tls(config, "tls.handshake", "expected a time like 5s", err);
-    /* Whoever names an issuer means its certificates to be shown. */
-    tls->client_auth = sl_config_has(config, "tls.client_auth")
-                           ? (sl_tls_client_auth)file->client_auth
-                           : file->client_ca ? SL_TLS_AUTH_REQUIRED : SL_TLS_AUTH_OFF;
+    tls->insecure = file->insecure;
+    if (sl_config_has(config, "tls.client_auth"))
+        tls->client_auth = (sl_tls_client_auth)file->client_auth;
+    else if (!file->client_ca)
+        tls->client_auth = SL_TLS_AUTH_OFF;
+    else /* whoever names an issuer means its certificates to be shown */
+        tls->client_auth = tls->insecure ? SL_TLS_AUTH_OPTIONAL : SL_TLS_AUTH_REQUIRED;
     return check_tls(tls, config, err);
 }
 

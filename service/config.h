@@ -24,6 +24,7 @@ typedef struct {
     int listen_count;
     char *certificate, *key, *client_ca, *revoked;
     sl_tls_client_auth client_auth;
+    bool insecure; /* on loopback whoever comes is a user */
     int64_t handshake_ns;
 } sl_settings_tls;
 

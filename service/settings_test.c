@@ -101,6 +101,17 @@ SL_TEST(wrong_settings_name_file_line_and_key)
         { "tls:\n  listen: [\"a:1\"]\n  key: k\n  certificate: c\n  client_auth: optional\n",
           "line 5, key \"tls.client_auth\"" },
         { "tls:\n  handshake: 0s\n", "line 2, key \"tls.handshake\"" },
+        { "tls:\n  listen: [\"127.0.0.1:1\", \"0.0.0.0:1\"]\n  key: k\n  certificate: c\n"
+          "  insecure: true\n", "line 5, key \"tls.insecure\": only on loopback, and listen has "
+                               "\"0.0.0.0:1\"" },
+        { "tls:\n  listen: [\"[::]:1\"]\n  key: k\n  certificate: c\n  insecure: true\n",
+          "key \"tls.insecure\"" },
+        { "tls:\n  listen: [\"localhost:1\"]\n  key: k\n  certificate: c\n  insecure: true\n",
+          "key \"tls.insecure\"" },
+        { "tls:\n  listen: [\"127.0.0.1.example:1\"]\n  key: k\n  certificate: c\n"
+          "  insecure: true\n", "key \"tls.insecure\"" },
+        { "tls:\n  listen: [\"127.0.0.1:1\"]\n  key: k\n  certificate: c\n  client_ca: a\n"
+          "  client_auth: required\n  insecure: true\n", "line 7, key \"tls.insecure\"" },
         { "limits:\n  burst: 0\n", "line 2, key \"limits.burst\"" },
         { "limits:\n  connections_user: 0\n", "line 2, key \"limits.connections_user\"" },
         { "deadlines:\n  idle: 0s\n", "line 2, key \"deadlines.idle\"" },
@@ -138,7 +149,11 @@ SL_TEST(nothing_is_listened_on_unless_configured)
     SL_CHECK(s.tls.handshake_ns == 2 * SL_NS_PER_S);
     sl_settings_fini(&s);
     SL_CHECK_OK(load(&s, "tls:\n  listen: [\"a:1\"]\n  certificate: c\n  key: k\n", NULL, err));
-    SL_CHECK(s.tls.client_auth == SL_TLS_AUTH_OFF);
+    SL_CHECK(s.tls.client_auth == SL_TLS_AUTH_OFF && !s.tls.insecure);
+    sl_settings_fini(&s);
+    SL_CHECK_OK(load(&s, "tls:\n  listen: [\"127.0.0.2:1\", \"[::1]:1\"]\n  certificate: c\n"
+                         "  key: k\n  client_ca: a\n  insecure: true\n", NULL, err));
+    SL_CHECK(s.tls.client_auth == SL_TLS_AUTH_OPTIONAL && s.tls.insecure);
     sl_settings_fini(&s);
 }
 

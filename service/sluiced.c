@@ -312,6 +312,12 @@ static sl_status start_access(daemon_state *d, sl_error *err)
         status = sl_tls_create(&d->tls, files->keys, d->audit, err);
         files->keys = NULL;
     }
+    if (status == SL_OK && d->tls)
+        sl_tls_set_door(d->tls, &d->door);
+    if (status == SL_OK && d->tls && d->settings.tls.insecure) {
+        sl_tls_trust_loopback(d->tls);
+        sl_log(SL_LOG_WARN, "insecure", "whoever connects on loopback has the role user");
+    }
     free_access_files(files);
     return status;
 }

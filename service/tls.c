@@ -27,8 +27,8 @@ enum {
 
 struct sl_tls_keys {
     SSL_CTX *ctx;
-    uint8_t (*revoked)[SL_TLS_FINGERPRINT_BYTES]; /* sorted */
-    size_t revoked_count;
+    sl_tls_fingerprint *revoked, *issuers; /* sorted */
+    size_t revoked_count, issuer_count;
     uint8_t digest[EVP_MAX_MD_SIZE]; /* of everything that was read */
     int64_t handshake_ns;
     atomic_int holders;
@@ -36,6 +36,8 @@ struct sl_tls_keys {
 
 struct sl_tls {
     sl_audit *audit;
+    sl_door *door, own_door;
+    bool trusts_loopback;
     pthread_mutex_t lock; /* guards keys */
     sl_tls_keys *keys;
     atomic_uint generation;
@@ -203,13 +205,21 @@ static sl_status load_revoked(sl_tls_keys *keys, const char *path, sl_error *err
     return status;
 }
 
-bool sl_tls_is_revoked(const sl_tls_keys *keys,
-                       const uint8_t fingerprint[SL_TLS_FINGERPRINT_BYTES])
+static bool is_in(const sl_tls_fingerprint *sorted, size_t count, const uint8_t *fingerprint)
 {
-    return keys->revoked_count > 0
-           && bsearch(fingerprint, keys->revoked, keys->revoked_count, sizeof *keys->revoked,
-                      compare_fingerprints)
-                  != NULL;
+    return count > 0 &&
+           bsearch(fingerprint, sorted, count, sizeof *sorted, compare_fingerprints) != NULL;
+}
+
+const char *sl_tls_judge(const sl_tls_keys *keys, const sl_tls_fingerprint *chain, int count)
+{
+    for (int i = 0; i < count; i++) {
+        if (is_in(keys->revoked, keys->revoked_count, chain[i]))
+            return i == 0 ? "its certificate was revoked" : "its certificate's issuer was revoked";
+    }
+    if (count == 0 || !is_in(keys->issuers, keys->issuer_count, chain[count - 1]))
+        return "its certificate's issuer is not trusted any more";
+    return NULL;
 }
 
 /* OpenSSL has checked one certificate of the chain: is it revoked? */
@@ -223,8 +233,8 @@ static int check_revoked(int valid, X509_STORE_CTX *store)
 
     if (!valid || !certificate)
         return valid;
-    if (X509_digest(certificate, EVP_sha256(), fingerprint, &size) == 1
-        && !sl_tls_is_revoked(keys, fingerprint))
+    if (X509_digest(certificate, EVP_sha256(), fingerprint, &size) == 1 &&
+        !is_in(keys->revoked, keys->revoked_count, fingerprint))
         return 1;
     X509_STORE_CTX_set_error(store, X509_V_ERR_CERT_REVOKED);
     return 0;
@@ -236,18 +246,21 @@ static bool set_policy(SSL_CTX *ctx)
 {
     static const unsigned char session_context[] = "sluice";
 
-    SSL_CTX_set_options(ctx, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_NO_TICKET
-                                 | SSL_OP_CIPHER_SERVER_PREFERENCE);
-    SSL_CTX_set_mode(ctx, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER
-                              | SSL_MODE_RELEASE_BUFFERS);
+    SSL_CTX_set_options(ctx, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_NO_TICKET |
+                                 SSL_OP_CIPHER_SERVER_PREFERENCE);
+    /* A read goes on behind one record that has no bytes for us, not behind all that have
+     * come: key updates in thousands would keep everybody waiting. */
+    SSL_CTX_clear_mode(ctx, SSL_MODE_AUTO_RETRY);
+    SSL_CTX_set_mode(ctx, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
+                              SSL_MODE_RELEASE_BUFFERS);
     SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
     SSL_CTX_set_max_cert_list(ctx, MAX_CHAIN_BYTES);
     SSL_CTX_set_verify_depth(ctx, MAX_DEPTH);
-    return SSL_CTX_set_num_tickets(ctx, 0) == 1
-           && SSL_CTX_set_session_id_context(ctx, session_context, sizeof session_context - 1) == 1
-           && SSL_CTX_set_min_proto_version(ctx, TLS1_2_VERSION) == 1
-           && SSL_CTX_set_cipher_list(ctx, TLS12_CIPHERS) == 1
-           && SSL_CTX_set1_groups_list(ctx, GROUPS) == 1;
+    return SSL_CTX_set_num_tickets(ctx, 0) == 1 &&
+           SSL_CTX_set_session_id_context(ctx, session_context, sizeof session_context - 1) == 1 &&
+           SSL_CTX_set_min_proto_version(ctx, TLS1_2_VERSION) == 1 &&
+           SSL_CTX_set_cipher_list(ctx, TLS12_CIPHERS) == 1 &&
+           SSL_CTX_set1_groups_list(ctx, GROUPS) == 1;
 }
 
 static sl_status load_own(SSL_CTX *ctx, const sl_tls_config *config, sl_error *err)
@@ -264,6 +277,26 @@ static sl_status load_own(SSL_CTX *ctx, const sl_tls_config *config, sl_error *e
     if (stat(config->key, &st) == 0 && (st.st_mode & 077) != 0)
         sl_log(SL_LOG_WARN, "key_is_readable", "path=\"%s\" mode=%03o", config->key,
                (unsigned)st.st_mode & 0777);
+    return SL_OK;
+}
+
+/* Fingerprints of what the store has. */
+static sl_status note_issuers(sl_tls_keys *keys, sl_error *err)
+{
+    STACK_OF(X509_OBJECT) *objects = X509_STORE_get0_objects(SSL_CTX_get_cert_store(keys->ctx));
+    const int count = sk_X509_OBJECT_num(objects);
+    uint8_t fingerprint[EVP_MAX_MD_SIZE];
+    unsigned size = 0;
+
+    keys->issuers = calloc((size_t)count + 1, sizeof *keys->issuers);
+    if (!keys->issuers)
+        return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the clients' issuers");
+    for (int i = 0; i < count; i++) {
+        const X509 *issuer = X509_OBJECT_get0_X509(sk_X509_OBJECT_value(objects, i));
+        if (issuer && X509_digest(issuer, EVP_sha256(), fingerprint, &size) == 1)
+            memcpy(keys->issuers[keys->issuer_count++], fingerprint, sizeof *keys->issuers);
+    }
+    qsort(keys->issuers, keys->issuer_count, sizeof *keys->issuers, compare_fingerprints);
     return SL_OK;
 }
 
@@ -284,7 +317,17 @@ static sl_status load_issuers(sl_tls_keys *keys, const sl_tls_config *config, sl
     SSL_CTX_set_client_CA_list(keys->ctx, names);
     SSL_CTX_set_app_data(keys->ctx, keys);
     SSL_CTX_set_verify(keys->ctx, mode, check_revoked);
-    return SL_OK;
+    return note_issuers(keys, err);
+}
+
+static void free_keys(sl_tls_keys *keys)
+{
+    if (!keys)
+        return;
+    SSL_CTX_free(keys->ctx);
+    free(keys->revoked);
+    free(keys->issuers);
+    free(keys);
 }
 
 sl_status sl_tls_keys_load(sl_tls_keys **out, const sl_tls_config *config, sl_error *err)
@@ -311,21 +354,14 @@ sl_status sl_tls_keys_load(sl_tls_keys **out, const sl_tls_config *config, sl_er
     *out = keys;
     keys = NULL;
 done:
-    if (keys) {
-        SSL_CTX_free(keys->ctx);
-        free(keys->revoked);
-        free(keys);
-    }
+    free_keys(keys);
     return status;
 }
 
 void sl_tls_keys_release(sl_tls_keys *keys)
 {
-    if (!keys || atomic_fetch_sub(&keys->holders, 1) > 1)
-        return;
-    SSL_CTX_free(keys->ctx);
-    free(keys->revoked);
-    free(keys);
+    if (keys && atomic_fetch_sub(&keys->holders, 1) == 1)
+        free_keys(keys);
 }
 
 SSL_CTX *sl_tls_keys_ctx(const sl_tls_keys *keys)
@@ -351,6 +387,7 @@ sl_status sl_tls_create(sl_tls **out, sl_tls_keys *keys, sl_audit *audit, sl_err
     pthread_mutex_init(&tls->lock, NULL);
     tls->keys = keys;
     tls->audit = audit;
+    tls->door = &tls->own_door;
     *out = tls;
     return SL_OK;
 }
@@ -362,6 +399,26 @@ void sl_tls_destroy(sl_tls *tls)
     sl_tls_keys_release(tls->keys);
     pthread_mutex_destroy(&tls->lock);
     free(tls);
+}
+
+void sl_tls_set_door(sl_tls *tls, sl_door *door)
+{
+    tls->door = door;
+}
+
+sl_door *sl_tls_door(sl_tls *tls)
+{
+    return tls->door;
+}
+
+void sl_tls_trust_loopback(sl_tls *tls)
+{
+    tls->trusts_loopback = true;
+}
+
+bool sl_tls_trusts_loopback(const sl_tls *tls)
+{
+    return tls->trusts_loopback;
 }
 
 bool sl_tls_take(sl_tls *tls, sl_tls_keys *keys)

@@ -5,8 +5,8 @@
  *
  * The handshake is driven by the front's reads and writes, so its deadline is
  * that of the greeting.  A certificate is looked at three times: by OpenSSL in the
- * handshake (issuer, dates, revoked), once for the name and role in it, and again
- * whenever keys were replaced or it may have expired.
+ * handshake (issuer, dates, revoked), once for the name and role in it, and again,
+ * with those above it, whenever keys were replaced or one may have expired.
  */
 #include "service/transport_tls.h"
 
@@ -42,10 +42,12 @@ typedef struct {
     sl_tls_keys *keys; /* the handshake's */
     char address[SL_ADDRESS_BYTES];
     bool ended;
-    bool has_certificate;
-    uint8_t fingerprint[EVP_MAX_MD_SIZE];
-    time_t not_after;
-    unsigned generation; /* of the keys that fingerprint was last held against */
+    bool shaken;     /* its handshake is over, in whatever way, and was counted */
+    bool trusted;    /* also without a certificate */
+    int chain_count; /* 0: it has shown no certificate */
+    sl_tls_fingerprint chain[SL_TLS_CHAIN]; /* its own first */
+    time_t not_after;                       /* of the first to expire */
+    unsigned generation;                    /* of the keys that chain was last held against */
 } tls_connection;
 
 /* --- bytes --- */
@@ -62,6 +64,39 @@ static const char *handshake_reason(const tls_connection *c)
     return reason ? reason : "not the TLS protocol";
 }
 
+static void count_handshake(tls_connection *c, sl_door_count how)
+{
+    if (!c->shaken)
+        sl_door_add(sl_tls_door(c->tls), how, 1);
+    c->shaken = true;
+}
+
+/* OpenSSL calls it at each step of a connection, and for each alert. */
+static void on_info(const SSL *ssl, int where, int value)
+{
+    tls_connection *c = SSL_get_app_data(ssl);
+    const bool goodbye = (value & 0xff) == SSL_AD_CLOSE_NOTIFY;
+
+    if (where & SSL_CB_HANDSHAKE_DONE)
+        count_handshake(c, SL_DOOR_SHAKEN);
+    else if ((where & SSL_CB_ALERT) && !goodbye)
+        sl_door_add(sl_tls_door(c->tls),
+                    where & SSL_CB_WRITE ? SL_DOOR_ALERT_SENT : SL_DOOR_ALERT_CAME, 1);
+}
+
+static void note_broken(tls_connection *c)
+{
+    const int reason = ERR_GET_REASON(ERR_peek_error());
+
+    if (reason == SSL_R_UNEXPECTED_EOF_WHILE_READING)
+        return;
+    count_handshake(c, SSL_get_verify_result(c->ssl) != X509_V_OK ||
+                               reason == SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE
+                           ? SL_DOOR_SHAKEN_REFUSED
+                           : SL_DOOR_SHAKEN_PROTOCOL);
+    sl_tls_note_refused(c->tls, c->address, handshake_reason(c));
+}
+
 static sl_io from_ssl(tls_connection *c, int result)
 {
     const bool shaking = !SSL_is_init_finished(c->ssl);
@@ -72,8 +107,8 @@ static sl_io from_ssl(tls_connection *c, int result)
     case SSL_ERROR_WANT_WRITE:
         return SL_IO_WAIT_WRITE;
     case SSL_ERROR_SSL:
-        if (shaking && ERR_GET_REASON(ERR_peek_error()) != SSL_R_UNEXPECTED_EOF_WHILE_READING)
-            sl_tls_note_refused(c->tls, c->address, handshake_reason(c));
+        if (shaking)
+            note_broken(c);
         break;
     default: /* closed, in whatever way */
         break;
@@ -124,7 +159,8 @@ static void tls_close(sl_transport *transport)
 {
     tls_connection *c = transport->state;
 
-    if (!c->ended && SSL_is_init_finished(c->ssl))
+    count_handshake(c, SL_DOOR_SHAKEN_LEFT);
+    if (c->ssl && !c->ended && SSL_is_init_finished(c->ssl))
         SSL_shutdown(c->ssl); /* a word to the peer; nobody waits for its answer */
     else if (c->ended)
         drain(transport->fd);
@@ -147,10 +183,10 @@ static bool take_entry(const X509_NAME *subject, int nid, char *out, size_t room
 
     if (at < 0 || X509_NAME_get_index_by_NID(subject, nid, at) >= 0)
         return false;
-    const int length = ASN1_STRING_to_UTF8(
-        &text, X509_NAME_ENTRY_get_data(X509_NAME_get_entry(subject, at)));
-    const bool fits = length > 0 && (size_t)length < room
-                      && sl_name_valid((const char *)text, (size_t)length);
+    const int length =
+        ASN1_STRING_to_UTF8(&text, X509_NAME_ENTRY_get_data(X509_NAME_get_entry(subject, at)));
+    const bool fits =
+        length > 0 && (size_t)length < room && sl_name_valid((const char *)text, (size_t)length);
     if (fits) {
         memcpy(out, text, (size_t)length);
         out[length] = '\0';
@@ -171,9 +207,36 @@ static sl_status read_subject(X509 *certificate, sl_peer *out, sl_error *err)
                        "._@+-",
                        SL_NAME_BYTES - 1);
     snprintf(out->identity, sizeof out->identity, "cert:%s", name);
-    if (!take_entry(subject, NID_organizationalUnitName, role, sizeof role)
-        || !sl_role_parse(role, &out->role))
+    if (!take_entry(subject, NID_organizationalUnitName, role, sizeof role) ||
+        !sl_role_parse(role, &out->role))
         out->role = SL_ROLE_NONE; /* then a token is needed */
+    return SL_OK;
+}
+
+/* The certificates by which the client's was found good. */
+static sl_status read_chain(tls_connection *c, sl_error *err)
+{
+    STACK_OF(X509) *chain = SSL_get0_verified_chain(c->ssl);
+    const int count = chain ? sk_X509_num(chain) : 0;
+    uint8_t fingerprint[EVP_MAX_MD_SIZE];
+    struct tm not_after;
+    unsigned size = 0;
+
+    if (count == 0 || count > SL_TLS_CHAIN)
+        return sl_fail(err, SL_ERR_UNAUTHENTICATED,
+                       "the client's certificate has %d above it, at most %d count", count - 1,
+                       SL_TLS_CHAIN - 1);
+    for (int i = 0; i < count; i++) {
+        const X509 *certificate = sk_X509_value(chain, i);
+        if (X509_digest(certificate, EVP_sha256(), fingerprint, &size) != 1 ||
+            ASN1_TIME_to_tm(X509_get0_notAfter(certificate), &not_after) != 1)
+            return sl_fail(err, SL_ERR_UNAUTHENTICATED, "the client's certificate is not readable");
+        memcpy(c->chain[i], fingerprint, sizeof c->chain[i]);
+        const time_t end = timegm(&not_after);
+        if (i == 0 || end < c->not_after)
+            c->not_after = end;
+    }
+    c->chain_count = count;
     return SL_OK;
 }
 
@@ -181,28 +244,20 @@ static sl_status tls_identify(sl_transport *transport, sl_peer *out, sl_error *e
 {
     tls_connection *c = transport->state;
     X509 *certificate = SSL_get1_peer_certificate(c->ssl);
-    struct tm not_after;
-    unsigned size = 0;
     sl_status status = SL_OK;
 
     snprintf(out->address, sizeof out->address, "%s", c->address);
     if (!certificate) {
-        out->role = SL_ROLE_NONE;
+        out->role = c->trusted ? SL_ROLE_USER : SL_ROLE_NONE;
         snprintf(out->identity, sizeof out->identity, "%.*s", (int)transport->host_bytes,
                  transport->address);
         return SL_OK;
     }
     status = read_subject(certificate, out, err);
-    if (status == SL_OK
-        && (X509_digest(certificate, EVP_sha256(), c->fingerprint, &size) != 1
-            || ASN1_TIME_to_tm(X509_get0_notAfter(certificate), &not_after) != 1))
-        status = sl_fail(err, SL_ERR_UNAUTHENTICATED, "the client's certificate is not readable");
-    if (status == SL_OK) {
-        c->not_after = timegm(&not_after);
-        c->has_certificate = true;
-    } else {
+    if (status == SL_OK)
+        status = read_chain(c, err);
+    if (status != SL_OK)
         sl_tls_note_refused(c->tls, c->address, err->message);
-    }
     X509_free(certificate);
     return status;
 }
@@ -213,14 +268,13 @@ static const char *tls_lapsed(sl_transport *transport)
     const unsigned generation = sl_tls_generation(c->tls);
     const char *why = NULL;
 
-    if (!c->has_certificate)
+    if (c->chain_count == 0)
         return NULL;
     if (time(NULL) > c->not_after)
         why = "its certificate has expired";
     if (!why && generation != c->generation) {
         sl_tls_keys *keys = sl_tls_hold(c->tls);
-        if (sl_tls_is_revoked(keys, c->fingerprint))
-            why = "its certificate was revoked";
+        why = sl_tls_judge(keys, c->chain, c->chain_count);
         sl_tls_keys_release(keys);
         c->generation = generation;
     }
@@ -261,6 +315,15 @@ static void name_address(char *out, size_t room, size_t *host_bytes, const struc
     snprintf(out + length, room - (size_t)length, ":%u", port);
 }
 
+static bool is_loopback(const struct sockaddr *address)
+{
+    if (address->sa_family == AF_INET)
+        return ntohl(((const struct sockaddr_in *)(const void *)address)->sin_addr.s_addr) >> 24 ==
+               IN_LOOPBACKNET;
+    return address->sa_family == AF_INET6 &&
+           IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)(const void *)address)->sin6_addr);
+}
+
 static sl_status tls_accept(sl_listener *listener, int fd, sl_transport *out, sl_error *err)
 {
     tls_listener *self = (tls_listener *)listener;
@@ -282,12 +345,15 @@ static sl_status tls_accept(sl_listener *listener, int fd, sl_transport *out, sl
                            .fd = fd,
                            .greeting_ns = sl_tls_keys_handshake_ns(c->keys),
                            .state = c };
-    if (!c->ssl || SSL_set_fd(c->ssl, fd) != 1
-        || getpeername(fd, (struct sockaddr *)&address, &size) != 0) {
+    if (!c->ssl || SSL_set_fd(c->ssl, fd) != 1 ||
+        getpeername(fd, (struct sockaddr *)&address, &size) != 0) {
         tls_close(out);
         return sl_fail(err, SL_ERR_UNAVAILABLE, "could not begin TLS with a new connection");
     }
     SSL_set_accept_state(c->ssl);
+    SSL_set_app_data(c->ssl, c);
+    SSL_set_info_callback(c->ssl, on_info);
+    c->trusted = sl_tls_trusts_loopback(c->tls) && is_loopback((const struct sockaddr *)&address);
     name_address(out->address, sizeof out->address, &out->host_bytes,
                  (const struct sockaddr *)&address);
     memcpy(c->address, out->address, sizeof c->address);

@@ -111,6 +111,7 @@ class Remote(wire.Connection):
 
     def __init__(self, lan, who, limit_s=20):  # pylint: disable=super-init-not-called
         raw = socket.create_connection(("127.0.0.1", lan.port), timeout=limit_s)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = lan.context(who).wrap_socket(raw, server_hostname="localhost")
         self.sock.sendall(wire.REQ_HELLO)
         got = self.read(8)
@@ -410,6 +411,26 @@ def test_tokens():
         for secret in (token, short):
             assert secret not in text and secret.split(".")[-1] not in text
         assert os.stat(d.tokens).st_mode & 0o777 == 0o600
+
+
+def test_insecure_is_for_loopback_alone():
+    with Lan(auth="optional", handshake="5s\n  insecure: true") as d:
+        result = d.remote(None, "generate", "a red circle", *SMALL, "-o", "t.mp4", "--json")
+        assert result.code == 0 and result.lines[-1]["job"]["owner"] == "tcp:127.0.0.1", result
+        result = d.remote(None, "load", MODEL, "--json")
+        assert result.code == 1 and "PERMISSION_DENIED" in result.out + result.err, result
+        assert d.remote("root", "load", MODEL).code == 0
+        # a token that is none does not count as no token
+        result = d.remote(None, "stats", "--json", token="carol." + "0" * 64)
+        assert result.code == 1 and "UNAUTHENTICATED" in result.out + result.err, result
+        assert "warn insecure" in d.log()
+    for auth, host in (("optional", "0.0.0.0"), ("required", "127.0.0.1")):
+        try:
+            with Lan(auth=auth, host=host, handshake="5s\n  insecure: true"):
+                said = "nothing: it started"
+        except AssertionError as e:
+            said = str(e)
+        assert "ended with 2" in said and "tls.insecure" in said, said
 
 
 def test_rates():
