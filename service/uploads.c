@@ -8,6 +8,8 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
 #include <openssl/evp.h>
 #include <openssl/sha.h>
 #include <stdio.h>
@@ -19,16 +21,27 @@
 
 #define PART_PREFIX  ".input-up-"
 #define WHOLE_PREFIX ".input-file-"
-#define KEEP_S       3600
 
-enum { NAME_BYTES = 33, PATH_BYTES = 4096 };
+enum {
+    KEEP_S = 3600,
+    KEEP_OWN_S = 60, /* from another one of the same user */
+    OWNER_BYTES = 17,
+    NAME_BYTES = 33,
+    PATH_BYTES = 4096,
+};
 
 /* One piece at a time: pieces of one file may come twice at once. */
 static pthread_mutex_t writing = PTHREAD_MUTEX_INITIALIZER;
 
 typedef struct {
+    char owner[OWNER_BYTES];
     char part[PATH_BYTES], whole[PATH_BYTES];
 } upload_paths;
+
+typedef struct {
+    int count;
+    uint64_t size_bytes;
+} share;
 
 /* --- names --- */
 
@@ -38,9 +51,10 @@ static void to_hex(const uint8_t *bytes, size_t count, char *out)
         snprintf(out + 2 * i, 3, "%02x", bytes[i]);
 }
 
-/* Whose it is and its id, as a file's name that neither can choose. */
+/* Whose it is and its id, as a file's name that neither can choose.  size_bytes is of the
+ * whole; only for the part. */
 static sl_status find_paths(const sl_service *s, const sl_rpc_call *call, const char *upload_id,
-                            upload_paths *out, sl_error *err)
+                            uint64_t size_bytes, upload_paths *out, sl_error *err)
 {
     char text[SL_IDENTITY_BYTES + SL_REQUEST_ID_BYTES + 1], name[NAME_BYTES];
     uint8_t digest[SHA256_DIGEST_LENGTH];
@@ -49,37 +63,99 @@ static sl_status find_paths(const sl_service *s, const sl_rpc_call *call, const 
     SL_ASSERT(length > 0 && length < (int)sizeof text);
     SHA256((const uint8_t *)text, (size_t)length, digest);
     to_hex(digest, (NAME_BYTES - 1) / 2, name);
-    if (snprintf(out->part, sizeof out->part, "%s/" PART_PREFIX "%s", s->outputs, name) >=
-            (int)sizeof out->part ||
-        snprintf(out->whole, sizeof out->whole, "%s/" WHOLE_PREFIX "%s", s->outputs, name) >=
-            (int)sizeof out->whole)
+    SHA256((const uint8_t *)call->peer.identity, strlen(call->peer.identity), digest);
+    to_hex(digest, (OWNER_BYTES - 1) / 2, out->owner);
+    if (snprintf(out->part, sizeof out->part, "%s/" PART_PREFIX "%s-%s-%" PRIx64, s->outputs,
+                 out->owner, name, size_bytes) >= (int)sizeof out->part ||
+        snprintf(out->whole, sizeof out->whole, "%s/" WHOLE_PREFIX "%s-%s", s->outputs, out->owner,
+                 name) >= (int)sizeof out->whole)
         return sl_fail(err, SL_ERR_IO, "the outputs directory's name is too long");
     return SL_OK;
 }
 
-/* Removes what is old, and counts the rest. */
-static int clean_up(const sl_service *s)
+/* --- shares --- */
+
+/* What the file of an upload counts for, and whose it is; false: it is none. */
+static bool read_name(const char *name, const struct stat *st, const char **owner,
+                      uint64_t *size_bytes)
 {
-    const time_t oldest = (time_t)(sl_clock_wall_ns() / SL_NS_PER_S) - KEEP_S;
+    if (strncmp(name, WHOLE_PREFIX, sizeof WHOLE_PREFIX - 1) == 0) {
+        *owner = name + sizeof WHOLE_PREFIX - 1;
+        *size_bytes = (uint64_t)st->st_size;
+        return true;
+    }
+    const size_t before = sizeof PART_PREFIX - 1 + OWNER_BYTES + NAME_BYTES;
+    if (strncmp(name, PART_PREFIX, sizeof PART_PREFIX - 1) != 0 || strlen(name) <= before)
+        return false;
+    *owner = name + sizeof PART_PREFIX - 1;
+    *size_bytes = strtoull(name + before, NULL, 16);
+    return true;
+}
+
+/* Removes what is old and counts the rest.  Of the owner's the one that was used longest
+ * ago, if that is KEEP_OWN_S, becomes *oldest (or ""). */
+static void count_uploads(const sl_service *s, const char *owner, share *own, share *all,
+                          char oldest[NAME_MAX + 1])
+{
+    const time_t now = (time_t)(sl_clock_wall_ns() / SL_NS_PER_S);
+    time_t oldest_time = now - KEEP_OWN_S;
     struct dirent *entry;
     DIR *dir = opendir(s->outputs);
-    int count = 0;
 
-    if (!dir)
-        return 0;
-    while ((entry = readdir(dir)) != NULL) {
+    *own = *all = (share){ .count = 0 };
+    oldest[0] = '\0';
+    while (dir && (entry = readdir(dir)) != NULL) {
         struct stat st;
-        if ((strncmp(entry->d_name, PART_PREFIX, sizeof PART_PREFIX - 1) != 0 &&
-             strncmp(entry->d_name, WHOLE_PREFIX, sizeof WHOLE_PREFIX - 1) != 0) ||
-            fstatat(dirfd(dir), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0)
+        const char *whose = NULL;
+        uint64_t size_bytes = 0;
+        if (entry->d_name[0] != '.' ||
+            fstatat(dirfd(dir), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0 ||
+            !read_name(entry->d_name, &st, &whose, &size_bytes))
             continue;
-        if (st.st_mtime < oldest)
+        if (st.st_mtime < now - KEEP_S) {
             unlinkat(dirfd(dir), entry->d_name, 0);
-        else
-            count++;
+            continue;
+        }
+        all->count++;
+        all->size_bytes += size_bytes;
+        if (strncmp(whose, owner, OWNER_BYTES - 1) != 0)
+            continue;
+        own->count++;
+        own->size_bytes += size_bytes;
+        if (st.st_mtime <= oldest_time) {
+            oldest_time = st.st_mtime;
+            snprintf(oldest, NAME_MAX + 1, "%s", entry->d_name);
+        }
     }
-    closedir(dir);
-    return count;
+    if (dir)
+        closedir(dir);
+}
+
+/* Room for one more of the owner's, of size_bytes. */
+static sl_status make_room(const sl_service *s, const char *owner, uint64_t size_bytes,
+                           sl_error *err)
+{
+    char oldest[NAME_MAX + 1], path[PATH_BYTES];
+    share own, all;
+
+    for (;;) {
+        count_uploads(s, owner, &own, &all, oldest);
+        if (own.count < SL_UPLOADS_EACH && own.size_bytes + size_bytes <= SL_UPLOADS_EACH_BYTES)
+            break;
+        if (oldest[0] == '\0')
+            return sl_fail(
+                err, SL_ERR_BUSY,
+                "%d uploads of this user with %" PRIu64
+                " bytes are under way or were used a moment ago: at most %d with %" PRIu64,
+                own.count, own.size_bytes, SL_UPLOADS_EACH, SL_UPLOADS_EACH_BYTES);
+        snprintf(path, sizeof path, "%s/%s", s->outputs, oldest);
+        if (unlink(path) != 0 && errno != ENOENT)
+            return sl_fail_errno(err, "could not remove an old upload in \"%s\"", s->outputs);
+    }
+    if (all.count >= SL_UPLOADS || all.size_bytes + size_bytes > SL_UPLOADS_BYTES)
+        return sl_fail(err, SL_ERR_BUSY, "%d uploads of all users with %" PRIu64 " bytes: later",
+                       all.count, all.size_bytes);
+    return SL_OK;
 }
 
 /* --- a piece --- */
@@ -161,9 +237,10 @@ static sl_status take_piece(sl_service *s, sl_rpc_call *call, const upload_paths
         reply->complete = true;
         return SL_OK;
     }
-    const int count = clean_up(s);
-    if (access(paths->part, F_OK) != 0 && count >= SL_UPLOADS)
-        return sl_fail(err, SL_ERR_BUSY, "%d uploads are under way or waiting: later", count);
+    if (access(paths->part, F_OK) != 0)
+        status = make_room(s, paths->owner, r->size_bytes, err);
+    if (status != SL_OK)
+        return status;
     const int fd = open(paths->part, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
         return sl_fail_errno(err, "could not open an upload in \"%s\"", s->outputs);
@@ -193,7 +270,7 @@ sl_status sl_handle_upload_input(void *service, sl_rpc_call *call, sl_error *err
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a reply");
     sl_status status = check_piece(call, request, err);
     if (status == SL_OK)
-        status = find_paths(s, call, request->upload_id, paths, err);
+        status = find_paths(s, call, request->upload_id, request->size_bytes, paths, err);
     if (status == SL_OK)
         status = sl_outputs_look(s, &room, err);
     if (status != SL_OK)
@@ -222,7 +299,7 @@ sl_status sl_upload_map(sl_service *s, const sl_rpc_call *call, const char *uplo
 
     if (!paths)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a path");
-    status = sl_request_id_valid(upload_id) ? find_paths(s, call, upload_id, paths, err)
+    status = sl_request_id_valid(upload_id) ? find_paths(s, call, upload_id, 0, paths, err)
                                             : SL_ERR_NOT_FOUND;
     if (status == SL_OK)
         fd = open(paths->whole, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
@@ -230,6 +307,7 @@ sl_status sl_upload_map(sl_service *s, const sl_rpc_call *call, const char *uplo
         status = sl_fail(err, SL_ERR_NOT_FOUND, "there is no whole upload \"%.80s\"", upload_id);
         goto done;
     }
+    futimens(fd, NULL); /* in use: for a while it is not removed for another */
     void *mapped = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (mapped == MAP_FAILED) {
         status = sl_fail_errno(err, "could not map an upload");

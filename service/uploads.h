@@ -1,10 +1,13 @@
 /* uploads.h - files that clients send in pieces, for a request that follows.
  *
- *     .input-up-<name>      what has come so far
- *     .input-file-<name>    whole, its SHA-256 checked
+ *     .input-up-<owner>-<name>-<bytes>   what has come so far; bytes of the whole, hex
+ *     .input-file-<owner>-<name>         whole, its SHA-256 checked
  *
- * in the outputs directory; name is a hash of who sends it and of its id.  Nobody has
- * been promised anything: they go when an hour has passed, and when the daemon starts.
+ * in the outputs directory; owner and name are hashes of who sends it and of that and its
+ * id.  Each user has a share of files and bytes, where an upload counts as a whole from
+ * its first piece on; all together have a bound, too.  Nobody has been promised anything:
+ * uploads go an hour after they were last used, when the daemon starts, and, after a
+ * minute, for another one of the same user whose share is full.
  *
  * Threads: any; without the service's mutex.
  */
@@ -13,7 +16,13 @@
 
 #include "service/service_state.h"
 
-enum { SL_UPLOAD_MAX_BYTES = 64 << 20, SL_UPLOADS = 32 /* of all users, at once */ };
+enum {
+    SL_UPLOAD_MAX_BYTES = 64 << 20,
+    SL_UPLOADS_EACH = 16, /* of one user, at once */
+    SL_UPLOADS = 128,     /* of all */
+};
+#define SL_UPLOADS_EACH_BYTES ((uint64_t)256 << 20)
+#define SL_UPLOADS_BYTES      ((uint64_t)2 << 30)
 
 /* Maps a whole upload of the caller's; *size_bytes is above 0.  SL_ERR_NOT_FOUND: there is
  * none of that id, or it is not whole. */

@@ -144,23 +144,15 @@ SL_TEST(a_wrong_hash_starts_over)
     stop(s);
 }
 
-/* More than SL_UPLOADS are refused until the others are an hour old. */
-SL_TEST(uploads_are_few_and_do_not_last)
+/* As if all uploads had been used this long ago. */
+static void make_old(int seconds)
 {
-    const struct timeval old[2] = { { .tv_sec = time(NULL) - 4000 },
-                                    { .tv_sec = time(NULL) - 4000 } };
-    sl_service *s = start((size_t)256 << 20, err);
+    const time_t when = time(NULL) - seconds;
+    const struct timeval old[2] = { { .tv_sec = when }, { .tv_sec = when } };
     struct dirent *entry;
-    char id[16], path[600];
-
-    fill_content();
-    for (int i = 0; i < SL_UPLOADS; i++) {
-        snprintf(id, sizeof id, "u%d", i);
-        SL_CHECK(send_piece(s, "uid:1", id, 0, 10).status == SL_OK);
-    }
-    SL_CHECK(send_piece(s, "uid:1", "one-more", 0, 10).status == SL_ERR_BUSY);
-    SL_CHECK(send_piece(s, "uid:1", "u3", 10, 20).received == 20);
+    char path[600];
     DIR *dir = opendir(outputs);
+
     SL_CHECK(dir != NULL);
     while ((entry = readdir(dir)) != NULL) {
         snprintf(path, sizeof path, "%s/%s", outputs, entry->d_name);
@@ -168,16 +160,100 @@ SL_TEST(uploads_are_few_and_do_not_last)
             SL_CHECK(utimes(path, old) == 0);
     }
     closedir(dir);
-    SL_CHECK(send_piece(s, "uid:1", "one-more", 0, 10).status == SL_OK);
+}
+
+/* The first pieces of this many; how many were taken. */
+static int begin_many(sl_service *s, const char *who, int count, uint64_t size_bytes)
+{
+    int taken = 0;
+    char id[16];
+
+    for (int i = 0; i < count; i++) {
+        snprintf(id, sizeof id, "u%d", i);
+        Sluice__V1__UploadInputRequest r = piece_of(id, 0, 10);
+        r.size_bytes = size_bytes;
+        const answer a = ask(s, who, &r);
+        SL_CHECK(a.status == SL_OK || a.status == SL_ERR_BUSY);
+        taken += a.status == SL_OK;
+    }
+    return taken;
+}
+
+/* A user's share is full, by number or by the bytes that were announced, and the others'
+ * are not. */
+SL_TEST(each_user_has_a_share)
+{
+    enum { MOST = SL_UPLOAD_MAX_BYTES, FIT = (int)(SL_UPLOADS_EACH_BYTES / SL_UPLOAD_MAX_BYTES) };
+    sl_service *s = start((size_t)256 << 20, err);
+
+    fill_content();
+    SL_CHECK(begin_many(s, "uid:1", SL_UPLOADS_EACH + 5, WHOLE) == SL_UPLOADS_EACH);
+    SL_CHECK(begin_many(s, "uid:2", 100, MOST) == FIT);
+    SL_CHECK(send_piece(s, "uid:3", "u", 0, WHOLE).complete);
+    SL_CHECK(send_piece(s, "uid:1", "u3", 10, 20).received == 20); /* those that have begun go on */
+    SL_CHECK(send_piece(s, "uid:1", "u3", 20, WHOLE).complete);
+    SL_CHECK(can_map(s, "uid:1", "u3") && can_map(s, "uid:3", "u"));
+    SL_CHECK(begin_many(s, "uid:1", 1, WHOLE + 1) == 0);
+    stop(s);
+}
+
+/* For a new one the oldest of the same user goes, if it was not used just now. */
+SL_TEST(a_full_share_makes_room_for_its_user_alone)
+{
+    sl_service *s = start((size_t)256 << 20, err);
+
+    fill_content();
+    SL_CHECK(begin_many(s, "uid:1", SL_UPLOADS_EACH - 1, WHOLE) == SL_UPLOADS_EACH - 1);
+    SL_CHECK(send_piece(s, "uid:1", "image", 0, WHOLE).complete);
+    SL_CHECK(send_piece(s, "uid:2", "image", 0, WHOLE).complete);
+    make_old(100);
+    SL_CHECK(can_map(s, "uid:1", "image")); /* it is in use again */
+    const int before = count_files(".input");
+    for (int i = 0; i < SL_UPLOADS_EACH - 1; i++) {
+        char id[16];
+        snprintf(id, sizeof id, "v%d", i);
+        SL_CHECK(send_piece(s, "uid:1", id, 0, 10).received == 10);
+    }
+    SL_CHECK(send_piece(s, "uid:1", "w", 0, 10).status == SL_ERR_BUSY);
+    SL_CHECK(count_files(".input") == before);
+    SL_CHECK(can_map(s, "uid:1", "image") && can_map(s, "uid:2", "image"));
+    stop(s);
+}
+
+SL_TEST(all_users_have_a_bound_and_uploads_do_not_last)
+{
+    sl_service *s = start((size_t)256 << 20, err);
+    char who[16];
+    int taken = 0;
+
+    fill_content();
+    for (int user = 0; user < SL_UPLOADS / SL_UPLOADS_EACH + 1; user++) {
+        snprintf(who, sizeof who, "uid:%d", user);
+        taken += begin_many(s, who, SL_UPLOADS_EACH, WHOLE);
+    }
+    SL_CHECK(taken == SL_UPLOADS);
+    make_old(100); /* nobody else's go before their time */
+    SL_CHECK(send_piece(s, "uid:99", "one-more", 0, 10).status == SL_ERR_BUSY);
+    SL_CHECK(send_piece(s, "uid:0", "u3", 10, 20).received == 20);
+    make_old(4000);
+    SL_CHECK(send_piece(s, "uid:99", "one-more", 0, 10).status == SL_OK);
     SL_CHECK(count_files(".input") == 1);
+    for (int user = 0; user < 9; user++) {
+        snprintf(who, sizeof who, "uid:%d", user);
+        taken = begin_many(s, who, 4, SL_UPLOAD_MAX_BYTES);
+        SL_CHECK(taken == (user < 7 ? 4 : user == 7 ? 3 : 0)); /* 2 GiB in all */
+    }
     stop(s);
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { RUN(pieces_make_a_file), RUN(what_is_wrong_is_named),
+    const struct CMUnitTest tests[] = { RUN(pieces_make_a_file),
+                                        RUN(what_is_wrong_is_named),
                                         RUN(a_wrong_hash_starts_over),
-                                        RUN(uploads_are_few_and_do_not_last) };
+                                        RUN(each_user_has_a_share),
+                                        RUN(a_full_share_makes_room_for_its_user_alone),
+                                        RUN(all_users_have_a_bound_and_uploads_do_not_last) };
 
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
