@@ -105,6 +105,7 @@ void sl_front_drop(sl_front *front, sl_front_connection *c, sl_door_count reason
                    sl_log_quote(quoted, sizeof quoted, why));
         }
     }
+    sl_door_add(front->door, reason, 1);
     sl_front_unlink(front, c);
     while (c->first) {
         sl_front_reply *next = c->first->next;
@@ -120,7 +121,6 @@ void sl_front_drop(sl_front *front, sl_front_connection *c, sl_door_count reason
     c->open = false;
     c->generation++;
     front->connection_count--;
-    sl_door_add(front->door, reason, 1);
 }
 
 /* --- writing --- */

@@ -124,7 +124,7 @@ typedef struct {
     char url[80];
 } server;
 
-static void start(server *s, const sl_front_config *config, sl_error *err)
+static void prepare(server *s, const sl_front_config *config, sl_error *err)
 {
     sl_front_config used = *config;
     sl_listener *listener = NULL;
@@ -140,6 +140,11 @@ static void start(server *s, const sl_front_config *config, sl_error *err)
     SL_CHECK_OK(sl_front_create(&s->front, &used, err));
     SL_CHECK_OK(sl_unix_listen(&listener, s->path, 0600, &s->auth, err));
     SL_CHECK_OK(sl_front_add(s->front, listener, err));
+}
+
+static void start(server *s, const sl_front_config *config, sl_error *err)
+{
+    prepare(s, config, err);
     SL_CHECK_OK(sl_front_start(s->front, err));
 }
 
@@ -789,9 +794,11 @@ SL_TEST(limits_change_while_it_runs)
 
     start(&s, &config, err);
     const int first = dial_greeted(&s), second = dial_greeted(&s);
+    SL_CHECK(wait_state(&s, SL_DOOR_RESTING, 2) == 2); /* their greetings have been read */
     limits.connections_each = 1;
     SL_CHECK(sl_front_set_limits(s.front, &limits));
     SL_CHECK(!sl_front_set_limits(s.front, &limits));
+    rest(200 * SL_NS_PER_MS);
     int third = dial_greeted(&s);
     SL_CHECK(is_closed(third));
     close(third);
@@ -799,6 +806,7 @@ SL_TEST(limits_change_while_it_runs)
     limits.connections_each = 3;
     limits.idle_ns = 200 * SL_NS_PER_MS;
     SL_CHECK(sl_front_set_limits(s.front, &limits));
+    rest(200 * SL_NS_PER_MS);
     third = dial_greeted(&s);
     SL_CHECK(is_closed(first) && is_closed(second) && is_closed(third));
     SL_CHECK(sl_door_get(&s.door, SL_DOOR_IDLE) == 3);
@@ -806,6 +814,85 @@ SL_TEST(limits_change_while_it_runs)
     close(first);
     close(second);
     close(third);
+    stop(&s);
+}
+
+/* --- a crowd at the door --- */
+
+enum { SHAKE_MS = 1, CROWD = 50 };
+
+static sl_status (*accept_unix)(sl_listener *listener, int fd, sl_transport *out, sl_error *err);
+static const sl_transport_ops *unix_ops;
+
+/* A handshake that takes its time at each step and never ends. */
+static sl_io shake_slowly(sl_transport *transport, uint8_t *at, size_t room, size_t *count)
+{
+    const int64_t until_ns = sl_clock_now_ns() + SHAKE_MS * SL_NS_PER_MS;
+
+    (void)transport, (void)at, (void)room, (void)count;
+    while (sl_clock_now_ns() < until_ns)
+        ;
+    return SL_IO_WAIT_READ;
+}
+
+static void close_slow(sl_transport *transport)
+{
+    unix_ops->close(transport);
+}
+
+static sl_status accept_slow(sl_listener *listener, int fd, sl_transport *out, sl_error *err)
+{
+    static sl_transport_ops ops;
+    const sl_status status = accept_unix(listener, fd, out, err);
+
+    unix_ops = out->ops;
+    ops = *out->ops;
+    ops.read = shake_slowly;
+    ops.close = close_slow;
+    out->ops = &ops;
+    return status;
+}
+
+/* 50 handshakes of 1 ms a step want 50 ms of each turn; whoever is in waits for a few of
+ * them at most. */
+SL_TEST(newcomers_do_not_delay_those_who_are_in)
+{
+    enum { CALLS = 41 };
+    const sl_front_config config = config_small();
+    Sluice__V1__HealthRequest request = SLUICE__V1__HEALTH_REQUEST__INIT;
+    sl_listener *listener = NULL;
+    int64_t took[CALLS];
+    int fds[CROWD], late = 0;
+    uint32_t id = 0;
+    server s, crowd;
+
+    prepare(&s, &config, err);
+    crowd = s;
+    snprintf(crowd.path, sizeof crowd.path, "/tmp/sl_front_test_%d.slow", (int)getpid());
+    SL_CHECK_OK(sl_unix_listen(&listener, crowd.path, 0600, &s.auth, err));
+    accept_unix = listener->accept;
+    listener->accept = accept_slow;
+    SL_CHECK_OK(sl_front_add(s.front, listener, err));
+    SL_CHECK_OK(sl_front_start(s.front, err));
+    const int fd = dial_greeted(&s);
+    for (int i = 0; i < CROWD; i++) {
+        fds[i] = dial(&crowd);
+        SL_CHECK(put(fds[i], "x", 1));
+    }
+    SL_CHECK(wait_state(&s, SL_DOOR_GREETING, CROWD) == CROWD);
+    for (int i = 0; i < CALLS; i++) {
+        took[i] = sl_clock_now_ns();
+        SL_CHECK(send_request(fd, 5, "Health", &request.base));
+        Sluice__V1__Reply *reply = get_reply(fd, &id);
+        took[i] = sl_clock_now_ns() - took[i];
+        SL_CHECK(reply && reply->code == 0);
+        sluice__v1__reply__free_unpacked(reply, NULL);
+        late += took[i] > CROWD * SHAKE_MS * SL_NS_PER_MS / 2;
+    }
+    SL_CHECK(late < CALLS / 2); /* the machine may have other things to do now and then */
+    for (int i = 0; i < CROWD; i++)
+        close(fds[i]);
+    close(fd);
     stop(&s);
 }
 
@@ -953,6 +1040,7 @@ int main(void)
         SL_RUN(one_identity_cannot_have_all_connections),
         SL_RUN(the_door_counts_who_came),
         SL_RUN(limits_change_while_it_runs),
+        SL_RUN(newcomers_do_not_delay_those_who_are_in),
         SL_RUN(churn_leaves_nothing_behind),
         SL_RUN(stopping_delivers_what_is_under_way),
         SL_RUN(roles_are_checked),
