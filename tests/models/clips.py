@@ -27,17 +27,41 @@ T2V, I2V = "shapes-t2v", "shapes-i2v"
 
 
 class Question:
-    """A fixed prompt, and the scene that it names."""
+    """A prompt, and the scene that it names.  start: the scene that an image is the first
+    frame of."""
 
-    def __init__(self, number, row):
-        self.number, self.prompt, self.held_out = number, row["prompt"], row["held_out"]
-        self.scene = shapes.Scene([shapes.Item(**item) for item in row["items"]],
-                                  row["background"])
+    def __init__(self, number, prompt, scene, start=None):
+        self.number, self.prompt, self.scene = number, prompt, scene
+        self.start = start or scene
+        self.held_out = any(shapes.held_out(i.color, i.shape) for i in scene.items)
 
 
 def questions():
+    """The fixed ones."""
     with open(os.path.join(HERE, "shapes", "prompts.json"), encoding="utf-8") as f:
-        return [Question(i, row) for i, row in enumerate(json.load(f))]
+        rows = json.load(f)
+    return [Question(i, row["prompt"], shapes.Scene([shapes.Item(**item) for item in row["items"]],
+                                                    row["background"]))
+            for i, row in enumerate(rows)]
+
+
+def crossroads():
+    """Images that do not tell how it goes on, each with four prompts: what is a little off the
+    middle may stay there or be on its way, slowly, across, along or aslant."""
+    asked = []
+    corners = (("left", "upper", "red", "star"), ("left", "lower", "green", "square"),
+               ("right", "upper", "blue", "circle"), ("right", "lower", "purple", "heart"))
+    for side, height, color, shape in corners:
+        off = (-7.0 if side == "left" else 7.0, -7.0 if height == "upper" else 7.0)
+        start = shapes.Scene([shapes.Item(color, shape, "still", jitter=off)])
+        across = "right" if side == "left" else "left"
+        along, row_ahead = ("down", "lower") if height == "upper" else ("up", "upper")
+        for motion in (across, along, f"{row_ahead} {across}", "still"):
+            slowly = "" if motion == "still" else " slowly"
+            asked.append(Question(len(asked), f"a {color} {shape} {shapes.MOVE[motion][0]}{slowly}",
+                                  shapes.Scene([shapes.Item(color, shape, motion, speed="slow")]),
+                                  start))
+    return asked
 
 
 def need_models(*names):
@@ -85,12 +109,12 @@ class Answer:
 
 
 def ask(d, question, args, folder):
-    """One clip.  For a model that takes an image it is the scene's first frame."""
+    """One clip, from an image where the model takes one."""
     os.makedirs(folder, exist_ok=True)
     strip = os.path.join(folder, f"{question.number:02}.png")
     first, image = None, []
     if any(a.startswith(I2V) for a in args):
-        first = shapes.render(question.scene)[0]
+        first = shapes.render(question.start)[0]
         image = ["--image", write_picture(os.path.join(folder, f"{question.number:02}-first.png"),
                                           first)]
     result = d.cli("generate", question.prompt, *args, *image, "--seed", str(question.number),
@@ -140,7 +164,8 @@ def report(name, answers):
     """Prints percentages, and every clip that is not as asked."""
     print(head(f"{name}, percent right"))
     print(row(f"all {len(answers)}", rates(answers)))
-    print(row(f"the {len(held_out(answers))} held out", rates(held_out(answers))))
+    if held_out(answers):
+        print(row(f"the {len(held_out(answers))} held out", rates(held_out(answers))))
     print(row("chance", by_chance(answers)))
     if answers[0].psnr is not None:
         values = sorted(a.psnr for a in answers)

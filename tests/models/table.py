@@ -48,9 +48,13 @@ def main():
               itertools.product(attentions, precisions, ("sde", "ode"), STEPS))
         answers = table(d, clips.I2V, asked, itertools.product(("sla",), precisions,
                                                                ("sde", "ode"), (4,)))
-    values = sorted(a.psnr for a in answers)
-    print(f"First frame of {clips.I2V} against the image, first row: PSNR {values[0]:.1f} dB at "
-          f"least, {values[len(values) // 2]:.1f} dB in the middle.")
+        print(clips.head(f"{clips.I2V}, four ways on from one image"))
+        crossroads = clips.ask_all(d, clips.crossroads(), ["--model", clips.I2V], "crossroads")
+        print(clips.row(f"{len(crossroads)} clips", clips.rates(crossroads)))
+        print(clips.row("chance", clips.by_chance(crossroads)) + "\n")
+    values = sorted(a.psnr for a in answers + crossroads)
+    print(f"First frames of {clips.I2V} against the image (first row and four ways on): PSNR "
+          f"{values[0]:.1f} dB at least, {values[len(values) // 2]:.1f} dB in the middle.")
 
 
 main()
