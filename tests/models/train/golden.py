@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from export import DIT_FILE, TEXT_FILE, TOKENIZER, VAE_FILE, config  # noqa: E402
+from export import DIT_FILE, TEXT_FILE, TOKENIZER, VAE_FILE, config, link  # noqa: E402
 import nets  # noqa: E402
 from tokens import TEXT_LEN, Tokenizer  # noqa: E402
-from train import DIM, rcm_times, shapes  # noqa: E402
+from train import DIM, SPARSE_MODES, rcm_times, shapes  # noqa: E402
 
 TYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.uint8: "U8"}
 EXACT = {"f32_rel_l2": 2e-05, "f32_max_abs": 2e-04}
@@ -66,10 +66,7 @@ class Models:
     def __init__(self, root, out):
         def weights(model, file, name):
             path = os.path.abspath(os.path.join(root, model, file))
-            link = os.path.join(out, name)
-            if os.path.lexists(link):
-                os.remove(link)
-            os.symlink(path, link)
+            link(path, os.path.join(out, name))
             return read_weights(path)
 
         self.tokenizer = Tokenizer(os.path.join(root, "shapes-t2v", TOKENIZER))
@@ -103,6 +100,17 @@ def text_case(models, out, prompt):
     return embedding
 
 
+def tokenizer_case(models, root, out):
+    with open(os.path.join(root, "prompts.json"), encoding="utf-8") as f:
+        texts = [row["prompt"] for row in json.load(f)]
+    link(os.path.abspath(os.path.join(root, "shapes-t2v", TOKENIZER)),
+         os.path.join(out, "tokenizer.model"))
+    cases = [{"text": text, "cleaned": text, "ids": [i for i in models.tokenizer(text) if i]}
+             for text in texts]
+    write_case(out, "tokenizer", {"kind": "sentencepiece unigram tokenizer",
+                                  "file": "tokenizer.model", "cases": cases}, {})
+
+
 def vae_case(models, out, video):
     latent = models.vae.encode(video)
     write_case(out, "vae", {
@@ -127,6 +135,47 @@ def forward_case(models, out, name, latent, t, text, y):
         "kind": "diffusion transformer forward",
         "checkpoint": {"file": f"{name}.ckpt.safetensors"}, "config": dit_config(name),
         "suggested_tolerance": EXACT}, tensors)
+
+
+class Watched:
+    """Sees the maps of kept blocks and the output of the first block go by."""
+
+    def __init__(self, block_q, block_k):
+        self.block_q, self.block_k, self.maps, self.block0 = block_q, block_k, [], None
+        self.mask, self.forward = nets.sparse_mask, nets.Block.forward
+
+    def __enter__(self):
+        def mask(*args):
+            out = self.mask(*args)
+            self.maps.append(out[0, :, ::self.block_q, ::self.block_k].to(torch.uint8))
+            return out
+
+        def forward(*args):
+            out = self.forward(*args)
+            self.block0 = out if self.block0 is None else self.block0
+            return out
+
+        nets.sparse_mask, nets.Block.forward = mask, forward
+        return self
+
+    def __exit__(self, *exc):
+        nets.sparse_mask, nets.Block.forward = self.mask, self.forward
+
+
+def sparse_case(models, out, latent, t, text):
+    tensors = {"in.latent": latent, "in.t": t, "in.text": text}
+    for block_q, block_k, ratio in SPARSE_MODES.values():
+        stem = f"q{block_q}k{block_k}_t{ratio}"
+        with Watched(block_q, block_k) as watched:
+            tensors[f"out.{stem}.velocity"] = models.dit["t2v"](latent, t, text,
+                                                                (block_q, block_k, ratio))
+        tensors[f"mid.{stem}.maps"] = torch.stack(watched.maps)
+        tensors[f"mid.{stem}.block0"] = watched.block0[:, :64].contiguous()
+    write_case(out, "dit_t2v_sla", {
+        "kind": "diffusion transformer forward with SLA self-attention",
+        "checkpoint": {"file": "t2v.ckpt.safetensors"}, "config": dit_config("t2v"),
+        "suggested_tolerance": {"f32_rel_l2": 1e-04, "bf16_rel_l2": 0.02,
+                                "sagesla_rel_l2": 0.06}}, tensors)
 
 
 def sample(models, name, noises, text, y, ode):
@@ -186,6 +235,7 @@ def main():
     torch.manual_seed(7)
     models = Models(root, out)
     text = text_case(models, out, "a small red star moves up and left on a mint background")
+    tokenizer_case(models, root, out)
     scene = shapes.Scene([shapes.Item("red", "star", "upper left", "small")], "mint")
     clip = torch.from_numpy(shapes.render(scene))
     latent = vae_case(models, out, clip.permute(3, 0, 1, 2)[None].float() / 127.5 - 1)
@@ -193,6 +243,7 @@ def main():
     t = torch.tensor([704.0])
     x = 0.296 * latent + 0.704 * noises[0]
     forward_case(models, out, "t2v", x, t, text, None)
+    sparse_case(models, out, x, t, text)
     mask = torch.zeros(1, 4, *latent.shape[2:])
     mask[:, :, 0] = 1
     forward_case(models, out, "i2v", x, t, text, torch.cat([mask, latent], dim=1))
