@@ -45,6 +45,7 @@ typedef struct {
     const char *model, *precision, *sampler, *format, *output, *request_id;
     const char *resolution, *device, *arch, *attention, *streaming, *residency, *to, *host_memory;
     const char *layout, *shared;
+    bool one_expert;
     bool soft, full, hard, now, off, once, follow, dry_run, no_pin, table;
     int64_t width, height, frames, steps, limit, threads, priority; /* 0: not given */
     int64_t deadline_ns, older_than_ns, expires_ns;                             /* 0: not given */

@@ -107,6 +107,8 @@ static const opt_spec specs[] = {
       "of the transformers: official (default), turbo (bf16) or turbo-quant (int8 linears)" },
     { "shared", 0, OPT_TEXT, AT(shared), "DIR",
       "link text encoder and VAE of a model made before, with the same seed" },
+    { "one-expert", 0, OPT_FLAG, AT(one_expert), NULL,
+      "of two experts, link the second to the first: half the disk" },
     { "timeout", 't', OPT_COUNT, AT(timeout_s), "S", "seconds to wait for each answer" },
     { "dir", 0, OPT_TEXT, AT(dir), "DIR", "of the certificates (default certs)" },
     { "role", 0, OPT_TEXT, AT(role), "R", "viewer, user or admin" },

@@ -279,6 +279,7 @@ int cli_synth_model(cli *c)
         .seed = c->opt.seed,
         .layout = SL_LAYOUT_OFFICIAL,
         .shared = c->opt.shared,
+        .one_expert = c->opt.one_expert,
         .progress = c->progress ? draw_synth : NULL,
         .arg = &shown,
     };

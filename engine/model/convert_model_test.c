@@ -311,6 +311,13 @@ SL_TEST(made_up_layouts_are_the_converted_ones)
     p = (progress){ .calls = 0 };
     SL_CHECK_OK(sl_synth_model_as(at("made", NULL), row, &options, err));
     check_models(int8, at("made", NULL), err);
+    options.one_expert = true;
+    p = (progress){ .calls = 0 };
+    SL_CHECK_OK(sl_synth_model_as(at("made", NULL), row, &options, err));
+    SL_CHECK(p.last == p.total);
+    SL_CHECK(stat(at("made", "low_noise_model/diffusion_pytorch_model.safetensors"), &st) == 0 &&
+             st.st_nlink == 2);
+    SL_CHECK(stat(at("made", "low_noise_model/config.json"), &st) == 0);
     options.shared = at("absent", NULL);
     SL_CHECK_STATUS(sl_synth_model_as(at("none", NULL), row, &options, err), SL_ERR_NOT_FOUND);
     SL_CHECK(access(at("none", NULL), F_OK) != 0);

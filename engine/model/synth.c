@@ -8,6 +8,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -102,6 +103,29 @@ static sl_component_kind dit_kind(const sl_arch *arch)
     return arch->expert_count == 2 ? SL_COMPONENT_DIT_HIGH : SL_COMPONENT_DIT;
 }
 
+/* The files of the first expert under the second's folder. */
+static sl_status link_dit(const char *from, const char *to, sl_error *err)
+{
+    sl_status status = sl_make_directory(to, 0755, err);
+    DIR *d = status == SL_OK ? opendir(from) : NULL;
+    struct dirent *entry;
+
+    if (status == SL_OK && !d)
+        status = sl_fail_errno(err, "could not read \"%s\"", from);
+    while (status == SL_OK && (entry = readdir(d))) {
+        char *path = text_of(err, "%s/%s", to, entry->d_name);
+
+        if (!path)
+            status = SL_ERR_NO_MEMORY;
+        else if (entry->d_name[0] != '.' && linkat(dirfd(d), entry->d_name, AT_FDCWD, path, 0) != 0)
+            status = sl_fail_errno(err, "could not link \"%s\"", path);
+        free(path);
+    }
+    if (d)
+        closedir(d);
+    return status;
+}
+
 static sl_status write_dit(run *r, const char *dir, uint64_t seed, sl_error *err)
 {
     const size_t most = r->options->max_shard_bytes;
@@ -132,16 +156,19 @@ static sl_status write_dit(run *r, const char *dir, uint64_t seed, sl_error *err
 static sl_status write_experts(run *r, sl_error *err)
 {
     const uint64_t seed = r->options->seed;
-    const char *const names[] = { high_dir, low_dir };
-    sl_status status = SL_OK;
+    char *high, *low;
+    sl_status status;
 
     if (r->arch->expert_count == 1)
         return write_dit(r, r->dir, seed, err);
-    for (uint64_t i = 0; i < SL_COUNT(names) && status == SL_OK; i++) {
-        char *dir = text_of(err, "%s/%s", r->dir, names[i]);
-        status = dir ? write_dit(r, dir, seed + i, err) : SL_ERR_NO_MEMORY;
-        free(dir);
-    }
+    high = text_of(err, "%s/%s", r->dir, high_dir);
+    low = text_of(err, "%s/%s", r->dir, low_dir);
+    status = high && low ? write_dit(r, high, seed, err) : SL_ERR_NO_MEMORY;
+    if (status == SL_OK)
+        status =
+            r->options->one_expert ? link_dit(high, low, err) : write_dit(r, low, seed + 1, err);
+    free(high);
+    free(low);
     return status;
 }
 
@@ -356,7 +383,8 @@ static sl_status count_bytes(run *r, sl_error *err)
         sl_status status;
 
         if (!sl_arch_has_component(r->arch, (sl_component_kind)kind) ||
-            (is_single && r->options->shared))
+            (is_single && r->options->shared) ||
+            (kind == SL_COMPONENT_DIT_LOW && r->options->one_expert))
             continue;
         status = sl_synth_list_make(&list, r->arch, (sl_component_kind)kind,
                                     is_single ? SL_LAYOUT_OFFICIAL : r->options->layout, err);

@@ -35,6 +35,7 @@ typedef struct {
     sl_layout layout;       /* of the transformers */
     const char *shared;     /* NULL, or a synthetic model whose text encoder and VAE are linked,
                                not written again */
+    bool one_expert;        /* of two, the second is a link to the first: half the disk */
     size_t max_shard_bytes; /* of an official DiT; 0: 10 GB */
     int threads;            /* 0: one for each core */
     void (*progress)(void *arg, size_t done_bytes, size_t total_bytes); /* NULL: none; from

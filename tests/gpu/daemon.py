@@ -24,6 +24,7 @@ only told, neither; last "N passed, N failed".
 import argparse
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def read_options():
 
 
 OPTIONS = read_options()
-sys.argv = [sys.argv[0], OPTIONS.build]  # what the harness looks at
+sys.argv = [sys.argv[0], "--patience=3", OPTIONS.build]  # what the harness looks at
 sys.path.insert(0, os.path.join(ROOT, "tests", "e2e"))
 from harness import SLUICE, Daemon, check_sums, png, wait_for  # noqa: E402 pylint: disable=C0413
 
@@ -177,6 +178,9 @@ def make_models(names):
             start = time.monotonic()
             command = [SLUICE, "synth-model", "--arch", full if FULL else tiny, "--layout", layout,
                        "--seed", "1", path] + (["--shared", shared] if shared else [])
+            if FULL and name == "a14b" and shutil.disk_usage(MODELS).free < 33e9:
+                note("the disk is small: a14b's second expert is a link to the first")
+                command.append("--one-expert")
             run = subprocess.run(command, capture_output=True, text=True, check=False,
                                  timeout=max(seconds_left(), 1))
             took = time.monotonic() - start
@@ -398,7 +402,8 @@ def first_killed_worker(d, sha, base):
     memory = check_ledger(d, "after the kill", base)
     now = card_used()
     if used is not None and now is not None:
-        check(abs(now - used) <= 256 * MIB,
+        # The new one has loaded less code so far.
+        check(now - used <= 64 * MIB,
               f"the card's memory came back: {mib(used)} in use before, {mib(now)} after")
     check(memory["worker_restarts"] == 1, "one restart is counted")
 
@@ -663,7 +668,17 @@ PARTS = {"models": lambda: make_models(KINDS), "first": part_first, "small": par
          "switches": part_switches}
 
 
+def tell_machine():
+    """What the machine has; memory may grow as it is used."""
+    with open("/proc/meminfo", encoding="utf-8") as f:
+        memory = {k: v for k, v in (line.split(":") for line in f)}
+    os.makedirs(WORK, exist_ok=True)
+    note(f"{os.cpu_count()} cores, memory {memory['MemTotal'].strip()}, available "
+         f"{memory['MemAvailable'].strip()}, disk {shutil.disk_usage(WORK).free / 1e9:.1f} GB free")
+
+
 def main():
+    tell_machine()
     signal.signal(signal.SIGALRM, on_alarm)
     signal.alarm(int(OPTIONS.seconds) + 20)
     for part in OPTIONS.parts:
