@@ -71,8 +71,8 @@ def need_models(*names):
                                "this checkout")
 
 
-def daemon():
-    return harness.Daemon(device="cpu:2GiB", models=MODELS)
+def daemon(device="cpu:2GiB"):
+    return harness.Daemon(device=device, models=MODELS)
 
 
 def frames_of(strip):

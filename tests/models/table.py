@@ -1,9 +1,9 @@
 """The table of what the shapes models get right, as Markdown.
 
-    python3 tests/models/table.py BUILD [--prompts=N] > table.md       (make semantic)
+    python3 tests/models/table.py BUILD [--prompts=N] [--device=SPEC] > table.md
 
-Every fixed prompt in every cell; figures are percent right, in brackets those of the
-held-out combinations.  Strips are left in BUILD/semantic.
+This is `make semantic`.  Every fixed prompt in every cell; figures are percent right, in
+brackets those of the held-out combinations.  Strips are left in BUILD/semantic.
 """
 import itertools
 import sys
@@ -36,13 +36,16 @@ def table(d, model, asked, rows):
     return first
 
 
+def option(name, default):
+    return next((a.split("=")[1] for a in sys.argv if a.startswith(f"--{name}=")), default)
+
+
 def main():
-    count = next((int(a.split("=")[1]) for a in sys.argv if a.startswith("--prompts=")), None)
-    asked = clips.questions()[:count]
+    asked = clips.questions()[:int(option("prompts", 48))]
     clips.need_models(clips.T2V, clips.I2V)
     print(f"{len(asked)} prompts, {sum(q.held_out for q in asked)} of them held out; percent right "
           "(held out).\n", flush=True)
-    with clips.daemon() as d:
+    with clips.daemon(option("device", "cpu:2GiB")) as d:
         attentions, precisions = ("dense", "sla", "sagesla"), ("bf16", "int8")
         table(d, clips.T2V, asked,
               itertools.product(attentions, precisions, ("sde", "ode"), STEPS))
