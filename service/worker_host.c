@@ -6,6 +6,7 @@
  * All of it is done by the loader's lane. */
 #include "service/worker.h"
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/size.h"
 #include "engine/model/model_dir.h"
@@ -248,9 +249,22 @@ static sl_status fill_and_pin(sl_lane *lane, sl_host_mapping *image, const sl_co
     return status;
 }
 
+/* Taking the memory and reading the file are what a load from a disk costs. */
+static void log_fill(const sl_worker *worker, const sl_host_mapping *image, int64_t start_ns,
+                     int64_t populated_ns)
+{
+    if (sl_device_get_spec(worker->device)->kind == SL_DEVICE_CUDA)
+        sl_log(SL_LOG_INFO, "filled", "model=\"%s\" component=%s bytes=%zu memory_ms=%.1f ms=%.1f",
+               image->model, sl_component_name(image->kind), image->image_bytes,
+               (double)(populated_ns - start_ns) / (double)SL_NS_PER_MS,
+               (double)(sl_clock_now_ns() - populated_ns) / (double)SL_NS_PER_MS);
+}
+
 static sl_status fill(sl_lane *lane, sl_host_mapping *image,
                       const Sluice__Worker__HostFill *message, sl_error *err)
 {
+    const int64_t start_ns = sl_clock_now_ns();
+    int64_t populated_ns = start_ns;
     sl_model_dir *dir = NULL;
     sl_ckpt *ckpt = NULL;
     sl_component_spec spec;
@@ -266,8 +280,11 @@ static sl_status fill(sl_lane *lane, sl_host_mapping *image,
         status = sl_ckpt_open(&ckpt, sl_model_dir_info(dir)->files[image->kind], err);
     if (status == SL_OK)
         status = populate(lane, image, err);
+    populated_ns = sl_clock_now_ns();
     if (status == SL_OK)
         status = fill_and_pin(lane, image, &spec, ckpt, err);
+    if (status == SL_OK)
+        log_fill(lane->worker, image, start_ns, populated_ns);
     sl_ckpt_close(ckpt);
     sl_model_dir_close(dir);
     return status;

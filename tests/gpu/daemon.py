@@ -350,10 +350,10 @@ def load(d, name, text, *more):
 
 def fills(d, since):
     """Told: what reading files and copying images took, by the daemon's log."""
-    for kind in ("image_fill", "component_load", "copied"):
+    for kind in ("image_fill", "filled", "component_load", "copied"):
         for line in card_lines(d, kind, since):
             what = {k: v for k, v in line.items() if k in ("component", "model", "bytes", "ms",
-                                                           "pinned", "new", "status")}
+                                                           "memory_ms", "pinned", "new", "status")}
             note(f"  {kind} " + " ".join(f"{k}={v}" for k, v in what.items()))
 
 
