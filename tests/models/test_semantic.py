@@ -3,6 +3,7 @@ read back from the frames; half of them name pairs of colour and shape that trai
 
 A sanitizer build, which is many times slower, makes one clip of each kind and judges none.
 """
+import os
 
 import clips
 from harness import PATIENCE, run
@@ -47,6 +48,16 @@ def test_the_daemon_knows_the_models():
     for name, task in ((clips.T2V, "t2v"), (clips.I2V, "i2v")):
         for model in (name, name + "-quant"):
             assert listed[model]["problem"] == "" and listed[model]["task"] == task, listed
+
+
+def test_the_files_are_small():
+    """Under 16 MB in all, what the models have in common once."""
+    clips.need_models(clips.T2V, clips.I2V)
+    total = 0
+    for folder, _, names in os.walk(os.path.join(clips.HERE, "shapes")):
+        paths = [os.path.join(folder, name) for name in names]
+        total += sum(os.path.getsize(path) for path in paths if not os.path.islink(path))
+    assert 1e6 < total < 16e6, total
 
 
 def test_text_to_video():
