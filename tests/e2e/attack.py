@@ -116,6 +116,27 @@ def hello_then_reset(t):
         time.sleep(0.002)
 
 
+def hellos(t):
+    """As many as go, and the server's answer is waited for: all the work is its own."""
+    hello = t.hello()
+    while t.on():
+        s = quietly(t.connect)
+        if s:
+            s.settimeout(0.05)
+            quietly(lambda c=s: (c.sendall(hello), c.recv(4096)))
+            s.close()
+
+
+def handshakes(t):
+    """As many as go, by somebody with a certificate."""
+    context = t.context()
+    while t.on():
+        s = quietly(t.connect)
+        if s:
+            quietly(lambda c=s: context.wrap_socket(c, server_hostname="localhost").close())
+            s.close()
+
+
 def connects(t):
     """500 a second."""
     while t.on():
@@ -180,6 +201,8 @@ ATTACKS = {
     "silence": silence,
     "slow_handshakes": slow_handshakes,
     "hello_then_reset": hello_then_reset,
+    "hellos": hellos,
+    "handshakes": handshakes,
     "sp_then_silence": sp_then_silence,
     "lengths": inside(struct.pack(">Q", 1 << 63)),
     "length_1gib": inside(struct.pack(">Q", 1 << 30), b"x" * 1000),
