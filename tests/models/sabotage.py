@@ -113,4 +113,5 @@ def main():
     sys.exit(0 if noticed else 1)
 
 
-main()
+if __name__ == "__main__":
+    main()
