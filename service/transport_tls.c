@@ -327,7 +327,7 @@ static bool is_loopback(const struct sockaddr *address)
 static sl_status tls_accept(sl_listener *listener, int fd, sl_transport *out, sl_error *err)
 {
     tls_listener *self = (tls_listener *)listener;
-    struct sockaddr_storage address;
+    struct sockaddr_storage address = { .ss_family = AF_UNSPEC };
     socklen_t size = sizeof address;
     const int on = 1;
     tls_connection *c = calloc(1, sizeof *c);
@@ -414,7 +414,7 @@ sl_status sl_tls_listen(sl_listener **out, const char *address, sl_tls *tls, sl_
 {
     const struct addrinfo hints = { .ai_flags = AI_PASSIVE, .ai_socktype = SOCK_STREAM };
     struct addrinfo *info = NULL;
-    struct sockaddr_storage bound;
+    struct sockaddr_storage bound = { .ss_family = AF_UNSPEC };
     socklen_t size = sizeof bound;
     char host[HOST_BYTES], name[SL_ADDRESS_BYTES];
     const char *port = NULL;

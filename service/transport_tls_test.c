@@ -106,7 +106,7 @@ static void list_revoked(const server *s, const pair *p)
 
 static void start(server *s, sl_tls_client_auth auth, sl_error *err)
 {
-    struct sockaddr_in address;
+    struct sockaddr_in address = { .sin_port = 0 };
     socklen_t size = sizeof address;
 
     *s = (server){ .dir = "/tmp/sl_tls_test_XXXXXX" };
@@ -123,6 +123,7 @@ static void start(server *s, sl_tls_client_auth auth, sl_error *err)
     write_certificate(s->issuers, &s->root);
     list_revoked(s, NULL);
     const int fd = open(s->key, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    SL_CHECK(fd >= 0);
     FILE *f = fdopen(fd, "w");
     SL_CHECK(f && PEM_write_PrivateKey(f, s->stranger.key, NULL, NULL, 0, NULL, NULL) == 1 &&
              fclose(f) == 0);
