@@ -125,12 +125,15 @@ static void perform(sl_lane *lane, sl_queued *q)
     Sluice__Worker__Done done = SLUICE__WORKER__DONE__INIT;
     sl_worker_run_result result;
     sl_error error = { .status = SL_OK };
+    const bool is_unload = q->command->kind_case == SLUICE__WORKER__COMMAND__KIND_UNLOAD;
     const int64_t start_ns = sl_clock_now_ns();
     sl_status status;
 
     sl_worker_begin_change(lane);
     done.before_bytes = begin_measuring(lane);
-    done.driver_free_before_bytes = sl_worker_driver_free(lane->worker);
+    /* Asking takes some milliseconds, which a load need not spend. */
+    if (is_unload)
+        done.driver_free_before_bytes = sl_worker_driver_free(lane->worker);
     if (q->cancelled || q->preempted) {
         status = sl_fail(&error, SL_ERR_CANCELLED, "cancelled before it started");
         done.preempted = !q->cancelled;
@@ -141,9 +144,10 @@ static void perform(sl_lane *lane, sl_queued *q)
         sl_worker_die(lane->worker, &error);
     close_fds(q);
     done.after_bytes = end_measuring(lane);
-    done.driver_free_after_bytes = sl_worker_driver_free(lane->worker);
-    if (q->command->kind_case == SLUICE__WORKER__COMMAND__KIND_UNLOAD)
+    if (is_unload) {
+        done.driver_free_after_bytes = sl_worker_driver_free(lane->worker);
         done.driver_kept_bytes = sl_worker_driver_kept(&done);
+    }
     done.status = (int32_t)status;
     done.message = status == SL_OK ? (char *)"" : error.message;
     done.peak_bytes = lane->peak_bytes;
