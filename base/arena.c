@@ -62,7 +62,7 @@ void sl_arena_destroy(sl_arena *arena)
     free(arena);
 }
 
-void *sl_arena_alloc(sl_arena *arena, size_t size_bytes)
+void *sl_arena_alloc_raw(sl_arena *arena, size_t size_bytes)
 {
     size_t need, total;
 
@@ -88,8 +88,14 @@ void *sl_arena_alloc(sl_arena *arena, size_t size_bytes)
     void *p = b->data + b->used_bytes;
     b->used_bytes += need;
     arena->used_bytes = total;
-    memset(p, 0, need);
     return p;
+}
+
+void *sl_arena_alloc(sl_arena *arena, size_t size_bytes)
+{
+    void *p = sl_arena_alloc_raw(arena, size_bytes);
+
+    return p ? memset(p, 0, size_bytes) : NULL;
 }
 
 char *sl_arena_strdup(sl_arena *arena, const char *text)

@@ -22,6 +22,8 @@ void sl_arena_destroy(sl_arena *arena); /* cleanups in reverse, then memory; NUL
 
 /* Zeroed, 16-byte aligned.  NULL when memory or the limit is exhausted. */
 void *sl_arena_alloc(sl_arena *arena, size_t size_bytes);
+/* The same, not zeroed: for what is about to be filled, and large. */
+void *sl_arena_alloc_raw(sl_arena *arena, size_t size_bytes);
 char *sl_arena_strdup(sl_arena *arena, const char *text);
 char *sl_arena_printf(sl_arena *arena, const char *fmt, ...) SL_PRINTF(2, 3);
 

@@ -384,7 +384,7 @@ sl_status sl_handle_fetch_output(void *service, sl_rpc_call *call, sl_error *err
         count = ref.size_bytes - request->offset;
     char *path = sl_arena_printf(call->arena, "%s/%s%s", s->outputs, ref.job_id,
                                  sl_media_extension(ref.format));
-    uint8_t *data = sl_arena_alloc(call->arena, count ? count : 1);
+    uint8_t *data = sl_arena_alloc_raw(call->arena, count);
     if (!path || !data)
         return out_of_memory(err);
     status = read_range(path, &ref, request->offset, count, data, err);

@@ -253,7 +253,7 @@ static sl_status make_ok_reply(nng_msg **out, const sl_rpc_call *call, sl_error 
 
     SL_ASSERT(call->reply);
     reply.payload.len = protobuf_c_message_get_packed_size(call->reply);
-    reply.payload.data = sl_arena_alloc(call->arena, reply.payload.len ? reply.payload.len : 1);
+    reply.payload.data = sl_arena_alloc_raw(call->arena, reply.payload.len);
     if (!reply.payload.data)
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for a reply of %zu bytes",
                        reply.payload.len);

@@ -1,9 +1,16 @@
-/* fetch.c - an output of the daemon becomes a file here, whole or not at all. */
+/* fetch.c - an output of the daemon becomes a file here, whole or not at all.
+ *
+ * Two threads: the caller's fetches chunk after chunk, a keeper of the call's own hashes
+ * and writes them, so that the network does not wait for the disk.  At most two chunks
+ * are on their way between them.
+ */
 #include "clients/c/sluice.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <openssl/evp.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,12 +34,21 @@ typedef struct {
 
     char *part_path;
     int fd;
-    EVP_MD_CTX *hash; /* over [0, done_bytes) of the .part */
-    uint64_t done_bytes;
+    EVP_MD_CTX *hash;    /* over what the .part holds; the keeper's while it is busy */
+    uint64_t done_bytes; /* of the .part, with what the keeper still has */
     uint64_t resumed_bytes;
     uint64_t size_bytes; /* of the whole, once known */
     bool size_known;
     char sha256[SHA256_HEX_BYTES + 1]; /* as the server says */
+
+    pthread_t keeper;
+    bool keeper_runs;
+    pthread_mutex_t lock; /* guards what follows */
+    pthread_cond_t changed;
+    Sluice__V1__FetchOutputReply *next; /* for the keeper; NULL: there is room */
+    bool busy, ended;
+    sl_status kept; /* the keeper's first failure, which ends its work */
+    sl_error kept_err;
 } fetch;
 
 static sl_status hash_start(fetch *f, sl_error *err)
@@ -62,14 +78,6 @@ static sl_status hash_end(fetch *f, char *hex, sl_error *err)
     for (unsigned int i = 0; i < count; i++)
         snprintf(hex + 2 * i, 3, "%02x", digest[i]);
     return SL_OK;
-}
-
-static sl_status start_over(fetch *f, sl_error *err)
-{
-    if (ftruncate(f->fd, 0) < 0 || lseek(f->fd, 0, SEEK_SET) < 0)
-        return sl_fail_errno(err, "could not empty \"%s\"", f->part_path);
-    f->done_bytes = f->resumed_bytes = 0;
-    return hash_start(f, err);
 }
 
 /* Opens or creates the .part, alone, and hashes what it holds. */
@@ -130,10 +138,111 @@ static sl_status write_all(fetch *f, const uint8_t *data, size_t size_bytes, sl_
     return SL_OK;
 }
 
-static sl_status take_chunk(fetch *f, const Sluice__V1__FetchOutputReply *chunk, sl_error *err)
-{
-    sl_status status = SL_OK;
+/* --- the keeper --- */
 
+/* The disk begins at once: else all of it would wait for fsync. */
+static sl_status keep(fetch *f, const Sluice__V1__FetchOutputReply *chunk, sl_error *err)
+{
+    sl_status status = hash_add(f, chunk->data.data, chunk->data.len, err);
+
+    if (status == SL_OK)
+        status = write_all(f, chunk->data.data, chunk->data.len, err);
+    if (status == SL_OK)
+        sync_file_range(f->fd, (off_t)chunk->offset, (off_t)chunk->data.len,
+                        SYNC_FILE_RANGE_WRITE);
+    return status;
+}
+
+static void *run_keeper(void *arg)
+{
+    fetch *f = arg;
+
+    pthread_mutex_lock(&f->lock);
+    while (f->next || !f->ended) {
+        Sluice__V1__FetchOutputReply *chunk = f->next;
+        sl_error err = { .status = SL_OK };
+        if (!chunk) {
+            pthread_cond_wait(&f->changed, &f->lock);
+            continue;
+        }
+        const bool wanted = f->kept == SL_OK;
+        f->next = NULL;
+        f->busy = true;
+        pthread_cond_broadcast(&f->changed);
+        pthread_mutex_unlock(&f->lock);
+        const sl_status status = wanted ? keep(f, chunk, &err) : SL_OK;
+        sl_message_free(chunk);
+        pthread_mutex_lock(&f->lock);
+        f->busy = false;
+        if (status != SL_OK) {
+            f->kept = status;
+            f->kept_err = err;
+        }
+        pthread_cond_broadcast(&f->changed);
+    }
+    pthread_mutex_unlock(&f->lock);
+    return NULL;
+}
+
+/* Signals go to the threads of the program. */
+static sl_status start_keeper(fetch *f, sl_error *err)
+{
+    sigset_t all, before;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const int code = pthread_create(&f->keeper, NULL, run_keeper, f);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    f->keeper_runs = code == 0;
+    errno = code;
+    return code == 0 ? SL_OK : sl_fail_errno(err, "could not start a thread that writes \"%s\"",
+                                             f->part_path);
+}
+
+/* What was handed over is kept then. */
+static void end_keeper(fetch *f)
+{
+    if (!f->keeper_runs)
+        return;
+    pthread_mutex_lock(&f->lock);
+    f->ended = true;
+    pthread_cond_broadcast(&f->changed);
+    pthread_mutex_unlock(&f->lock);
+    pthread_join(f->keeper, NULL);
+    f->keeper_runs = false;
+}
+
+/* Takes chunk over, or NULL: waits until all is kept.  How it went so far. */
+static sl_status hand_over(fetch *f, Sluice__V1__FetchOutputReply *chunk, sl_error *err)
+{
+    pthread_mutex_lock(&f->lock);
+    while (f->next || (!chunk && f->busy))
+        pthread_cond_wait(&f->changed, &f->lock);
+    const sl_status status = f->kept;
+    if (status != SL_OK && err)
+        *err = f->kept_err;
+    f->next = chunk;
+    pthread_cond_broadcast(&f->changed);
+    pthread_mutex_unlock(&f->lock);
+    return status;
+}
+
+/* --- chunks --- */
+
+static sl_status start_over(fetch *f, sl_error *err)
+{
+    const sl_status status = hand_over(f, NULL, err);
+
+    if (status != SL_OK)
+        return status;
+    if (ftruncate(f->fd, 0) < 0 || lseek(f->fd, 0, SEEK_SET) < 0)
+        return sl_fail_errno(err, "could not empty \"%s\"", f->part_path);
+    f->done_bytes = f->resumed_bytes = 0;
+    return hash_start(f, err);
+}
+
+static sl_status check_chunk(fetch *f, const Sluice__V1__FetchOutputReply *chunk, sl_error *err)
+{
     if (f->size_known &&
         (chunk->size_bytes != f->size_bytes || strcmp(chunk->sha256, f->sha256) != 0))
         return sl_fail(err, SL_ERR_DATA, "output of job %s changed while it was fetched",
@@ -143,24 +252,33 @@ static sl_status take_chunk(fetch *f, const Sluice__V1__FetchOutputReply *chunk,
     f->size_bytes = chunk->size_bytes;
     memcpy(f->sha256, chunk->sha256, sizeof f->sha256);
     f->size_known = true;
-
-    if (f->done_bytes > f->size_bytes)
-        return start_over(f, err);
-    if (chunk->offset != f->done_bytes || chunk->data.len > f->size_bytes - f->done_bytes ||
-        (chunk->data.len == 0 && f->done_bytes < f->size_bytes))
+    if (f->done_bytes <= f->size_bytes &&
+        (chunk->offset != f->done_bytes || chunk->data.len > f->size_bytes - f->done_bytes ||
+         (chunk->data.len == 0 && f->done_bytes < f->size_bytes)))
         return sl_fail(err, SL_ERR_DATA,
                        "chunk of job %s at %llu has %zu bytes at %llu, of %llu in all", f->job_id,
                        (unsigned long long)f->done_bytes, chunk->data.len,
                        (unsigned long long)chunk->offset, (unsigned long long)f->size_bytes);
-    status = hash_add(f, chunk->data.data, chunk->data.len, err);
+    return SL_OK;
+}
+
+/* Takes chunk over. */
+static sl_status take_chunk(fetch *f, Sluice__V1__FetchOutputReply *chunk, sl_error *err)
+{
+    const uint64_t bytes = chunk->data.len;
+    sl_status status = check_chunk(f, chunk, err);
+
+    if (status != SL_OK || f->done_bytes > f->size_bytes) {
+        sl_message_free(chunk);
+        return status == SL_OK ? start_over(f, err) : status;
+    }
+    status = hand_over(f, chunk, err);
     if (status == SL_OK)
-        status = write_all(f, chunk->data.data, chunk->data.len, err);
-    if (status == SL_OK)
-        f->done_bytes += chunk->data.len;
+        f->done_bytes += bytes;
     return status;
 }
 
-/* Until the .part holds size_bytes. */
+/* Until the .part holds size_bytes, and the hash is over them. */
 static sl_status fetch_chunks(fetch *f, sl_error *err)
 {
     sl_status status = SL_OK;
@@ -184,9 +302,8 @@ static sl_status fetch_chunks(fetch *f, sl_error *err)
             status = take_chunk(f, reply, err);
         if (status == SL_OK && f->progress)
             f->progress(f->arg, f->done_bytes, f->size_bytes);
-        sl_message_free(reply);
     }
-    return status;
+    return status == SL_OK ? hand_over(f, NULL, err) : status;
 }
 
 /* Fetches and checks; once again from byte 0 when what an earlier fetch left
@@ -237,6 +354,8 @@ sl_status sl_client_fetch_file(sl_client *client, const char *job_id, const char
         .arg = arg,
         .details = details ? details : &own,
         .fd = -1,
+        .lock = PTHREAD_MUTEX_INITIALIZER,
+        .changed = PTHREAD_COND_INITIALIZER,
     };
     struct stat st;
     char *part_path = NULL;
@@ -248,6 +367,8 @@ sl_status sl_client_fetch_file(sl_client *client, const char *job_id, const char
     f.part_path = part_path;
     status = open_part(&f, err);
     if (status == SL_OK)
+        status = start_keeper(&f, err);
+    if (status == SL_OK)
         status = fetch_checked(&f, err);
     if (status == SL_OK)
         status = publish(&f, path, err);
@@ -258,6 +379,7 @@ sl_status sl_client_fetch_file(sl_client *client, const char *job_id, const char
     out->resumed_bytes = f.resumed_bytes;
     memcpy(out->sha256, f.sha256, sizeof out->sha256);
 done:
+    end_keeper(&f);
     /* An empty .part has nothing to resume from. */
     if (status != SL_OK && f.fd >= 0 && fstat(f.fd, &st) == 0 && st.st_size == 0)
         unlink(f.part_path);

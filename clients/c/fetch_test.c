@@ -7,6 +7,7 @@
 #include <openssl/evp.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 /* FetchOutput of s->file, 1000 bytes a chunk; every third connection serves
@@ -187,6 +188,28 @@ SL_TEST(two_fetches_do_not_share_a_part)
     fetch_end(&c);
 }
 
+/* The thread that writes fails, not the one that fetches. */
+SL_TEST(says_that_the_disk_is_full_and_goes_on_later)
+{
+    fetch_case c = { 0 };
+    sl_fetch_result result = { 0 };
+    struct rlimit before, low;
+
+    fetch_start(&c, err);
+    SL_CHECK(getrlimit(RLIMIT_FSIZE, &before) == 0);
+    low = before;
+    low.rlim_cur = 3500;
+    SL_CHECK(setrlimit(RLIMIT_FSIZE, &low) == 0);
+    const sl_status status = fetch_now(&c, &result, err);
+    SL_CHECK(setrlimit(RLIMIT_FSIZE, &before) == 0);
+    SL_CHECK(status == SL_ERR_IO && strstr(err->message, "could not write"));
+    SL_CHECK_OK(fetch_now(&c, &result, err));
+    SL_CHECK(result.resumed_bytes == 3500 && strcmp(result.sha256, c.sha256) == 0);
+    check_file(c.path, c.data, FILE_BYTES);
+    fetch_end(&c);
+}
+
 SL_TEST_MAIN(SL_RUN(fetches_over_broken_connections), SL_RUN(resumes_what_an_earlier_fetch_left),
              SL_RUN(starts_over_when_the_part_is_of_another_file),
-             SL_RUN(keeps_nothing_whose_sum_is_wrong), SL_RUN(two_fetches_do_not_share_a_part))
+             SL_RUN(keeps_nothing_whose_sum_is_wrong), SL_RUN(two_fetches_do_not_share_a_part),
+             SL_RUN(says_that_the_disk_is_full_and_goes_on_later))

@@ -1,9 +1,10 @@
 /* stock_client.c - an nng REQ client as anybody would write it: libnng and what the
  * .proto generates, nothing of sluice.
  *
- * usage: stock_client URL CA CERT_AND_KEY SERVER_NAME MODEL OUT
+ * usage: stock_client URL CA CERT_AND_KEY SERVER_NAME MODEL OUT [JOB CHUNK_BYTES]
  *
- * Loads the model, has a video made, watches the job and fetches the file.
+ * Loads the model, has a video made, watches the job and fetches the file; with JOB it
+ * fetches that one's file only, in pieces of CHUNK_BYTES.
  */
 #include "api/sluice.pb-c.h"
 
@@ -16,7 +17,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { TIMEOUT_MS = 60000, CHUNK_BYTES = 3000 };
+enum { TIMEOUT_MS = 60000, CHUNK_BYTES = 3000, MAX_CHUNK_BYTES = 4 << 20 };
 
 static void check(int code, const char *what)
 {
@@ -36,6 +37,7 @@ static nng_socket dial(char **argv)
     check(nng_req0_open(&socket), "open");
     check(nng_socket_set_ms(socket, NNG_OPT_RECVTIMEO, TIMEOUT_MS), "timeout");
     check(nng_socket_set_ms(socket, NNG_OPT_REQ_RESENDTIME, -1), "resend time");
+    check(nng_socket_set_size(socket, NNG_OPT_RECVMAXSZ, MAX_CHUNK_BYTES + (64 << 10)), "size");
     check(nng_tls_config_alloc(&config, NNG_TLS_MODE_CLIENT), "TLS");
     check(nng_tls_config_ca_file(config, argv[2]), "CA");
     check(nng_tls_config_cert_key_file(config, argv[3], NULL), "certificate and key");
@@ -101,14 +103,14 @@ static void watch(nng_socket socket, char *job_id)
     }
 }
 
-static void fetch(nng_socket socket, char *job_id, const char *path)
+static void fetch(nng_socket socket, char *job_id, const char *path, uint32_t chunk_bytes)
 {
     Sluice__V1__FetchOutputRequest request = SLUICE__V1__FETCH_OUTPUT_REQUEST__INIT;
     uint64_t size = 1;
     FILE *f = fopen(path, "wb");
 
     request.job_id = job_id;
-    request.max_bytes = CHUNK_BYTES;
+    request.max_bytes = chunk_bytes;
     while (request.offset < size) {
         Sluice__V1__FetchOutputReply *reply =
             call(socket, "FetchOutput", &request.base, &sluice__v1__fetch_output_reply__descriptor);
@@ -131,9 +133,14 @@ int main(int argc, char **argv)
     Sluice__V1__GenerateRequest generate = SLUICE__V1__GENERATE_REQUEST__INIT;
     char id[32];
 
-    if (argc != 7)
+    if (argc != 7 && argc != 9)
         return 2;
     nng_socket socket = dial(argv);
+    if (argc == 9) {
+        fetch(socket, argv[7], argv[6], (uint32_t)atoi(argv[8]));
+        nng_close(socket);
+        return 0;
+    }
     load.model = argv[5];
     sluice__v1__load_model_reply__free_unpacked(
         call(socket, "LoadModel", &load.base, &sluice__v1__load_model_reply__descriptor), NULL);
@@ -146,7 +153,7 @@ int main(int argc, char **argv)
     Sluice__V1__GenerateReply *reply =
         call(socket, "Generate", &generate.base, &sluice__v1__generate_reply__descriptor);
     watch(socket, reply->job->job_id);
-    fetch(socket, reply->job->job_id, argv[6]);
+    fetch(socket, reply->job->job_id, argv[6], CHUNK_BYTES);
     sluice__v1__generate_reply__free_unpacked(reply, NULL);
     nng_close(socket);
     return 0;
