@@ -179,6 +179,21 @@ SL_TEST(utf8_is_strict)
         SL_CHECK(sl_utf8_valid(good[i]));
     for (size_t i = 0; i < SL_COUNT(bad); i++)
         SL_CHECK(!sl_utf8_valid(bad[i]));
+    for (int before = 0; before < 18; before++) { /* plain text is read in eights */
+        for (int after = 0; after < 10; after += 9) {
+            char text[40];
+            for (size_t i = 0; i < SL_COUNT(good); i++) {
+                snprintf(text, sizeof text, "%.*s%s%.*s", before, "aaaaaaaaaaaaaaaaaa", good[i],
+                         after, "zzzzzzzzz");
+                SL_CHECK(sl_utf8_valid(text));
+            }
+            for (size_t i = 0; i < SL_COUNT(bad); i++) {
+                snprintf(text, sizeof text, "%.*s%s%.*s", before, "aaaaaaaaaaaaaaaaaa", bad[i],
+                         after, "zzzzzzzzz");
+                SL_CHECK(!sl_utf8_valid(text));
+            }
+        }
+    }
 
     uint32_t c = 7;
     uint8_t bytes[4];

@@ -58,12 +58,29 @@ size_t sl_utf8_encode(uint32_t code_point, uint8_t bytes[4])
     return 4;
 }
 
+/* Eight at once: most text is ASCII, and a hostile one is as long as it may be. */
+static size_t count_ascii(const uint8_t *at, size_t length)
+{
+    size_t count = 0;
+    uint64_t eight;
+
+    for (; length - count >= sizeof eight; count += sizeof eight) {
+        memcpy(&eight, at + count, sizeof eight);
+        if (eight & UINT64_C(0x8080808080808080))
+            break;
+    }
+    return count;
+}
+
 bool sl_utf8_valid(const char *text)
 {
     const uint8_t *at = (const uint8_t *)text;
     size_t left = strlen(text), size = 0;
 
     for (uint32_t c; left > 0; at += size, left -= size) {
+        size = count_ascii(at, left);
+        if (size > 0)
+            continue;
         size = sl_utf8_decode(at, left, &c);
         if (size == 0)
             return false;

@@ -35,6 +35,7 @@ void sl_bridge_destroy(sl_bridge *bridge); /* NULL is fine */
 typedef struct {
     uint64_t connection;
     int account;
+    size_t size_bytes; /* of the request */
 } sl_bridge_tag;
 
 /* SL_ERR_BUSY: capacity requests are under way. */

@@ -22,6 +22,7 @@ sl_front_config sl_front_config_default(void)
         .connections = 256,
         .in_flight = 20,
         .in_flight_each = 16,
+        .bytes_each = (size_t)2 << 20,
         .greeting_ns = 10 * SL_NS_PER_S,
         .park_ns = 30 * SL_NS_PER_S,
         .expire_ns = 1800 * SL_NS_PER_S,
@@ -58,8 +59,7 @@ static void take_replies(sl_front *front)
 
     while (sl_bridge_receive(front->bridge, &reply)) {
         sl_front_connection *c = sl_front_find(front, reply.tag.connection);
-        front->accounts[reply.tag.account].in_flight--;
-        sl_front_leave(front, reply.tag.account);
+        sl_front_settle(front, &reply.tag);
         sl_front_reply *out = c ? calloc(1, sizeof *out) : NULL;
         if (!out) {
             if (c)
@@ -133,8 +133,7 @@ static void check_deadlines(sl_front *front)
     while (sl_bridge_expire(front->bridge, front->now_ns - front->config.expire_ns, &tag)) {
         sl_front_connection *c = sl_front_find(front, tag.connection);
         sl_log(SL_LOG_ERROR, "request_lost", "peer=%s", c ? c->peer.address : "gone");
-        front->accounts[tag.account].in_flight--;
-        sl_front_leave(front, tag.account);
+        sl_front_settle(front, &tag);
         if (c)
             sl_front_drop(front, c, SL_DOOR_LOST, NULL);
     }

@@ -7,20 +7,20 @@
  * Bounds, so that no client can hold up another:
  *   - connections in total, of one identity, and from one address; one more is
  *     closed at once, or one in its place that has said nothing yet
- *   - requests under way in total, and of one identity; a request above that
- *     waits in its connection, which is not read meanwhile, first come first
- *     served; after park_ns it is answered with UNAVAILABLE
+ *   - requests under way in total, and of one identity, by number and by bytes; a
+ *     request above that waits in its connection, which is not read meanwhile,
+ *     first come first served; after park_ns it is answered with UNAVAILABLE
  *   - requests and unread reply bytes of one connection: then it is not read
  *   - a greeting or message that does not become whole, a reader that does not
  *     read, a connection without traffic: closed after their deadlines
- *   - time: in each turn of its loop those who have greeted come first, then
- *     handshakes and newcomers for some milliseconds
+ *   - time: in each turn of its loop those who have greeted come first, each for a
+ *     TLS record, then handshakes and newcomers for some milliseconds
  *
  * Life of a connection, with the function that makes each move:
  *
- *   greeting --on_greeting--> reading --read_some--> ready --dispatch--> reading
- *                                                      \--park--> parked --unpark--> reading
- *   any --drop--> gone; replies that come later are dropped
+ *   greeting --on_greeting--> reading --sl_front_read--> ready --dispatch--> reading
+ *                                     ready --park--> parked --sl_front_unpark--> reading
+ *   any --sl_front_drop--> gone; replies that come later are dropped
  *
  * Ownership: main creates and destroys it; the auth of its listeners outlives it.
  * Threads:   create, add, start, stop, destroy from one; the rest is its own thread's.
@@ -49,6 +49,7 @@ typedef struct {
     int connections;         /* 1 to 65536 */
     int in_flight;           /* below the number of handlers; 1 to 4096 */
     int in_flight_each;      /* of one identity */
+    size_t bytes_each;       /* of its requests under way, if they are several */
     sl_sp_bound *bound;      /* size bound by method; borrowed */
     void *bound_arg;
     int64_t greeting_ns, park_ns;

@@ -11,12 +11,16 @@
 
 enum {
     IN_FLIGHT_PER_CONNECTION = 8,
-    READS_PER_TURN = 32, /* then the others have their turn */
+    READS_PER_TURN = 32, /* as READ_TURN */
     DROP_LINES_PER_SECOND = 10,
     JOINED_BYTES = 4096, /* of a reply's header and body in one write */
 };
 #define UNREAD_BOUND   ((size_t)4 << 20)  /* of a connection: above it no request is taken */
 #define WRITE_PROGRESS ((size_t)64 << 10) /* within write_ns, or a whole reply */
+/* Of one connection, then the others have their turn: a TLS record, and as much as a
+ * reader takes at once. */
+#define READ_TURN  ((size_t)16 << 10)
+#define WRITE_TURN ((size_t)256 << 10)
 
 static uint64_t connection_id(const sl_front *front, const sl_front_connection *c)
 {
@@ -57,10 +61,13 @@ static int get_account(sl_front *front, const char *identity)
     return unused;
 }
 
-void sl_front_leave(sl_front *front, int index)
+void sl_front_settle(sl_front *front, const sl_bridge_tag *tag)
 {
-    if (index != SL_FRONT_NONE)
-        front->accounts[index].users--;
+    sl_front_account *a = &front->accounts[tag->account];
+
+    a->in_flight--;
+    a->in_flight_bytes -= tag->size_bytes;
+    a->users--;
 }
 
 /* --- the end of a connection --- */
@@ -115,9 +122,10 @@ void sl_front_drop(sl_front *front, sl_front_connection *c, sl_door_count reason
     epoll_ctl(front->epoll_fd, EPOLL_CTL_DEL, c->transport.fd, NULL);
     c->transport.ops->close(&c->transport);
     sl_sp_fini(&c->sp);
-    if (c->account != SL_FRONT_NONE)
+    if (c->account != SL_FRONT_NONE) {
         front->accounts[c->account].connections--;
-    sl_front_leave(front, c->account);
+        front->accounts[c->account].users--;
+    }
     c->open = false;
     c->generation++;
     front->connection_count--;
@@ -128,7 +136,7 @@ void sl_front_drop(sl_front *front, sl_front_connection *c, sl_door_count reason
 bool sl_front_write(sl_front *front, sl_front_connection *c)
 {
     uint8_t greeting[SL_SP_GREETING_BYTES], joined[JOINED_BYTES];
-    size_t count = 0;
+    size_t count = 0, turn = 0;
     sl_io io = SL_IO_DONE;
 
     sl_sp_greeting(greeting);
@@ -142,7 +150,7 @@ bool sl_front_write(sl_front *front, sl_front_connection *c)
         c->greeting_left = (uint8_t)(c->greeting_left - count);
         sl_door_add(front->door, SL_DOOR_BYTES_OUT, count);
     }
-    while (c->first && io == SL_IO_DONE) {
+    while (c->first && io == SL_IO_DONE && turn < WRITE_TURN) {
         sl_front_reply *reply = c->first;
         const bool head = reply->sent < reply->head_bytes;
         const uint8_t *at =
@@ -167,6 +175,7 @@ bool sl_front_write(sl_front *front, sl_front_connection *c)
         reply->sent += count;
         c->unread_bytes -= count;
         c->written_bytes += count;
+        turn += count;
         sl_door_add(front->door, SL_DOOR_BYTES_OUT, count);
         const bool whole = reply->sent == reply->head_bytes + reply->body_bytes;
         if (whole || c->written_bytes >= WRITE_PROGRESS) {
@@ -263,22 +272,32 @@ void sl_front_watch(sl_front *front, sl_front_connection *c)
     c->interest = want;
 }
 
+/* The caps of its identity allow the request that is ready.  One alone always may. */
+static bool has_share(const sl_front *front, const sl_front_connection *c)
+{
+    const sl_front_account *a = &front->accounts[c->account];
+    const size_t size_bytes = sl_sp_get(&c->sp).body_bytes;
+
+    return a->in_flight < front->config.in_flight_each &&
+           (a->in_flight == 0 || a->in_flight_bytes + size_bytes <= front->config.bytes_each);
+}
+
 /* The request that is ready goes to the service if the caps allow it.
  * SL_ERR_BUSY: they do not, or there is no room. */
 static sl_status dispatch(sl_front *front, sl_front_connection *c, sl_error *err)
 {
     sl_front_account *a = &front->accounts[c->account];
     const sl_sp_request request = sl_sp_get(&c->sp);
-    const sl_bridge_tag tag = { connection_id(front, c), c->account };
+    const sl_bridge_tag tag = { connection_id(front, c), c->account, request.body_bytes };
 
-    if (sl_bridge_in_flight(front->bridge) >= front->config.in_flight ||
-        a->in_flight >= front->config.in_flight_each)
+    if (sl_bridge_in_flight(front->bridge) >= front->config.in_flight || !has_share(front, c))
         return SL_ERR_BUSY;
     const sl_status status =
         sl_bridge_send(front->bridge, tag, &c->peer, &request, front->now_ns, err);
     if (status != SL_OK)
         return status;
     a->in_flight++;
+    a->in_flight_bytes += tag.size_bytes;
     a->users++;
     c->in_flight++;
     sl_sp_release(&c->sp);
@@ -341,9 +360,9 @@ bool sl_front_read(sl_front *front, sl_front_connection *c)
 {
     sl_error err = { .status = SL_OK };
     uint8_t *at = NULL;
-    size_t count = 0;
+    size_t count = 0, turn = 0;
 
-    for (int i = 0; i < READS_PER_TURN && may_read(front, c); i++) {
+    for (int i = 0; i < READS_PER_TURN && turn < READ_TURN && may_read(front, c); i++) {
         const bool began = sl_sp_mid_message(&c->sp);
         const size_t room = sl_sp_space(&c->sp, &at);
         if (room == 0) {
@@ -361,6 +380,7 @@ bool sl_front_read(sl_front *front, sl_front_connection *c)
         c->active_ns = front->now_ns;
         if (!began)
             c->message_since_ns = front->now_ns;
+        turn += count;
         sl_door_add(front->door, SL_DOOR_BYTES_IN, count);
         if (sl_sp_advance(&c->sp, count, &err) != SL_OK) {
             sl_front_drop(front, c, SL_DOOR_PROTOCOL, err.message);
@@ -397,7 +417,7 @@ void sl_front_unpark(sl_front *front)
     while (slot != SL_FRONT_NONE && sl_bridge_in_flight(front->bridge) < front->config.in_flight) {
         sl_front_connection *c = &front->connections[slot];
         const int next = c->parked_after;
-        if (front->accounts[c->account].in_flight < front->config.in_flight_each) {
+        if (has_share(front, c)) {
             sl_front_unlink(front, c);
             if (on_request(front, c) && sl_front_read(front, c))
                 sl_front_watch(front, c);

@@ -58,6 +58,7 @@ typedef struct {
     char identity[SL_IDENTITY_BYTES];
     int users; /* connections and requests */
     int connections, in_flight;
+    size_t in_flight_bytes;
 } sl_front_account;
 
 struct sl_front {
@@ -107,8 +108,8 @@ sl_front_connection *sl_front_find(sl_front *front, uint64_t id);
 /* detail: for the log, where it knows more than the reason's text; else NULL. */
 void sl_front_drop(sl_front *front, sl_front_connection *c, sl_door_count reason,
                    const char *detail);
-/* A connection or request of an identity has ended. */
-void sl_front_leave(sl_front *front, int account);
+/* A request has been answered or given up; its connection may be gone. */
+void sl_front_settle(sl_front *front, const sl_bridge_tag *tag);
 
 /* As much as goes without waiting; false when the connection is gone. */
 bool sl_front_write(sl_front *front, sl_front_connection *c);

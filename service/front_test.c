@@ -678,6 +678,38 @@ SL_TEST(requests_above_the_cap_wait_their_turn)
     stop(&s);
 }
 
+/* Of requests of 10 kB two fit below 25 kB; one of 50 kB has its turn, too. */
+SL_TEST(requests_above_the_cap_of_bytes_wait_their_turn)
+{
+    enum { CLIENTS = 6 };
+    server s;
+    sl_front_config config = config_small();
+    Sluice__V1__WatchJobRequest request = SLUICE__V1__WATCH_JOB_REQUEST__INIT;
+    char text[50001];
+    int fds[CLIENTS];
+    uint32_t id = 0;
+
+    config.bytes_each = 25000;
+    atomic_store(&slow_most, 0);
+    start(&s, &config, err);
+    memset(text, 'x', sizeof text - 1);
+    text[sizeof text - 1] = '\0';
+    request.wait_ns = 100 * SL_NS_PER_MS;
+    for (int i = 0; i < CLIENTS; i++) {
+        fds[i] = dial_greeted(&s);
+        request.job_id = text + (i == 3 ? 0 : sizeof text - 1 - 10000);
+        SL_CHECK(send_request(fds[i], (uint32_t)i, "WatchJob", &request.base));
+    }
+    for (int i = 0; i < CLIENTS; i++) {
+        Sluice__V1__Reply *reply = get_reply(fds[i], &id);
+        SL_CHECK(reply && reply->code == 0 && id == (uint32_t)i);
+        sluice__v1__reply__free_unpacked(reply, NULL);
+        close(fds[i]);
+    }
+    SL_CHECK(atomic_load(&slow_most) == 2);
+    stop(&s);
+}
+
 SL_TEST(a_request_that_waits_too_long_is_answered)
 {
     server s;
@@ -1035,6 +1067,7 @@ int main(void)
         SL_RUN(a_reader_that_never_reads_is_closed),
         SL_RUN(large_replies_arrive_whole),
         SL_RUN(requests_above_the_cap_wait_their_turn),
+        SL_RUN(requests_above_the_cap_of_bytes_wait_their_turn),
         SL_RUN(a_request_that_waits_too_long_is_answered),
         SL_RUN(connections_above_the_cap_are_closed),
         SL_RUN(one_identity_cannot_have_all_connections),

@@ -2,7 +2,7 @@
 
 static void *alloc_from_arena(void *arena, size_t size_bytes)
 {
-    return sl_arena_alloc(arena, size_bytes);
+    return sl_arena_alloc_raw(arena, size_bytes); /* protobuf-c expects no zeros */
 }
 
 static void keep(void *arena, void *pointer)

@@ -20,7 +20,7 @@ void sl_request_hash(const ProtobufCMessage *request, sl_arena *arena,
                      uint8_t out[SL_BODY_HASH_BYTES])
 {
     const size_t size = protobuf_c_message_get_packed_size(request);
-    uint8_t *bytes = sl_arena_alloc(arena, size ? size : 1);
+    uint8_t *bytes = sl_arena_alloc_raw(arena, size);
 
     /* Without memory every body differs: the same id is then refused, not mixed up. */
     memset(out, 0, SL_BODY_HASH_BYTES);

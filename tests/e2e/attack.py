@@ -2,7 +2,7 @@
 
 usage: attack.py [--seconds=N] [--descriptors=N] BUILD_DIR [attack ...]
 
-Each attack runs in a process of its own, from other addresses of loopback than the
+Each attack runs in a process of its own, on one core, from other addresses of loopback than the
 good client, which asks GetMemoryStats again and again on one connection.  A line
 each: requests a second, p50, p99 and the worst in ms, and the daemon's memory before,
 at most and after.  --descriptors is the daemon's limit.  Ends with 1 if a request failed, if memory grew without
@@ -188,6 +188,28 @@ def never_reads(t):
         time.sleep(0.005)
 
 
+def streams(t):
+    """Large messages on many connections of one user, as fast as they go."""
+    big = wire.frame(wire.envelope("Generate", wire.message((1, "r"), (3, "x" * 1_000_000))))[1:]
+    each = []
+    while t.on():
+        if len(each) < 50:
+            s = quietly(t.inside)
+            if s:
+                s.setblocking(False)
+                each.append([s, 0])
+        for item in each:
+            try:
+                item[1] += item[0].send(big[item[1]:item[1] + 262_144])
+            except ssl.SSLWantWriteError:
+                pass
+            except OSError:
+                item[0].close()
+            if item[1] == len(big):
+                item[1] = 0
+        each = [i for i in each if i[0].fileno() >= 0]
+
+
 def garbage(t):
     while t.on():
         s = quietly(t.connect)
@@ -208,6 +230,7 @@ ATTACKS = {
     "length_1gib": inside(struct.pack(">Q", 1 << 30), b"x" * 1000),
     "length_above": inside(struct.pack(">Q", (1 << 20) + 1), b"x" * 1000),
     "deep_ids": inside(struct.pack(">Q", 400) + struct.pack(">I", 1) * 100),
+    "streams": streams,
     "garbage": garbage,
     "garbage_inside": inside(os.urandom(2000)),
     "never_reads": never_reads,
@@ -246,13 +269,18 @@ def show(name, times, before, most, after):
           f"memory {before // 1024} -> {most // 1024} -> {after // 1024} MiB", flush=True)
 
 
+def attack(name, target):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    ATTACKS[name](target)
+
+
 def attack_once(lan, name):
     pid = lan.process.pid
     fds, before = descriptors(pid), memory_kib(pid)
     target = Target(lan)
     attacker = None
     if name != "none":
-        attacker = multiprocessing.Process(target=ATTACKS[name], args=(target,))
+        attacker = multiprocessing.Process(target=attack, args=(name, target))
         attacker.start()
     times, most = good_client(lan, target.until)
     if attacker:
