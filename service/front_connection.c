@@ -85,7 +85,6 @@ void sl_front_unlink(sl_front *front, sl_front_connection *c)
     else
         front->connections[c->parked_after].parked_before = c->parked_before;
     c->parked = false;
-    front->parked_count--;
 }
 
 static void free_reply(sl_front_reply *reply)
@@ -317,7 +316,6 @@ static void park(sl_front *front, sl_front_connection *c)
     else
         front->connections[front->parked_last].parked_after = slot;
     front->parked_last = slot;
-    front->parked_count++;
 }
 
 /* The request that is ready: to the service, or parked, or answered here.

@@ -75,7 +75,7 @@ struct sl_front {
     sl_front_account *accounts;
     int account_count; /* entries in use or used before */
     int account_capacity;
-    int parked_first, parked_last, parked_count;
+    int parked_first, parked_last;
     bool again; /* some connection's */
     int64_t now_ns;
     int64_t drop_window_ns;

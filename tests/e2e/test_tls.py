@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import warnings
 
 from harness import BUILD, MODEL, PATIENCE, SLUICE, Daemon, Result, Skip, run, wait_for
@@ -469,6 +470,43 @@ def test_reload_keeps_connections():
         revoked = next(n for n in os.listdir(d.certs) if n.startswith("alice.revoked")
                        and n.endswith(".pem"))[:-4]
         assert "CERTIFICATE_REVOKED" in alert_of(d, revoked)
+
+
+def test_deadlines_and_caps_are_read_again():
+    with Lan() as d, d.dial("alice") as idle, d.dial("bob") as busy:
+        path = os.path.join(d.folder, "sluice.yaml")
+        with open(path, "a", encoding="utf-8") as f:
+            f.write("deadlines:\n  idle: 1s\nlimits:\n  connections_user: 1\n")
+        assert "connections" in d.reload().out
+        assert "connections" not in d.reload().out  # nothing has changed since
+        known = wire.parse(busy.call("WatchEvents", wire.message((1, 0), (2, 0))))[1]
+        seq = max(wire.parse(event)[1][0] for event in known)
+        busy.send("WatchEvents", wire.message((1, seq), (2, 3_000_000_000)))
+        start = time.monotonic()
+        time.sleep(0.2)
+        assert "too many connections" not in d.log()
+        alert_of(d, "bob")  # a second one of bob's
+        wait_for("it to be closed", lambda: "too many connections of one identity" in d.log(), 5)
+        wait_for("the idle one to be closed", lambda: 'reason="idle"' in d.log(), 5)
+        assert idle.sock.recv(100) == b""
+        assert busy.receive()[1] == 0  # it was waiting for an answer, which is not idle
+        assert time.monotonic() - start > 2.5
+
+
+def test_the_door_is_counted():
+    with Lan(more="http:\n  address: 127.0.0.1:0\n") as d, d.dial("alice") as c:
+        assert c.code("Health") == 0
+        assert alert_of(d, None) != "" and alert_of(d, "server") != ""
+        port = re.findall(r" http address=\S+ port=(\d+)", d.log())[-1]
+
+        def counted(line):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as reply:
+                return f"\nsluice_{line}\n" in reply.read().decode()
+
+        for line in ('tls_handshakes_total{result="ok"} 1',
+                     'tls_handshakes_total{result="certificate"} 2',
+                     'tls_alerts_total{direction="sent"} 2', 'connections{state="idle"} 1'):
+            wait_for(line, lambda text=line: counted(text), 5)
 
 
 def test_a_bad_reload_changes_nothing():
