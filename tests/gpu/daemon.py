@@ -226,9 +226,20 @@ def direct_read_rate(path):
 
 # ---- the daemon ----
 
+class CardDaemon(Daemon):
+    """Waits for the worker alone: a canary that came back wrong is a check that fails,
+    and the rest goes on."""
+
+    def is_ready(self):
+        if self.process.poll() is not None:
+            raise AssertionError(f"sluiced ended with {self.process.returncode}:\n{self.log()}")
+        stats = self.cli("stats", "--json")
+        return stats.code == 0 and stats.json["devices"][0]["worker_up"]
+
+
 def open_daemon(size_of):
     size = SIZES[size_of][0 if FULL else 1]
-    d = Daemon(device=f"{OPTIONS.device}:{size}", models=MODELS, config=CONFIG, start=False)
+    d = CardDaemon(device=f"{OPTIONS.device}:{size}", models=MODELS, config=CONFIG, start=False)
     start = time.monotonic()
     try:
         d.start()
@@ -239,6 +250,8 @@ def open_daemon(size_of):
     note(f"a daemon on {d.device} is ready after {time.monotonic() - start:.2f} s")
     for line in re.findall(r"card (uuid=.*)", d.log())[:1]:
         note(line)
+    canary = [line for line in d.cli("doctor").out.splitlines() if "canary" in line]
+    check(len(canary) == 1 and canary[0].startswith("OK"), " ".join(canary))
     return d
 
 
