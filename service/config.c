@@ -422,14 +422,14 @@ static bool copy(char **out, const char *text)
     return !text || (*out = strdup(text)) != NULL;
 }
 
-static bool append(char **list, int *count, const char *text)
+/* Takes text over; NULL: there was no memory for it. */
+static bool append(char **list, int *count, char *text)
 {
-    char *copied = strdup(text);
-
-    if (!copied)
-        return false;
-    list[(*count)++] = copied;
-    return true;
+    if (text)
+        list[(*count)++] = text;
+    /* sl_settings_fini frees it, which is lost on the analyzer.
+     * NOLINTNEXTLINE(clang-analyzer-unix.Malloc) */
+    return text != NULL;
 }
 
 static sl_status take_tls(sl_settings *out, const sl_config *config, sl_error *err)
@@ -443,7 +443,7 @@ static sl_status take_tls(sl_settings *out, const sl_config *config, sl_error *e
         return SL_OK;
     const file_tls *file = &values->tls;
     for (uint32_t i = 0; i < file->listen_count; i++)
-        complete &= append(tls->listen, &tls->listen_count, file->listen[i]);
+        complete &= append(tls->listen, &tls->listen_count, strdup(file->listen[i]));
     complete &= copy(&tls->certificate, file->certificate) && copy(&tls->key, file->key)
                 && copy(&tls->client_ca, file->client_ca) && copy(&tls->revoked, file->revoked)
                 && copy(&out->tokens, values->tokens) && copy(&out->audit, values->audit);
@@ -484,11 +484,11 @@ static sl_status take_paths(sl_settings *out, const sl_flags *flags, const file_
     bool complete = true;
 
     for (int i = 0; i < flags->model_count; i++)
-        complete &= append(out->models, &out->model_count, flags->models[i]);
+        complete &= append(out->models, &out->model_count, strdup(flags->models[i]));
     for (uint32_t i = 0; i < file->models_count && flags->model_count == 0; i++)
-        complete &= append(out->models, &out->model_count, file->models[i]);
+        complete &= append(out->models, &out->model_count, strdup(file->models[i]));
     if (out->model_count == 0)
-        complete &= (out->models[out->model_count++] = default_data("models")) != NULL;
+        complete &= append(out->models, &out->model_count, default_data("models"));
     out->outputs = choose(flags->outputs, file->outputs, default_data("outputs"));
     out->runtime = choose(flags->runtime, file->runtime, default_runtime());
     out->socket = choose(flags->socket, file->socket,
