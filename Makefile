@@ -4,6 +4,7 @@
 # make sanitize the same tests under ASan+UBSan, then the threaded ones under TSan
 # make semantic what the shapes models get right, as a table (some ten minutes)
 # make soak     a million simulated and ten thousand real operations, with kills (half an hour)
+# make load     what a daemon on TLS bears, measured (half an hour, a quiet machine)
 # make fuzz     every fuzz target for FUZZ_SECONDS (needs clang)
 # make docker-test  the steps of docker/Dockerfile, as root in debootstrap roots (some minutes)
 # make bench | fmt | lint | clean
@@ -22,7 +23,7 @@ FUZZ_SECONDS ?= 600
 JOBS ?= $(shell nproc)
 PROMPT ?= a red circle moves from left to right
 
-.PHONY: all deps demo test semantic sanitize dev tsan soak fuzz docker-test bench fmt lint clean
+.PHONY: all deps demo test semantic sanitize dev tsan soak load fuzz docker-test bench fmt lint clean
 
 all: build/build.ninja
 	cmake --build build -j $(JOBS)
@@ -67,6 +68,9 @@ soak: all
 	build/core_sim_test soak 1000000
 	SLUICE_SEED=$(SOAK_SEED) SLUICE_OPS=10000 SLUICE_WORKER_KILLS=100 SLUICE_DAEMON_KILLS=50 \
 	  python3 -B tests/e2e/test_random.py build
+
+load: all
+	@python3 -B tests/e2e/measure_front.py build
 
 fuzz: all
 	@for t in $(FUZZ_TARGETS); do \
