@@ -290,7 +290,8 @@ def attack_once(lan, name):
     harness.wait_for("its connections to be gone", lambda: descriptors(pid) <= fds + 2, 20)
     show(name, times, before, most, memory_kib(pid))
     assert (most - before) * 1024 < MOST_GROWTH, "memory grew"
-    assert lan.remote("alice", "health").code == 0
+    health = lan.remote("alice", "health")
+    assert health.code == 0, health
 
 
 def main():

@@ -201,7 +201,7 @@ def measure_attacks(descriptors, seconds):
             try:
                 attack.attack_once(d, name)
             except (AssertionError, OSError) as e:
-                add(f"attack {name}{more}", "", f"{e}".split("\n", maxsplit=1)[0], False)
+                add(f"attack {name}{more}", "", " ".join(f"{e!r}".split())[:300], False)
 
 
 MEASURES = {
