@@ -17,6 +17,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(1, os.path.join(HERE, "..", "..", "..", "tests", "e2e"))
 
 from harness import MODEL, PATIENCE, Daemon, run, wait_for  # noqa: E402
+from test_tls import Lan  # noqa: E402
 from fakes import FakeDaemon, Line, make_certificates  # noqa: E402
 
 import pynng  # noqa: E402
@@ -392,6 +393,59 @@ def test_tls():
                             (url, {"ca": files["client.key"]}),
                             ("ipc:///tmp/s", {"ca": files["ca.pem"]})):
             raises(ValueError, lambda: sluice.Client(url_, **wrong))
+
+
+def lan_client(lan, who, kind=sluice.Client, **more):
+    cert, key = lan.pair(who)
+    return kind(lan.url, ca=f"{lan.certs}/ca.pem", server_name="localhost", cert=cert, key=key,
+                **more)
+
+
+def test_the_daemon_on_the_network():
+    with Lan(limits="  rate: 40\n  burst: 60\n") as d:
+        with lan_client(d, "root") as admin, lan_client(d, "alice") as alice, \
+                lan_client(d, "bob") as bob, lan_client(d, "eve") as eve:
+            admin.load(MODEL)
+            job = alice.generate("a red circle", **SMALL, request_id="once")
+            check_story(list(job))
+            path = os.path.join(d.folder, "a.mp4")
+            assert job.fetch(path).sha256 == sha256(path) and job.info.owner == "cert:alice"
+            for work in (lambda: alice.load(MODEL), lambda: eve.generate("x", **SMALL)):
+                assert not raises(sluice.PermissionDenied, work).never
+            raises(sluice.NotFound, lambda: bob.job(job.id))
+            raises(sluice.NotFound, lambda: bob.fetch(job.id, f"{d.folder}/b.mp4"))
+            raises(sluice.AlreadyExists,
+                   lambda: alice.generate("a blue circle", **SMALL, request_id="once"))
+            wrong = raises(sluice.InvalidArgument, lambda: alice.generate("x", model=MODEL, width=7))
+            assert wrong.field.field == "width", wrong.field
+            assert alice.info().role == "user" and len(eve.stats()) == 1
+            busy = raises(sluice.ResourceExhausted, lambda: [bob.info() for _ in range(200)])
+            assert busy.retry_after > 0 and not busy.never, busy
+        with lan_client(d, "alice", token="nobody." + "0" * 64) as client:
+            raises(sluice.Unauthenticated, client.stats)
+
+
+def test_the_daemon_on_the_network_from_asyncio():
+    async def work(d):
+        async with lan_client(d, "alice", sluice.AsyncClient) as client:
+            events = [[], []]
+
+            async def make(i):
+                job = await client.generate(f"circle {i}", **SMALL)
+                async for event in job:
+                    events[i].append(event)
+                path = os.path.join(d.folder, f"{i}.mp4")
+                assert (await job.fetch(path)).sha256 == sha256(path)
+            await asyncio.gather(make(0), make(1))
+            for story in events:
+                check_story(story)
+            try:
+                await client.load(MODEL)
+                raise AssertionError("a user loaded a model")
+            except sluice.PermissionDenied:
+                pass
+    with Lan() as d:
+        asyncio.run(work(d))
 
 
 def free_port():
