@@ -31,6 +31,7 @@ import sys
 import threading
 import time
 import traceback
+from datetime import datetime
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
@@ -261,7 +262,9 @@ def card_lines(d, kind, since=0):
     for line in d.log()[since:].splitlines():
         words = line.split(" ", 3)
         if len(words) == 4 and words[2] == kind:
-            found.append(dict(re.findall(r'(\w+)=("[^"]*"|\S+)', words[3])))
+            line = dict(re.findall(r'(\w+)=("[^"]*"|\S+)', words[3]))
+            line["time"] = datetime.fromisoformat(words[0].replace("Z", "+00:00")).timestamp()
+            found.append(line)
     return found
 
 
@@ -626,11 +629,27 @@ def sum_up(rows):
                  f"{gib(max(j['planned_peak_bytes'] for j in jobs))}")
 
 
+def tell_pinning(d, since, reset_at):
+    """From the worker's log: when copying began, and what pinning everything took."""
+    copied = [c for c in card_lines(d, "copied", since) if int(c["new"]) > 0]
+    if not copied:
+        return
+    first = copied[0]
+    began = first["time"] - float(first["ms"]) / 1e3
+    part = min(GIB / int(first["bytes"]), 1.0)
+    seconds = sum(float(c["ms"]) for c in copied) / 1e3
+    note(f"reset --hard: copying began {began - reset_at:.2f} s after the request, the first "
+         f"segment was there after about {began + part * float(first['ms']) / 1e3 - reset_at:.2f} s")
+    pinned = sum(int(c["new"]) for c in copied)
+    note(f"reset --hard: {gib(pinned)} pinned again within {seconds:.2f} s of copying "
+         f"{sum(int(c['bytes']) for c in copied) / 1e9:.1f} GB, {pinned / 1e9 / seconds:.1f} GB/s")
+
+
 def hard_reset(d):
     """What pinned components cost that come back by themselves, then all images."""
     call(d, "switch", "a14b", "--precision", "int8")
     since = len(d.log())
-    start = time.monotonic()
+    start, reset_at = time.monotonic(), time.time()
     reply, took = call(d, "reset", "--hard")
     note(f"reset --hard: another worker after {reply['duration_ns'] / 1e9:.2f} s ({took:.2f})")
     wait_for("the first component", lambda: d.memory()["weights_bytes"] > 0, 120, 0.01)
@@ -642,6 +661,7 @@ def hard_reset(d):
     for name in NAMES:
         call(d, "switch", name, "--precision", "int8")
     fills(d, since)
+    tell_pinning(d, since, reset_at)
     note(f"reset --hard: every model was loaded again after {time.monotonic() - start:.2f} s")
 
 
