@@ -670,6 +670,7 @@ def test_many_clients_at_once():
                               capture_output=True, text=True, timeout=60 * PATIENCE, check=False)
         assert done.returncode == 0 and " 0 failed" in done.stdout, done
         assert d.cli("health").code == 0
+        assert d.stop() == 0, d.log()  # what a sanitizer found ends it otherwise
 
 
 def test_connections_of_one_address():
