@@ -622,6 +622,11 @@ def sum_up(rows):
              if "a14b" not in (r.old, r.new)]
     if peaks and FULL:
         check(max(peaks) < 38.5 * GIB, f"1.3b <-> 14b: at most {gib(max(peaks))} (below 38.5 GiB)")
+    rates = sorted(int(c["bytes"]) / 1e6 / float(c["ms"]) for r in rows for c in r.copied
+                   if int(c["new"]) == 0 and int(c["bytes"]) > GIB)
+    if rates:
+        note(f"copies of more than 1 GiB from pinned memory: {rates[0]:.1f} to {rates[-1]:.1f} GB/s, "
+             f"median {rates[len(rates) // 2]:.1f} of {len(rates)}; with mapping and its wait")
     for name in NAMES:
         jobs = [r.job for r in rows if r.job and r.new == name]
         if jobs:
