@@ -216,7 +216,7 @@ sl_status sl_worker_host_segments(sl_worker *worker, const Sluice__Worker__HostS
                                   const int *fds, sl_error *err) SL_MUST_CHECK;
 sl_status sl_worker_host_fill(sl_lane *lane, const Sluice__Worker__HostFill *message,
                               Sluice__Worker__Done *done, sl_error *err) SL_MUST_CHECK;
-sl_status sl_worker_host_forget(sl_worker *worker, const Sluice__Worker__HostForget *message,
+sl_status sl_worker_host_forget(sl_lane *lane, const Sluice__Worker__HostForget *message,
                                 sl_error *err) SL_MUST_CHECK;
 void sl_worker_forget_all(sl_worker *worker); /* behind unload_all */
 /* A filled image, which stays until the unuse. */

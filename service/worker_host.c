@@ -22,6 +22,10 @@
 /* Memory that is asked for at once, between two looks at the cancel word. */
 #define POPULATE_BYTES ((size_t)64 << 20)
 
+/* Memory that is given back at once: what one file holds, as two threads in one wait
+ * for each other. */
+#define EMPTY_BYTES ((size_t)1 << 30)
+
 #define HUGE_BYTES ((size_t)2 << 20)
 
 static sl_host_mapping **find_slot(sl_worker *worker, const Sluice__Worker__ComponentKey *key)
@@ -314,9 +318,30 @@ sl_status sl_worker_host_fill(sl_lane *lane, const Sluice__Worker__HostFill *mes
     return SL_OK;
 }
 
-sl_status sl_worker_host_forget(sl_worker *worker, const Sluice__Worker__HostForget *message,
+static void empty_tile(void *arg, int64_t i, int thread, void *workspace)
+{
+    const sl_host_mapping *image = arg;
+    const size_t at = (size_t)i * EMPTY_BYTES, left_bytes = image->mapped_bytes - at;
+
+    (void)thread, (void)workspace;
+    /* What this cannot free is free with the last descriptor. */
+    madvise(image->base + at, left_bytes < EMPTY_BYTES ? left_bytes : EMPTY_BYTES, MADV_REMOVE);
+}
+
+/* The memory is given back here, by many threads: one takes seconds for a large image. */
+static void empty(sl_lane *lane, sl_host_mapping *image)
+{
+    const size_t tiles = (image->mapped_bytes + EMPTY_BYTES - 1) / EMPTY_BYTES;
+
+    sl_host_withdraw(lane->worker->device, image->base);
+    if (sl_exec_parallel(lane->exec, (int64_t)tiles, empty_tile, image, NULL) != SL_OK)
+        sl_log(SL_LOG_DEBUG, "image_not_emptied", "bytes=%zu", image->mapped_bytes);
+}
+
+sl_status sl_worker_host_forget(sl_lane *lane, const Sluice__Worker__HostForget *message,
                                 sl_error *err)
 {
+    sl_worker *worker = lane->worker;
     const sl_status status = sl_worker_check_key(message->key, err);
 
     if (status != SL_OK)
@@ -329,6 +354,7 @@ sl_status sl_worker_host_forget(sl_worker *worker, const Sluice__Worker__HostFor
         return sl_fail(err, SL_ERR_PRECONDITION, "the image of %s of \"%s\" is in use",
                        name_of(message->key), message->key->model);
     *at = image->next;
+    empty(lane, image);
     free_mapping(worker, image);
     return SL_OK;
 }

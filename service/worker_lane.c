@@ -110,7 +110,7 @@ static sl_status do_command(sl_lane *lane, const sl_queued *q, sl_worker_run_res
     case SLUICE__WORKER__COMMAND__KIND_HOST_FILL:
         return sl_worker_host_fill(lane, command->host_fill, done, err);
     case SLUICE__WORKER__COMMAND__KIND_HOST_FORGET:
-        return sl_worker_host_forget(lane->worker, command->host_forget, err);
+        return sl_worker_host_forget(lane, command->host_forget, err);
     case SLUICE__WORKER__COMMAND__KIND_TRIM:
         sl_worker_trim(lane->worker);
         return SL_OK;
