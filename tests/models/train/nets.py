@@ -334,8 +334,7 @@ def sparse_mask(q, k, block_q, block_k, ratio):
     def means(x, block):
         count = -(-n // block)
         padded = F.pad(x.float(), (0, 0, 0, count * block - n)).reshape(b, h, count, block, d)
-        rows = torch.full((count,), block, device=x.device)
-        rows[-1] = n - (count - 1) * block
+        rows = (n - block * torch.arange(count, device=x.device)).clamp(max=block)
         return (padded.sum(3) / rows[:, None]).bfloat16().float()
 
     score = means(q, block_q) @ means(k - k.mean(2, keepdim=True), block_k).transpose(2, 3)

@@ -38,11 +38,11 @@ SPARSE_MODES = {"sla": (128, 64, 0.1), "sagesla": (64, 128, 0.1)}
 
 RECIPES = {  # seconds are upper bounds: a stage ends at its steps or its time, whichever is first
     "gpu": {
-        "vae": dict(steps=40000, batch=32, rate=2.5e-3, seconds=150),
-        "t2v": dict(steps=60000, batch=192, rate=1.2e-3, seconds=330, clips=60000),
-        "t2v-few": dict(steps=12000, batch=128, rate=4e-4, seconds=150, clips=60000),
-        "i2v": dict(steps=20000, batch=160, rate=8e-4, seconds=120, clips=30000),
-        "i2v-few": dict(steps=8000, batch=128, rate=4e-4, seconds=100, clips=30000),
+        "vae": dict(steps=40000, batch=32, rate=2.5e-3, seconds=100),
+        "t2v": dict(steps=60000, batch=192, rate=1.2e-3, seconds=300, clips=32000),
+        "t2v-few": dict(steps=12000, batch=128, rate=4e-4, seconds=90, clips=32000),
+        "i2v": dict(steps=20000, batch=192, rate=8e-4, seconds=70, clips=16000),
+        "i2v-few": dict(steps=8000, batch=128, rate=4e-4, seconds=70, clips=16000),
     },
     "cpu": {
         "vae": dict(steps=1500, batch=4, rate=2e-3, seconds=1200, clips=0),
@@ -562,7 +562,7 @@ class Run:
             with torch.no_grad():
                 text = self.text(ids)
             x, t = state(x0, text, images, mode)
-            target = flow_end(x, t, text, images, 6 if self.on_gpu else 4)
+            target = flow_end(x, t, text, images, 5)
             v = velocity(student, x, t, text, images, mode)
             error = (x - t[:, None, None, None, None] * v - target).abs()
             return (weight * (error.square() + 0.5 * error)).mean()
