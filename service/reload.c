@@ -31,8 +31,10 @@ sl_status sl_reload_set_limits(sl_service *s, const sl_service_limits *limits, s
         return status;
     sl_hosttier_set_limit(s->host, limits->host_bytes);
     s->limits = *limits;
-    if (s->supervisor)
+    if (s->supervisor) {
         sl_supervisor_set_lanes(s->supervisor, limits->running);
+        sl_supervisor_set_host_bytes(s->supervisor, limits->host_bytes);
+    }
     return SL_OK;
 }
 

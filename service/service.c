@@ -696,6 +696,7 @@ static sl_status start_threads(sl_service *s, sl_error *err)
         .device = s->device_text,
         .threads = s->config.threads,
         .lanes = s->lanes,
+        .host_bytes = s->limits.host_bytes,
         .lock_fd = s->config.lock_fd,
     };
     const int code = pthread_create(&s->timer, NULL, run_timer, s);

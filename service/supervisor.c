@@ -45,6 +45,7 @@ struct sl_supervisor {
     int64_t stop_deadline_ns;
     char kill_reason[REASON_BYTES]; /* "": no kill is wanted */
     int lanes;            /* of the next worker */
+    size_t host_bytes;    /* the same */
 };
 
 /* One worker's life, seen by the thread. */
@@ -123,6 +124,7 @@ sl_status sl_supervisor_create(sl_supervisor **out, const sl_supervisor_config *
         return sl_fail(err, SL_ERR_NO_MEMORY, "out of memory for the supervisor");
     s->config = *config;
     s->lanes = config->lanes;
+    s->host_bytes = config->host_bytes;
     set_defaults(&s->config);
     s->config.worker_path = strdup(path);
     s->config.device = strdup(config->device);
@@ -194,6 +196,13 @@ void sl_supervisor_set_lanes(sl_supervisor *s, int lanes)
     pthread_mutex_unlock(&s->lock);
 }
 
+void sl_supervisor_set_host_bytes(sl_supervisor *s, size_t host_bytes)
+{
+    pthread_mutex_lock(&s->lock);
+    s->host_bytes = host_bytes;
+    pthread_mutex_unlock(&s->lock);
+}
+
 void sl_supervisor_kill(sl_supervisor *s, uint64_t generation, const char *reason)
 {
     pthread_mutex_lock(&s->lock);
@@ -251,7 +260,7 @@ uint32_t sl_supervisor_restarts(const sl_supervisor *s)
 static sl_status spawn_program(sl_supervisor *s, int channel_fd, int lock_fd, pid_t *pid,
                                sl_error *err)
 {
-    char fd_text[16], threads_text[16], lanes_text[16];
+    char fd_text[16], threads_text[16], lanes_text[16], host_text[24];
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
     sigset_t none, all;
@@ -260,6 +269,7 @@ static sl_status spawn_program(sl_supervisor *s, int channel_fd, int lock_fd, pi
     snprintf(threads_text, sizeof threads_text, "%d", s->config.threads);
     pthread_mutex_lock(&s->lock);
     const int lanes = s->lanes;
+    snprintf(host_text, sizeof host_text, "%zu", s->host_bytes);
     pthread_mutex_unlock(&s->lock);
     snprintf(lanes_text, sizeof lanes_text, "%d", lanes);
     char *const argv[] = { (char *)s->config.worker_path,
@@ -269,6 +279,8 @@ static sl_status spawn_program(sl_supervisor *s, int channel_fd, int lock_fd, pi
                            fd_text,
                            (char *)"--threads",
                            threads_text,
+                           (char *)"--host-bytes",
+                           host_text,
                            lanes > 0 ? (char *)"--lanes" : NULL,
                            lanes_text,
                            NULL };

@@ -36,6 +36,7 @@ typedef struct {
     int threads;             /* of each job lane; 0: one per core */
     int lanes;               /* for jobs side by side, beside the loader's; 0: no lanes, every
                                 command in the order of arrival */
+    size_t host_bytes;       /* of the host tier at most: a card has page tables for it */
     int lock_fd;             /* the device lock, inherited by the worker; -1: none */
     /* 0 is the default in parentheses */
     int64_t hello_deadline_ns; /* (60 s) from the start to the hello */
@@ -74,6 +75,7 @@ sl_status sl_supervisor_send_fds(sl_supervisor *supervisor, uint64_t generation,
 
 /* The next worker is started with so many. */
 void sl_supervisor_set_lanes(sl_supervisor *supervisor, int lanes);
+void sl_supervisor_set_host_bytes(sl_supervisor *supervisor, size_t host_bytes);
 
 /* Kills the worker of that generation (a hard reset); on_down follows with
  * this reason, and without a pause the next worker.  Another generation: nothing. */

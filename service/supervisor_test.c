@@ -391,8 +391,8 @@ int main(int argc, char **argv)
         SL_RUN(a_missing_program_is_refused),
     };
 
-    if (argc == 7)                                      /* --device MODE --fd N --threads N */
-        _exit(fake_worker(argv[2], atoi(argv[4])));     /* leaks and all */
+    if (argc == 9) /* --device MODE --fd N --threads N --host-bytes N */
+        _exit(fake_worker(argv[2], atoi(argv[4]))); /* leaks and all */
     signal(SIGTERM, SIG_IGN);                           /* must not be inherited */
     sl_log_set_level((sl_log_level)(SL_LOG_ERROR + 1)); /* deaths are what this is about */
     return cmocka_run_group_tests(tests, NULL, NULL);

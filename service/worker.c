@@ -136,6 +136,7 @@ static sl_status serve(sl_worker *worker, sl_error *err)
 typedef struct {
     const char *device;
     int fd, threads, lanes;
+    size_t host_bytes;
 } options;
 
 static bool parse_int(const char *text, int least, int most, int *out)
@@ -150,6 +151,18 @@ static bool parse_int(const char *text, int least, int most, int *out)
     return true;
 }
 
+static bool parse_size(const char *text, size_t *out)
+{
+    char *end;
+
+    errno = 0;
+    const unsigned long long value = strtoull(text, &end, 10);
+    if (errno || end == text || *end || *text == '-')
+        return false;
+    *out = (size_t)value;
+    return true;
+}
+
 static bool parse_options(int argc, char **argv, options *out)
 {
     *out = (options){ .fd = -1 };
@@ -157,6 +170,9 @@ static bool parse_options(int argc, char **argv, options *out)
         if (strcmp(argv[i], "--device") == 0)
             out->device = argv[i + 1];
         else if (strcmp(argv[i], "--fd") == 0 && parse_int(argv[i + 1], 3, 1 << 20, &out->fd))
+            continue;
+        else if (strcmp(argv[i], "--host-bytes") == 0 &&
+                 parse_size(argv[i + 1], &out->host_bytes))
             continue;
         else if (strcmp(argv[i], "--lanes") == 0 &&
                  parse_int(argv[i + 1], 1, SL_WORKER_MAX_LANES, &out->lanes))
@@ -205,6 +221,8 @@ static sl_status start(sl_worker *worker, const options *o, canary_result *canar
 {
     sl_device_spec spec;
     sl_status status = sl_channel_create(&worker->channel, o->fd, "daemon", err);
+
+    worker->card.host_bytes = o->host_bytes;
 
     if (status == SL_OK)
         status = sl_device_spec_parse(o->device, &spec, err);
@@ -263,7 +281,8 @@ int main(int argc, char **argv)
     options o;
 
     if (!parse_options(argc, argv, &o)) {
-        fprintf(stderr, "usage: sluice-worker --device SPEC --fd N [--threads N] [--lanes N]\n"
+        fprintf(stderr, "usage: sluice-worker --device SPEC --fd N [--threads N] [--lanes N]"
+                        " [--host-bytes N]\n"
                         "started by sluiced; not for use by hand\n");
         return EXIT_USAGE;
     }

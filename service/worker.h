@@ -109,6 +109,7 @@ typedef struct {
     size_t total_bytes;
     size_t free_before_bytes; /* without any process's bytes */
     size_t reserve_bytes;
+    size_t host_bytes; /* that may be pinned in all */
 } sl_card;
 
 struct sl_worker {

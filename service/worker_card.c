@@ -6,9 +6,10 @@
  *     context = free before there was a context - free now - mapped,
  *               foreign processes taken out of both
  *
- * The reserve is the context when all handles are made, and an allowance for the
+ * The reserve is the context when all handles are made, and allowances: for the
  * code that the driver loads when a kernel is first used (loading all that the
- * libraries hold would take gigabytes).  It is fixed from then on; what the
+ * libraries hold would take gigabytes; 10 MiB were seen), and for the card's page
+ * tables of pinned host memory, 8 bytes for 4 KiB (docs/SPEED.md).  It is fixed from then on; what the
  * context grows beyond it is booked by nobody and shows as unexplained. */
 #include "service/worker.h"
 
@@ -18,7 +19,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#define KERNEL_CODE_BYTES   (320 * SL_MIB)
+#define KERNEL_CODE_BYTES   (192 * SL_MIB)
+#define BYTES_PER_TABLE     512 /* of pinned memory, for one byte of page tables */
 #define LEAST_CONTEXT_BYTES (32 * SL_MIB)
 
 static size_t less(size_t a, size_t b)
@@ -158,8 +160,9 @@ sl_status sl_worker_settle_card(sl_worker *worker, sl_error *err)
     const size_t limit = sl_device_get_spec(worker->device)->limit_bytes;
     /* Of the whole card, what the driver keeps for itself is no one's to use. */
     const size_t whole = limit && limit < total ? limit : total;
-    card->reserve_bytes =
-        context + KERNEL_CODE_BYTES + SL_DEVICE_CUT_BYTES + less(whole, card->free_before_bytes);
+    card->reserve_bytes = context + KERNEL_CODE_BYTES +
+                          sl_granules(card->host_bytes / BYTES_PER_TABLE) + SL_DEVICE_CUT_BYTES +
+                          less(whole, card->free_before_bytes);
     status = sl_device_set_reserve(worker->device, card->reserve_bytes, err);
     if (status != SL_OK)
         return status;

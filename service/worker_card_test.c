@@ -87,6 +87,27 @@ SL_TEST(the_reserve_is_fixed_and_growth_beyond_it_shows)
     close_fixture(&f);
 }
 
+/* A card has page tables for the host memory that it reads. */
+SL_TEST(the_reserve_holds_tables_for_pinned_memory)
+{
+    fixture f;
+
+    *(void **)&f.nvml = symbol("libnvidia-ml.so.1", "sl_fake_nvml_set");
+    f.nvml(SL_GIB, SL_GIB, 0, 0);
+    open_fixture(&f, "cuda:0", err);
+    f.take(100 * SL_MIB);
+    SL_CHECK_OK(sl_worker_settle_card(&f.worker, err));
+    const size_t without = f.worker.card.reserve_bytes;
+    f.worker.card.host_bytes = 64 * SL_GIB + 1;
+    SL_CHECK_OK(sl_worker_settle_card(&f.worker, err));
+    SL_CHECK(f.worker.card.reserve_bytes == without + 128 * SL_MIB);
+    f.worker.card.host_bytes += 1024;
+    SL_CHECK_OK(sl_worker_settle_card(&f.worker, err));
+    SL_CHECK(f.worker.card.reserve_bytes == without + 130 * SL_MIB);
+    SL_CHECK(stats_of(&f).limit_bytes == SL_GIB - without - 130 * SL_MIB);
+    close_fixture(&f);
+}
+
 SL_TEST(others_take_from_the_limit_only_what_it_lacks)
 {
     fixture f;
@@ -151,6 +172,7 @@ SL_TEST(what_an_unload_leaves_behind)
 }
 
 SL_TEST_MAIN(SL_RUN(the_reserve_is_fixed_and_growth_beyond_it_shows),
+             SL_RUN(the_reserve_holds_tables_for_pinned_memory),
              SL_RUN(others_take_from_the_limit_only_what_it_lacks),
              SL_RUN(another_card_of_that_number_is_not_believed),
              SL_RUN(what_an_unload_leaves_behind))
