@@ -43,6 +43,15 @@ def components(mask):
     return sorted(found, key=lambda m: -m.sum())
 
 
+def sharpened(mask, off):
+    """The part of an object that is nearer to its own colour than to the background's, as the
+    edge of a soft or smeared picture is half way; off: [H, W, 3] from the background."""
+    far = np.linalg.norm(off, axis=-1)
+    color = np.median(off[mask & (far >= 0.6 * np.quantile(far[mask], 0.95))], axis=0)
+    half = mask & (off @ color >= 0.5 * (color @ color))
+    return half if half.sum() >= MIN_AREA else mask
+
+
 def _centre(mask):
     y, x = np.nonzero(mask)
     return x.mean() + 0.5, y.mean() + 0.5
@@ -107,8 +116,9 @@ def read_clip(video):
     ground = border_color(video)
     frames = []
     for frame in video:
-        different = np.linalg.norm(frame.astype(float) - ground, axis=-1) > OBJECT_DISTANCE
-        frames.append(components(different))
+        off = frame.astype(float) - ground
+        different = components(np.linalg.norm(off, axis=-1) > OBJECT_DISTANCE)
+        frames.append([sharpened(m, off) for m in different])
     count = most(len(f) for f in frames)
     result = {"background": nearest(ground, shapes.BACKGROUNDS), "count": count, "items": []}
     if count == 0:
