@@ -52,15 +52,19 @@ DIRECTIONS = {  # unit vectors in pixels: x to the right, y down
     "lower left": (-DIAGONAL, DIAGONAL),
 }
 MOTIONS = list(DIRECTIONS) + ["still", "grow", "shrink"]
-SIZES = {"small": 11.0, "medium": 16.0, "large": 23.0}  # radius, pixels
+SIZES = {"small": 14.0, "medium": 18.0, "large": 23.0}  # radius, pixels
 SPEEDS = {"slow": 28.0, "normal": 48.0, "fast": 72.0}   # pixels from first to last frame
 
 MIN_CONTRAST = 95.0  # between an object's colour and the background's, Euclidean in RGB
 
 # Two objects share the picture: the first one said is on the left.
-PAIR_X = (36.0, 92.0)
-PAIR_RADIUS = 12.0
+PAIR_X = (32.0, 96.0)
+PAIR_RADIUS = 15.0
 PAIR_TRAVEL = 20.0
+
+# A sentence says all about a clip.  In one that goes on from an image an object may be so far
+# off, two objects a quarter of it.
+JITTER = 8.0  # pixels in x and in y
 
 
 @dataclass
@@ -160,10 +164,12 @@ def describe(scene, rng):
     return text
 
 
-def sample_scene(rng, jitter=6.0, allow_held_out=False, pair_share=0.3):
+def sample_scene(rng, jitter=0.0, allow_held_out=False, pair_share=0.3):
     background = "white" if rng.random() < 0.3 else rng.choice(list(BACKGROUNDS))
     scene = Scene(background=background)
-    for _ in range(2 if rng.random() < pair_share else 1):
+    count = 2 if rng.random() < pair_share else 1
+    most = jitter if count == 1 else jitter / 4
+    for _ in range(count):
         while True:
             item = Item(rng.choice(list(COLORS)), rng.choice(SHAPES), rng.choice(MOTIONS),
                         rng.choice(list(SIZES)), rng.choice(list(SPEEDS)))
@@ -172,7 +178,7 @@ def sample_scene(rng, jitter=6.0, allow_held_out=False, pair_share=0.3):
             if not allow_held_out and held_out(item.color, item.shape):
                 continue
             break
-        item.jitter = (rng.uniform(-jitter, jitter), rng.uniform(-jitter, jitter))
+        item.jitter = (rng.uniform(-most, most), rng.uniform(-most, most))
         scene.items.append(item)
     return scene
 
