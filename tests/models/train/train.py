@@ -12,7 +12,6 @@ the model directories.
 """
 
 import argparse
-import copy
 import functools
 import json
 import math
@@ -47,9 +46,9 @@ RECIPES = {  # seconds are upper bounds: a stage ends at its steps or its time, 
     "cpu": {
         "vae": dict(steps=1500, batch=4, rate=2e-3, seconds=1200, clips=0),
         "t2v": dict(steps=4000, batch=24, rate=1.5e-3, seconds=1200, clips=4000),
-        "t2v-few": dict(steps=700, batch=16, rate=5e-4, seconds=500, clips=4000),
+        "t2v-few": dict(steps=20000, batch=16, rate=7e-4, seconds=2400, clips=3000),
         "i2v": dict(steps=1000, batch=24, rate=1e-3, seconds=300, clips=2000),
-        "i2v-few": dict(steps=300, batch=16, rate=5e-4, seconds=300, clips=2000),
+        "i2v-few": dict(steps=20000, batch=16, rate=7e-4, seconds=1200, clips=2000),
     },
 }
 
@@ -161,9 +160,9 @@ class Renderer:
                          pick(shapes.FRAMES - frames + 1), side, frames)
 
 
-def scenes_of(count, seed, texts=2):
+def scenes_of(count, seed, texts=2, jitter=0.0):
     rng = random.Random(seed)
-    scenes = [shapes.sample_scene(rng) for _ in range(count)]
+    scenes = [shapes.sample_scene(rng, jitter, pair_share=0.4) for _ in range(count)]
     return scenes, [[shapes.describe(s, rng) for _ in range(texts)] for s in scenes]
 
 
@@ -188,18 +187,17 @@ def attributes_of(scene):
     return found
 
 
-def prepare(model, count, seed):
+def prepare(model, count, seed, jitter):
     """The part of Clips that needs no device."""
     tokenizer = Tokenizer(model)
-    scenes, texts = scenes_of(count, seed, 4)
+    scenes, texts = scenes_of(count, seed, 4, jitter)
     ids = np.array([[tokenizer(t) for t in ts] for ts in texts], dtype=np.int64)
     attributes = np.array([attributes_of(s) for s in scenes], dtype=np.int64)
-    # Where the sentence puts the objects, whatever the jitter: [count, 2, FRAMES, 3].
+    # Where the objects are: [count, 2, FRAMES, 3].
     places = np.zeros((count, 2, shapes.FRAMES, 3), np.float32)
     for k, scene in enumerate(scenes):
         for i in range(2):
-            item = min(i, len(scene.items) - 1)
-            places[k, i] = scene.path(item) - np.array([*scene.items[item].jitter, 0])
+            places[k, i] = scene.path(min(i, len(scene.items) - 1))
     return scenes, ids, attributes, places
 
 
@@ -228,8 +226,8 @@ class Clips:
 
     @staticmethod
     def weight(places):
-        """What an error counts per cell of the latent: more about where the sentence
-        puts an object, for most of the picture is ground.  Mean 1."""
+        """What an error counts per cell of the latent: more about an object, for most of
+        the picture is ground.  Mean 1."""
         cells = (torch.arange(shapes.WIDTH // 8, device=places.device) + 0.5) * 8
         x, y, radius = places[..., 0], places[..., 1], places[..., 2]
         near = torch.maximum((cells - x[..., None]).abs()[..., None, :],
@@ -267,12 +265,18 @@ class Sayings(torch.nn.Module):
 # ---- one training run ----
 
 
+def cpu_has_bf16():
+    with open("/proc/cpuinfo", encoding="ascii") as f:
+        return "avx512_bf16" in f.read()
+
+
 class Run:
     def __init__(self, args):
         self.out = args.out
         self.recipe = RECIPES[args.recipe]
         self.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.on_gpu = self.device != "cpu"
+        self.in_bf16 = self.on_gpu or cpu_has_bf16()
         self.store = torch.bfloat16 if self.on_gpu else torch.float32
         self.scale = args.scale
         self.seconds = args.seconds
@@ -289,11 +293,11 @@ class Run:
         self.clips = {}
         self.readers = multiprocessing.get_context("spawn").Pool(min(12, os.cpu_count()))
         self.prepared = {}
-        for seed, name in ((11, "t2v"), (12, "i2v")):
+        for seed, name, jitter in ((11, "t2v", 0.0), (12, "i2v", shapes.JITTER)):
             wanted = [t for t in args.stages.split(",") if t.startswith(name)]
             if wanted:
                 self.prepared[name] = self.readers.apply_async(
-                    prepare, (model, self.settings(wanted[0])["clips"], seed))
+                    prepare, (model, self.settings(wanted[0])["clips"], seed, jitter))
         self.compiled = torch.compile(nets.Block.forward, dynamic=False) if args.compile else None
         self.graphs = self.on_gpu and not args.eager
         self.vae = nets.Vae(DIM["vae"]).to(self.device)
@@ -305,7 +309,8 @@ class Run:
 
     def autocast(self):
         # No cache of converted weights: a captured graph would go on using the first ones.
-        return torch.autocast("cuda", torch.bfloat16, enabled=self.on_gpu, cache_enabled=False)
+        return torch.autocast("cuda" if self.on_gpu else "cpu", torch.bfloat16,
+                              enabled=self.in_bf16, cache_enabled=False)
 
     def say(self, text):
         print(f"[{time.time() - self.begin:6.1f}s] {text}", flush=True)
@@ -512,63 +517,47 @@ class Run:
         self.fit(name, [dit, self.text, sayings] if name == "t2v" else [dit], [loss_of], settings)
 
     def train_few(self, name, settings):
-        """Few steps: the student learns where the teacher's flow ends, from noised clips
-        and from states that it reaches itself in the sampler's own steps, with dense
-        and sparse attention."""
+        """Few steps: the sampler's four times alone, with dense and sparse attention; a
+        third of the states are what the sampler reaches from a state of the step before,
+        by its ODE or with new noise, errors included.  The target is the clip itself
+        from there, too, for the sentence (and the image) say all about it."""
         clips, n = self.clips_of(name), settings["batch"]
-        student, teacher = self.dit[name], copy.deepcopy(self.dit[name]).requires_grad_(False)
+        dit, own = self.dit[name], max(1, n // 3)
         for p in self.text.parameters():
             p.requires_grad = False
-        times = rcm_times(80 if name == "t2v" else 200)
-        share = torch.tensor([0, 1, 2, 2, 3, 3], device=self.device)
-        time_of = torch.tensor(times, device=self.device)
+        time_of = torch.tensor(rcm_times(80 if name == "t2v" else 200), device=self.device)
 
-        def velocity(net, x, t, text, images, mode=None):
-            return net(self.inputs(name, x, images), network_time(t), text, mode).float()
+        def wide(t):
+            return t[:, None, None, None, None]
 
-        @torch.no_grad()
-        def flow_end(x, t, text, images, steps):
-            """Heun from t [n] to 0 along the teacher's flow; steps finer where it bends."""
-            for k in range(steps):
-                a, b = t * (1 - k / steps) ** 1.5, t * (1 - (k + 1) / steps) ** 1.5
-                by = (a - b)[:, None, None, None, None]
-                va = velocity(teacher, x, a, text, images)
-                y = x - by * va
-                x = y if k == steps - 1 else x - by * 0.5 * (va + velocity(teacher, y, b, text, images))
-            return x
+        def velocity(x, t, text, images, mode):
+            return dit(self.inputs(name, x, images), network_time(t), text, mode).float()
 
         @torch.no_grad()
-        def state(x0, text, images, mode):
-            """A state and its time for each of the n: one of the four steps, half of
-            them as the student itself comes there, by its ODE or with new noise."""
-            i = share[torch.randint(len(share), (n,), device=x0.device)]
-            t = time_of[i]
-            tt = t[:, None, None, None, None]
-            x = (1 - tt) * x0 + tt * torch.randn_like(x0)
-            own = torch.rand(n, 1, 1, 1, 1, device=x0.device) < 0.5
-            ode = torch.rand(n, 1, 1, 1, 1, device=x0.device) < 0.5
-            at = torch.randn_like(x0) * times[0]
-            for j in range(4):
-                x = torch.where(own & (i == j)[:, None, None, None, None], at, x)
-                if j < 3:
-                    a, b = times[j], times[j + 1]
-                    v = velocity(student, at, torch.full((n,), a, device=x0.device), text, images, mode)
-                    seen = at - a * v
-                    at = torch.where(ode, at - (a - b) * v, (1 - b) * seen + b * torch.randn_like(x0))
-            return x, t
+        def reached(x0, step, text, images, mode):
+            """States before step [n], each from the clip as it is before step - 1."""
+            before, now = wide(time_of[step - 1]), wide(time_of[step])
+            x = (1 - before) * x0 + before * torch.randn_like(x0)
+            v = velocity(x, time_of[step - 1], text, images, mode)
+            ode = torch.rand_like(before) < 0.4
+            noised = (1 - now) * (x - before * v) + now * torch.randn_like(x0)
+            return torch.where(ode, x - (before - now) * v, noised)
 
         def loss_of(mode):
             x0, ids, images, weight, _ = clips.batch(n)
             with torch.no_grad():
                 text = self.text(ids)
-            x, t = state(x0, text, images, mode)
-            target = flow_end(x, t, text, images, 5)
-            v = velocity(student, x, t, text, images, mode)
-            error = (x - t[:, None, None, None, None] * v - target).abs()
-            return (weight * (error.square() + 0.5 * error)).mean()
+                step = torch.randint(4, (n,), device=x0.device)
+                step[:own] = torch.randint(1, 4, (own,), device=x0.device)
+                t = time_of[step]
+                x = (1 - wide(t)) * x0 + wide(t) * torch.randn_like(x0)
+                of = None if images is None else images[:own]
+                x[:own] = reached(x0[:own], step[:own], text[:own], of, mode)
+                target = (x - x0) / wide(t)
+            return (weight * (velocity(x, t, text, images, mode) - target).square()).mean()
 
-        dense, sla, sage = (functools.partial(loss_of, m) for m in (None, *SPARSE_MODES.values()))
-        self.fit(f"{name}-few", [student], [dense, sla, dense, sage], settings)
+        sla, sage, dense = (functools.partial(loss_of, m) for m in (*SPARSE_MODES.values(), None))
+        self.fit(f"{name}-few", [dit], [sla, sage, sla, dense], settings)
 
     # ---- checking ----
 
@@ -595,7 +584,8 @@ class Run:
         rng = random.Random(1234)
         scenes = []
         while len(scenes) < count:
-            scene = shapes.sample_scene(rng, allow_held_out=True)
+            scene = shapes.sample_scene(rng, shapes.JITTER if name == "i2v" else 0.0,
+                                        allow_held_out=True)
             held = any(shapes.held_out(i.color, i.shape) for i in scene.items)
             if held == (len(scenes) % 2 == 0):
                 scenes.append(scene)
