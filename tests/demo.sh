@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # demo.sh BUILD - a prompt becomes a video on this machine's cpu, step by step.
 #
-# Makes a small model with made-up weights, starts a daemon of its own, loads the
-# model, generates, shows the device's memory before, during and after, and ends
+# Starts a daemon of its own with the shapes model, loads it, generates, shows the
+# device's memory before, during and after, makes a strip of frames, and ends
 # everything that it started.  $PROMPT is the prompt.
 set -euo pipefail
 
 BUILD=$(cd "${1:-build}" && pwd)
 PROMPT=${PROMPT:-a red circle moves from left to right}
 DEMO=$BUILD/demo
-MODEL=tiny
+MODELS=$BUILD/models
+MODEL=shapes-t2v
 RUN=$(mktemp -d /tmp/sluice-demo-XXXXXX) # a socket's path must be short
 LOG=$DEMO/sluiced.log
 DAEMON=
@@ -37,18 +38,15 @@ say() { printf '\n== %s\n' "$*"; }
 fail() { echo "demo: $*" >&2; exit 1; }
 sluice() { local command=$1; shift; "$BUILD/sluice" "$command" "$@" --socket "$RUN/sluice.sock"; }
 
-mkdir -p "$DEMO/models" "$DEMO/outputs"
+mkdir -p "$DEMO/outputs"
 
 say "the model"
-if [ ! -d "$DEMO/models/$MODEL" ]; then
-    "$BUILD/sluice" synth-model --arch tiny-t2v --seed 1 "$DEMO/models/$MODEL.new"
-    mv "$DEMO/models/$MODEL.new" "$DEMO/models/$MODEL"
-fi
-echo "Its weights are made up: the video will be noise.  Everything else is real."
-"$BUILD/sluice" inspect "$DEMO/models/$MODEL"
+[ -d "$MODELS/$MODEL" ] || fail "there is no $MODELS/$MODEL, which the build makes of tests/models/shapes"
+echo "Coloured shapes that move: what it knows of is in tests/models/shapes/README.md."
+"$BUILD/sluice" inspect "$MODELS/$MODEL"
 
 say "the daemon, with 2 GiB of this machine's memory as its device"
-"$BUILD/sluiced" --device cpu:2GiB --models "$DEMO/models" --outputs "$DEMO/outputs" \
+"$BUILD/sluiced" --device cpu:2GiB --models "$MODELS" --outputs "$DEMO/outputs" \
     --runtime "$RUN" >"$LOG" 2>&1 &
 DAEMON=$!
 for _ in $(seq 300); do
@@ -102,6 +100,21 @@ else
     echo "ffprobe is not installed: the file was not probed"
 fi
 
+say "a strip of its frames"
+STRIP=$DEMO/demo.png
+rm -f "$STRIP"
+if command -v ffmpeg >/dev/null; then # every fourth frame, from left to right
+    ffmpeg -v error -i "$DEMO/demo.mp4" -vf "select=not(mod(n\\,4)),tile=5x1:padding=4" \
+        -frames:v 1 -y "$STRIP"
+else
+    echo "ffmpeg is not installed: there is no strip"
+fi
+ls -l "$DEMO"/demo.*
+SEEN=
+if PYTHON=$(cat "$BUILD/python-with-numpy") && [ -s "$STRIP" ]; then
+    SEEN=$("$PYTHON" -B "$(dirname "$0")/models/read.py" "$DEMO/demo.mp4") || SEEN=
+fi
+
 say "unloading"
 sluice unload "$MODEL"
 sluice stats
@@ -120,4 +133,7 @@ say "done"
 grep -E '^(planned|measured) peak' "$RUN/generated"
 grep -q '(equal)' "$RUN/generated" || fail "planned and measured peak differ"
 echo "the job took $(((ended - started) / 1000000)) ms in all"
-echo "the video (noise: made-up weights): $DEMO/demo.mp4"
+echo "asked for: $PROMPT"
+[ -z "$SEEN" ] || echo "read back from the frames: $SEEN"
+echo "the video: $DEMO/demo.mp4"
+[ ! -s "$STRIP" ] || echo "its frames: $STRIP"
