@@ -424,6 +424,7 @@ SL_TEST(settings_are_read_again)
     SL_CHECK(limits.max_running_jobs == 2 && limits.queue_limit == 3);
     SL_CHECK(limits.host_limit_bytes == (size_t)64 << 20);
     SL_CHECK(sl_hosttier_limit_bytes(s->host) == (size_t)64 << 20);
+    SL_CHECK(fake->host_bytes == (size_t)64 << 20); /* for the reserve of the next worker */
     pthread_mutex_unlock(&s->lock);
     SL_CHECK(count_evidence() == 0);
     SL_CHECK_OK(ask(s, sl_handle_reload_config, &reload.base, &call, err));

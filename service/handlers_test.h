@@ -46,6 +46,7 @@ struct sl_supervisor {
     sl_status load_fails; /* and why */
     bool stop;
     _Atomic int lanes; /* of the next one */
+    size_t host_bytes; /* the same */
     int runs; /* that have begun */
     bool resumed; /* the last one should continue */
     char latent_path[200];
@@ -340,6 +341,11 @@ sl_status sl_supervisor_send_fds(sl_supervisor *f, uint64_t generation,
 void sl_supervisor_set_lanes(sl_supervisor *f, int lanes)
 {
     f->lanes = lanes;
+}
+
+void sl_supervisor_set_host_bytes(sl_supervisor *f, size_t host_bytes)
+{
+    f->host_bytes = host_bytes;
 }
 
 void sl_supervisor_kill(sl_supervisor *f, uint64_t generation, const char *reason)
