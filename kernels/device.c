@@ -205,6 +205,8 @@ void sl_device_get_stats(const sl_device *device, sl_device_stats *out)
     pthread_mutex_lock(lock);
     *out = device->stats;
     pthread_mutex_unlock(lock);
+    if (out->peak_mapped_bytes < out->mapped_bytes) /* some is booked and being mapped */
+        out->peak_mapped_bytes = out->mapped_bytes;
 }
 
 void sl_device_reset_peak(sl_device *device)

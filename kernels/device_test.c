@@ -228,11 +228,12 @@ static void *churn(void *arg)
 
     if (sl_region_create(&region, c->device, "churn", 8 * SL_GRANULE_BYTES, &error) != SL_OK)
         return NULL;
-    for (size_t i = 0; i < 300; i++) {
+    for (size_t i = 0; i < 1000; i++) {
+        sl_device_reset_peak(c->device);
         const sl_status status = sl_region_map(region, i * 7 % 9 * SL_GRANULE_BYTES, &error);
         const sl_device_stats stats = stats_of(c->device);
         if ((status != SL_OK && status != SL_ERR_NO_MEMORY) ||
-            stats.mapped_bytes > stats.limit_bytes)
+            stats.mapped_bytes > stats.limit_bytes || stats.peak_mapped_bytes < stats.mapped_bytes)
             atomic_fetch_add(c->passed, 1);
         if (status == SL_OK && sl_region_mapped_bytes(region))
             *(volatile char *)sl_region_data(region) = 1;
