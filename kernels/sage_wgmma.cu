@@ -280,6 +280,7 @@ __device__ __forceinline__ void attend(const args &a, uint32_t shared, barriers 
              * awaited since they met for that one. */
             turn(turned, shared + (uint32_t)(VALUES_AT + stage * TILE_BYTES));
             publish_shared();
+            __syncwarp(); /* every lane has read its part */
             if (leads)
                 barrier_arrive(&b->values_done[stage]);
             group_wait<0>();
