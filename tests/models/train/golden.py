@@ -20,7 +20,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from export import DIT_FILE, TEXT_FILE, TOKENIZER, VAE_FILE, config, link  # noqa: E402
 import nets  # noqa: E402
 from tokens import TEXT_LEN, Tokenizer  # noqa: E402
-from train import DIM, SPARSE_MODES, rcm_times, shapes  # noqa: E402
+from train import DIM, SPARSE_MODES, sampler_times, shapes  # noqa: E402
 
 TYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.uint8: "U8"}
 EXACT = {"f32_rel_l2": 2e-05, "f32_max_abs": 2e-04}
@@ -180,7 +180,7 @@ def sparse_case(models, out, latent, t, text):
 
 def sample(models, name, noises, text, y, ode):
     """The states behind each step, in f64, the first of them the noise."""
-    times = rcm_times(200 if name == "i2v" else 80)
+    times = sampler_times(name) + [0.0]
     states = [noises[0].double() * times[0]]
     for i, (a, b) in enumerate(zip(times, times[1:])):
         x = states[-1]

@@ -37,25 +37,28 @@ SPARSE_MODES = {"sla": (128, 64, 0.1), "sagesla": (64, 128, 0.1)}
 
 RECIPES = {  # seconds are upper bounds: a stage ends at its steps or its time, whichever is first
     "gpu": {
-        "vae": dict(steps=40000, batch=32, rate=2.5e-3, seconds=100),
+        "vae": dict(steps=40000, batch=32, rate=2.5e-3, seconds=150, part=(64, 9), parts=7, whole=8),
         "t2v": dict(steps=60000, batch=192, rate=1.2e-3, seconds=300, clips=32000),
-        "t2v-few": dict(steps=12000, batch=128, rate=4e-4, seconds=90, clips=32000),
-        "i2v": dict(steps=20000, batch=192, rate=8e-4, seconds=70, clips=16000),
-        "i2v-few": dict(steps=8000, batch=128, rate=4e-4, seconds=70, clips=16000),
+        "t2v-few": dict(steps=12000, batch=128, rate=4e-4, seconds=120, clips=32000),
+        "i2v": dict(steps=20000, batch=192, rate=8e-4, seconds=150, clips=16000),
+        "i2v-few": dict(steps=8000, batch=128, rate=4e-4, seconds=120, clips=16000),
     },
+    # The autoencoder sees all frames of small parts, the flow what four steps ask for alone.
+    # From nothing t2v falls short in these times: shapes/README.md has by how much.
     "cpu": {
-        "vae": dict(steps=1500, batch=4, rate=2e-3, seconds=1200, clips=0),
-        "t2v": dict(steps=4000, batch=24, rate=1.5e-3, seconds=1200, clips=4000),
-        "t2v-few": dict(steps=20000, batch=16, rate=7e-4, seconds=2400, clips=3000),
-        "i2v": dict(steps=1000, batch=24, rate=1e-3, seconds=300, clips=2000),
+        "vae": dict(steps=100000, batch=5, rate=3e-3, seconds=1500, part=(32, 17), parts=23, whole=1),
+        "t2v": dict(steps=20000, batch=16, rate=1.5e-3, seconds=1400, clips=4000, four_times=True),
+        "t2v-few": dict(steps=20000, batch=16, rate=7e-4, seconds=1500, clips=4000),
+        "i2v": dict(steps=20000, batch=16, rate=1e-3, seconds=600, clips=2000, four_times=True),
         "i2v-few": dict(steps=20000, batch=16, rate=7e-4, seconds=1200, clips=2000),
     },
 }
 
 
-def rcm_times(sigma_max, steps=4):
-    angles = [math.atan(sigma_max), 1.5, 1.4, 1.0][:steps]
-    return [math.tan(a) / (1 + math.tan(a)) for a in angles] + [0.0]
+def sampler_times(name, steps=4):
+    """Of the rCM sampler, without the 0 in the end."""
+    angles = [math.atan(80 if name == "t2v" else 200), 1.5, 1.4, 1.0][:steps]
+    return [math.tan(a) / (1 + math.tan(a)) for a in angles]
 
 
 def network_time(t):
@@ -211,13 +214,14 @@ class Clips:
         self.attributes = torch.tensor(attributes, device=run.device)
         latents, firsts, weights = [], [], []
         with torch.no_grad(), run.autocast():
-            for i in range(0, count, 128):
-                video = run.render(scenes[i:i + 128])
+            at_once = 128 if run.on_gpu else 4  # on cpu what fits the caches is quicker
+            for i in range(0, count, at_once):
+                video = run.render(scenes[i:i + at_once])
                 latents.append(run.vae.encode(video).to(run.store))
                 if images:
                     video[:, :, 1:] = 0
                     firsts.append(run.vae.encode(video).to(run.store))
-                weights.append(self.weight(torch.tensor(places[i:i + 128], device=run.device)))
+                weights.append(self.weight(torch.tensor(places[i:i + at_once], device=run.device)))
         self.latents = torch.cat(latents)
         self.images = torch.cat(firsts) if images else None
         self.weights = torch.cat(weights).to(run.store)
@@ -456,10 +460,10 @@ class Run:
             kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).mean()
             return (weight * error).mean() + 1e-3 * kl
 
-        # Nine frames of a quarter of the picture do as well as all of it, far faster.
-        part = functools.partial(loss_of, 64, 9, n)
-        whole = functools.partial(loss_of, shapes.WIDTH, shapes.FRAMES, max(2, n // 4))
-        self.fit("vae", [self.vae], [part] * 7 + [whole], settings)
+        # Some frames of a part of the picture do nearly as well as all of it, far faster.
+        part = functools.partial(loss_of, *settings["part"], n)
+        whole = functools.partial(loss_of, shapes.WIDTH, shapes.FRAMES, settings["whole"])
+        self.fit("vae", [self.vae], [part] * settings["parts"] + [whole], settings)
         self.fold_statistics()
 
     @torch.no_grad()
@@ -501,11 +505,18 @@ class Run:
         for p in self.text.parameters():
             p.requires_grad = name == "t2v"
 
+        own = torch.tensor(sampler_times(name), device=self.device)
+
+        def times():
+            u = torch.rand(n, device=self.device)
+            if settings.get("four_times"):
+                return own[(u * 5 - 1).clamp(0).long()]  # the first twice as often
+            shift = torch.where(torch.rand(n, device=self.device) < 0.6, 6.0, 1.0)
+            return (shift * u / (1 + (shift - 1) * u)).clamp(0.002, 0.9975)
+
         def loss_of():
             x0, ids, images, weight, attributes = clips.batch(n)
-            u = torch.rand(n, device=x0.device)
-            shift = torch.where(torch.rand(n, device=x0.device) < 0.6, 6.0, 1.0)
-            t = (shift * u / (1 + (shift - 1) * u)).clamp(0.002, 0.9975)
+            t = times()
             noise = torch.randn_like(x0)
             tt = t[:, None, None, None, None]
             x = (1 - tt) * x0 + tt * noise
@@ -525,7 +536,7 @@ class Run:
         dit, own = self.dit[name], max(1, n // 3)
         for p in self.text.parameters():
             p.requires_grad = False
-        time_of = torch.tensor(rcm_times(80 if name == "t2v" else 200), device=self.device)
+        time_of = torch.tensor(sampler_times(name), device=self.device)
 
         def wide(t):
             return t[:, None, None, None, None]
@@ -564,7 +575,7 @@ class Run:
     @torch.no_grad()
     def sample(self, name, ids, images, steps, ode, mode, seed):
         generator = torch.Generator(self.device).manual_seed(seed)
-        times = rcm_times(80 if name == "t2v" else 200, steps)
+        times = sampler_times(name, steps) + [0.0]
         shape = (len(ids), 16, 1 + (shapes.FRAMES - 1) // 4, shapes.HEIGHT // 8, shapes.WIDTH // 8)
 
         def noise():
