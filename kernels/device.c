@@ -205,8 +205,6 @@ void sl_device_get_stats(const sl_device *device, sl_device_stats *out)
     pthread_mutex_lock(lock);
     *out = device->stats;
     pthread_mutex_unlock(lock);
-    if (out->peak_mapped_bytes < out->mapped_bytes) /* some is booked and being mapped */
-        out->peak_mapped_bytes = out->mapped_bytes;
 }
 
 void sl_device_reset_peak(sl_device *device)
@@ -287,8 +285,8 @@ void sl_region_destroy(sl_region *region)
 }
 
 /* The limit is checked and the bytes are booked under one lock, so that no two
- * regions pass it together; the driver is asked outside of it, since that takes
- * long for gigabytes. */
+ * regions pass it together, and the peak is never below what is mapped; the driver
+ * is asked outside of it, since that takes long for gigabytes. */
 static sl_status region_grow(sl_region *region, size_t target, sl_error *err)
 {
     sl_device *device = region->device;
@@ -304,6 +302,8 @@ static sl_status region_grow(sl_region *region, size_t target, sl_error *err)
                          region->name, need, have, stats->limit_bytes);
     else
         stats->mapped_bytes += need;
+    if (stats->mapped_bytes > stats->peak_mapped_bytes)
+        stats->peak_mapped_bytes = stats->mapped_bytes;
     pthread_mutex_unlock(&device->lock);
     if (status != SL_OK)
         return status;
@@ -311,13 +311,10 @@ static sl_status region_grow(sl_region *region, size_t target, sl_error *err)
     status = device->backend->map(device->self, &region->range, region->mapped_bytes, need,
                                   region->name, err);
     pthread_mutex_lock(&device->lock);
-    if (status != SL_OK) {
-        stats->mapped_bytes -= need;
-    } else {
+    if (status == SL_OK)
         region->mapped_bytes = target;
-        if (stats->mapped_bytes > stats->peak_mapped_bytes)
-            stats->peak_mapped_bytes = stats->mapped_bytes;
-    }
+    else
+        stats->mapped_bytes -= need;
     pthread_mutex_unlock(&device->lock);
     return status;
 }

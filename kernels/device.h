@@ -57,7 +57,7 @@ typedef struct {
                                * spec's, or the card's, minus the reserve */
     size_t reserve_bytes;     /* beside the arena; 0 until it is set */
     size_t mapped_bytes;      /* sum over all regions */
-    size_t peak_mapped_bytes; /* since create or the last reset of the peak */
+    size_t peak_mapped_bytes; /* of what was booked, since create or the last reset */
 } sl_device_stats;
 
 /* On cuda this creates the process's context on the card.  SL_ERR_UNIMPLEMENTED
