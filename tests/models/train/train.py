@@ -460,7 +460,8 @@ class Run:
             kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).mean()
             return (weight * error).mean() + 1e-3 * kl
 
-        # Some frames of a part of the picture do nearly as well as all of it, far faster.
+        # Parts of the picture do as well as all of it, far faster.  Later frames than a part
+        # has are learnt from whole clips alone: few of those are not enough.
         part = functools.partial(loss_of, *settings["part"], n)
         whole = functools.partial(loss_of, shapes.WIDTH, shapes.FRAMES, settings["whole"])
         self.fit("vae", [self.vae], [part] * settings["parts"] + [whole], settings)
@@ -505,12 +506,12 @@ class Run:
         for p in self.text.parameters():
             p.requires_grad = name == "t2v"
 
-        own = torch.tensor(sampler_times(name), device=self.device)
+        time_of = torch.tensor(sampler_times(name), device=self.device)
 
         def times():
             u = torch.rand(n, device=self.device)
             if settings.get("four_times"):
-                return own[(u * 5 - 1).clamp(0).long()]  # the first twice as often
+                return time_of[(u * 5 - 1).clamp(0).long()]  # the first twice as often
             shift = torch.where(torch.rand(n, device=self.device) < 0.6, 6.0, 1.0)
             return (shift * u / (1 + (shift - 1) * u)).clamp(0.002, 0.9975)
 
